@@ -1,0 +1,103 @@
+"""``tilepipe``: the group; loads a command's module only when that command is called."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from tilepipe.errors import TilepipeError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("tilepipe.cli.run", "Segment slides: TIFF to OME-Zarr mask pyramid."),
+    "ingest": ("tilepipe.cli.ingest", "Copy a slide into a chunked OME-Zarr."),
+    "inspect": ("tilepipe.cli.inspect", "Say what a slide, store or weights file holds."),
+    "verify": ("tilepipe.cli.verify", "Recompute places of a finished mask and compare."),
+    "finish": ("tilepipe.cli.finish", "Build what is left of a job run in parts."),
+    "models": ("tilepipe.cli.models", "List the networks: context, alignment, exactness."),
+    "convert": ("tilepipe.cli.convert", "Turn a state dict into safetensors weights."),
+    "train": ("tilepipe.cli.train", "Make weights from annotated images."),
+    "evaluate": ("tilepipe.cli.evaluate", "Compare a mask with the truth."),
+    "view": ("tilepipe.cli.view", "Look at results in the browser."),
+    "export": ("tilepipe.cli.export", "GeoJSON, OME-TIFF, PNG, CSV, OME-Zarr 0.4."),
+    "report": ("tilepipe.cli.report", "Write one self-contained HTML page about a result."),
+    "bench": ("tilepipe.cli.bench", "Measure the pipeline against the bare network."),
+}
+"""Name → module with a click command called ``command``, and the line shown by ``--help``."""
+
+
+class LazyGroup(click.Group):
+    """Lists commands without importing them; turns TilepipeError into one line and exit 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the command names in the order of COMMANDS."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from COMMANDS alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run; any TilepipeError becomes one message on stderr and exit code 1."""
+        try:
+            return super().main(*args, **kwargs)
+        except Exception as error:
+            if isinstance(error, click.ClickException):
+                raise
+            fail(error)
+
+
+def wants_debug() -> bool:
+    """Tell whether ``--debug`` stands on the command line (or TILEPIPE_DEBUG is set)."""
+    return "--debug" in sys.argv or bool(os.environ.get("TILEPIPE_DEBUG"))
+
+
+def fail(error: Exception) -> None:
+    """Print one clear error and exit: 1, or 130 after Ctrl-C."""
+    if wants_debug():
+        traceback.print_exception(error)
+    message = str(error).strip() or type(error).__name__
+    if not isinstance(error, TilepipeError):
+        if isinstance(error, MemoryError):
+            message = f"out of memory: {message}; try a smaller --unit, --tile or --workers"
+        elif isinstance(error, OSError):
+            named = f"{error.filename}: " if error.filename else ""
+            message = f"{named}{error.strerror or error}"
+        else:
+            message = (
+                f"unexpected {type(error).__name__}: {message}\n"
+                "This is a bug in tilepipe; the same command with --debug shows where."
+            )
+    if "--json" in sys.argv:
+        click.echo(json.dumps({"error": message, "kind": type(error).__name__}))
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(1)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tilepipe")
+def main() -> None:
+    r"""Segment gigapixel images exactly, fast and in bounded memory.
+
+    \b
+    tilepipe run slide.tif --model unet      slide to OME-Zarr with a mask pyramid
+    tilepipe view slide.zarr                 look at it
+    tilepipe verify slide.zarr               prove that the tiled mask is the whole-image mask
+    """
+
+
+if __name__ == "__main__":
+    main()

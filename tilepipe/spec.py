@@ -1,0 +1,174 @@
+"""The frozen settings of a job (TOML in, JSON out) and the values that every wing shares."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tilepipe.errors import SpecError
+
+Device = str
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+OmeZarrVersion = Literal["0.5", "0.4"]
+Color = tuple[int, int, int, int]
+
+_PALETTE: tuple[Color, ...] = (
+    (0, 0, 0, 0),
+    (230, 75, 53, 255),
+    (0, 160, 135, 255),
+    (60, 84, 136, 255),
+    (243, 155, 127, 255),
+    (132, 145, 180, 255),
+    (145, 209, 194, 255),
+    (220, 0, 0, 255),
+    (126, 97, 72, 255),
+    (176, 156, 133, 255),
+    (77, 187, 213, 255),
+)
+
+
+class LabelClass(BaseModel):
+    """One class of a mask: its name and display colour (red, green, blue, alpha; 0-255)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=200)
+    color: Color
+
+    @field_validator("color")
+    @classmethod
+    def _bytes(cls, color: Color) -> Color:
+        if any(not 0 <= part <= 255 for part in color):
+            raise ValueError("the parts of a colour are 0-255")
+        return color
+
+
+def default_classes(count: int) -> tuple[LabelClass, ...]:
+    """Return ``count`` classes named background, class 1, … in well-told-apart colours."""
+    return tuple(
+        LabelClass(
+            name="background" if value == 0 else f"class {value}",
+            color=_PALETTE[value] if value < len(_PALETTE) else _spread_color(value),
+        )
+        for value in range(count)
+    )
+
+
+def _spread_color(value: int) -> Color:
+    # Knuth's multiplicative hash: neighbours in value are far apart in colour.
+    mixed = (value * 2654435761) & 0xFFFFFF
+    return 64 + (mixed >> 16) % 192, 64 + (mixed >> 8) % 192, 64 + mixed % 192, 255
+
+
+class JobSpec(BaseModel):
+    """Every setting of ``tilepipe run``. None means: not said, the plan decides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "unet"
+    weights: str | None = None
+    """File, or ``random:SEED``; None takes the bundled weights."""
+    classes: int | None = Field(default=None, ge=1, le=255)
+    base: int | None = Field(default=None, ge=1, le=1024)
+    """Channels of the first level, for ``random:``."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the architecture, for ``random:``."""
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+ -]{0,99}$")
+    """Label name; default the model's."""
+    level: int | None = Field(default=None, ge=0, le=30)
+    mpp: float | None = Field(default=None, gt=0)
+    slide_mpp: float | None = Field(default=None, gt=0)
+    device: Device = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Precision = "auto"
+    backend: Literal["auto", "torch", "openvino"] = "auto"
+    tune: bool = True
+    tolerance: float = Field(default=0.001, ge=0, le=1)
+    """Share of pixels that reduced precision may flip before it falls back to fp32."""
+    tile: int | None = Field(default=None, ge=1, le=65536)
+    batch: int | None = Field(default=None, ge=1, le=1024)
+    halo: int | None = Field(default=None, ge=0, le=16384)
+    exact: bool = False
+    """Force the full context where one exists."""
+    cgm: Literal["off", "tile", "slide"] = "off"
+    unit: int | None = Field(default=None, ge=1, le=65536)
+    """Side of a write unit, px."""
+    workers: int | None = Field(default=None, ge=1, le=4096)
+    gpus: str | None = None
+    scheduler: str = "local"
+    part: str | None = Field(default=None, pattern=r"^\d+/\d+$")
+    retries: int = Field(default=3, ge=0, le=100)
+    ome_zarr: OmeZarrVersion = "0.5"
+    on_damage: Literal["error", "fill"] = "error"
+    max_pixels: int = Field(default=2**40, ge=1)
+    tissue: str = "off"
+    """auto, off, or the path of a mask image."""
+    in_place: bool = False
+    instances: bool = False
+    overwrite: bool = False
+
+    @field_validator("part")
+    @classmethod
+    def _part(cls, part: str | None) -> str | None:
+        if part is not None:
+            share, total = (int(number) for number in part.split("/"))
+            if not share < total:
+                raise ValueError(
+                    f"part {part}: shares are numbered 0/{total} to {total - 1}/{total}"
+                )
+        return part
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], *, source: str = "settings") -> JobSpec:
+        """Build from plain values; SpecError names each wrong setting."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise SpecError(f"{source}: {explain(error)}") from error
+
+    @classmethod
+    def from_toml(cls, path: Path, **flags: Any) -> JobSpec:
+        """Read a job file; ``flags`` win. Paths in it are relative to the file's folder."""
+        values = read_toml(path)
+        weights = values.get("weights")
+        if isinstance(weights, str) and "://" not in weights and not weights.startswith("random:"):
+            values["weights"] = str((path.parent / weights).resolve())
+        return cls.checked({**values, **flags}, source=str(path))
+
+    def replace(self, **changes: Any) -> JobSpec:
+        """Return the settings with some changed, checked again."""
+        return self.checked({**self.model_dump(), **changes})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        return self.model_dump(mode="json")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; SpecError says what is wrong with it. Keys may use ``-`` or ``_``."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(raw) > 1 << 20:
+        raise SpecError(f"{path}: {len(raw)} bytes is too large for a settings file")
+    try:
+        values = tomllib.loads(raw.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise SpecError(f"{path}: not TOML: {error}") from error
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def explain(error: ValidationError) -> str:
+    """Say in one line which settings are wrong and why."""
+    parts = []
+    for problem in error.errors(include_url=False)[:5]:
+        where = ".".join(str(part) for part in problem["loc"]) or "settings"
+        if problem["type"] == "extra_forbidden":
+            parts.append(f"{where}: no such setting")
+        else:
+            parts.append(f"{where}: {problem['msg']} (got {str(problem.get('input'))[:80]!r})")
+    return "; ".join(parts)
