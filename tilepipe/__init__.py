@@ -1,0 +1,1 @@
+"""tilepipe: exact, fast segmentation of gigapixel TIFFs into OME-Zarr mask pyramids."""
