@@ -1,0 +1,233 @@
+"""Objects, outlines, GeoJSON and CSV against brute force on masks that cross every border."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tilepipe.errors import ExportError
+from tilepipe.export.geojson import iter_features, write_geojson
+from tilepipe.export.objects import iter_objects
+from tilepipe.export.runs import find_regions
+from tilepipe.export.table import totals_beside, write_csv
+from tilepipe.spec import default_classes
+from tilepipe.tiling import Box
+
+shapely = pytest.importorskip("shapely")
+features = pytest.importorskip("rasterio.features")
+
+
+class ArrayLevel:
+    def __init__(self, mask):
+        self.mask = mask
+        self.shape = mask.shape
+        self.largest_read = 0
+
+    def read(self, box):
+        self.largest_read = max(self.largest_read, box.area)
+        return self.mask[box.slices]
+
+
+def random_mask(height, width, *, density, seed=0, classes=3):
+    rng = np.random.default_rng(seed)
+    solid = rng.random((height, width)) < density
+    return (solid * rng.integers(1, classes + 1, (height, width))).astype(np.uint8)
+
+
+def blobs(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    smooth = ndimage.gaussian_filter(rng.random((height, width)), 3)
+    return (np.digitize(smooth, np.quantile(smooth, [0.5, 0.8]))).astype(np.uint8)
+
+
+MASKS = {
+    "noise": random_mask(97, 110, density=0.5),
+    "dense": random_mask(64, 65, density=0.9, classes=1),
+    "sparse": random_mask(130, 75, density=0.05),
+    "blobs": blobs(150, 121),
+    "full": np.full((50, 70), 2, dtype=np.uint8),
+    "line": np.eye(40, dtype=np.uint8),
+    "one": np.ones((1, 1), dtype=np.uint8),
+}
+
+
+def brute_force(mask):
+    """(value, area, centroid, box) of each object, in a canonical order."""
+    found = []
+    for value in np.unique(mask[mask != 0]):
+        labels, _ = ndimage.label(mask == value)
+        for index, window in enumerate(ndimage.find_objects(labels), start=1):
+            ys, xs = np.nonzero(labels == index)
+            box = (window[0].start, window[1].start, window[0].stop, window[1].stop)
+            centroid = (round(ys.mean() + 0.5, 6), round(xs.mean() + 0.5, 6))
+            found.append((int(value), len(ys), centroid, box))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("region_px", [7, 32, 4096])
+def test_objects_equal_brute_force(name, region_px):
+    mask = MASKS[name]
+    level = ArrayLevel(mask)
+    got = sorted(
+        (
+            o.value,
+            o.area_px,
+            (round(o.centroid[0], 6), round(o.centroid[1], 6)),
+            (o.box.y0, o.box.x0, o.box.y1, o.box.x1),
+        )
+        for o in iter_objects(level, region_px=region_px)
+    )
+    assert got == brute_force(mask)
+    assert level.largest_read <= region_px**2
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("region_px", [16, 41])
+def test_outlines_are_valid_whole_and_rasterise_back(name, region_px):
+    mask = MASKS[name]
+    shapes = []
+    for found in iter_objects(ArrayLevel(mask), outlines=True, region_px=region_px):
+        polygons = found.polygons()
+        assert len(polygons) == 1, "one object is one polygon"
+        shape = shapely.Polygon(polygons[0][0], polygons[0][1:])
+        assert shape.is_valid, shapely.is_valid_reason(shape)
+        assert shape.area == found.area_px
+        shapes.append((shape, found.value))
+    back = features.rasterize(shapes, out_shape=mask.shape, dtype=np.uint8)
+    assert np.count_nonzero(back != mask) == 0
+
+
+def test_a_joined_outline_has_no_corner_at_the_seam():
+    mask = np.zeros((40, 40), dtype=np.uint8)
+    mask[10:30, 10:30] = 1
+    (found,) = iter_objects(ArrayLevel(mask), outlines=True, region_px=16)
+    ((outer,),) = found.polygons()
+    assert sorted(map(tuple, outer[:-1].tolist())) == [(10, 10), (10, 30), (30, 10), (30, 30)]
+
+
+def test_objects_meeting_at_a_corner_are_two():
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[:4, :4] = mask[4:, 4:] = 1
+    for region_px in (4, 8):
+        assert len(list(iter_objects(ArrayLevel(mask), region_px=region_px))) == 2
+
+
+def test_within_cuts_the_mask():
+    mask = np.ones((30, 30), dtype=np.uint8)
+    (found,) = iter_objects(ArrayLevel(mask), region_px=8, within=Box(5, 6, 25, 20))
+    assert found.box == Box(5, 6, 25, 20)
+    assert found.area_px == 20 * 14
+
+
+def test_instance_ids_above_a_byte():
+    mask = np.zeros((20, 20), dtype=np.int32)
+    mask[2:5, 2:5], mask[2:5, 5:8] = 70_000, 70_001
+    regions = find_regions(mask)
+    assert sorted(regions.values.tolist()) == [70_000, 70_001]
+    assert regions.areas_px.tolist() == [9, 9]
+
+
+def test_empty_masks_have_no_objects():
+    assert len(find_regions(np.zeros((0, 5), dtype=np.uint8))) == 0
+    assert list(iter_objects(ArrayLevel(np.zeros((20, 20), dtype=np.uint8)), outlines=True)) == []
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".geojson.gz"])
+def test_geojson_file_is_what_qupath_reads(tmp_path, suffix):
+    mask = MASKS["blobs"]
+    path = tmp_path / f"mask{suffix}"
+    count = write_geojson(
+        path, ArrayLevel(mask), default_classes(3), scale=2, um2_per_px=0.25, overwrite=False
+    )
+    raw = path.read_bytes()
+    content = json.loads(gzip.decompress(raw) if suffix.endswith("gz") else raw)
+    assert content["type"] == "FeatureCollection"
+    assert len(content["features"]) == count == len(brute_force(mask))
+    first = content["features"][0]
+    assert first["properties"]["objectType"] == "annotation"
+    assert first["properties"]["classification"] in [
+        {"name": c.name, "color": list(c.color[:3])} for c in default_classes(3)
+    ]
+    shapes = [
+        (
+            shapely.affinity.scale(shapely.geometry.shape(f["geometry"]), 0.5, 0.5, origin=(0, 0)),
+            f["properties"]["class_id"],
+        )
+        for f in content["features"]
+    ]
+    assert np.array_equal(features.rasterize(shapes, out_shape=mask.shape, dtype=np.uint8), mask)
+    areas = sum(f["properties"]["measurements"]["Area px"] for f in content["features"])
+    assert areas == 4 * np.count_nonzero(mask)
+    assert not list(tmp_path.glob(".*")), "no partial file is left"
+
+
+def test_geojson_of_some_classes_and_of_simplified_outlines():
+    mask = MASKS["blobs"]
+    level = ArrayLevel(mask)
+    exact = list(iter_features(level, default_classes(3), only=frozenset({2})))
+    loose = list(iter_features(level, default_classes(3), only=frozenset({2}), tolerance_px=1.5))
+    assert {f["properties"]["class_id"] for f in exact} == {2}
+    corners = [
+        sum(len(ring) for f in some for ring in f["geometry"]["coordinates"])
+        for some in (exact, loose)
+    ]
+    assert corners[1] < corners[0]
+    for a, b in zip(exact, loose, strict=True):
+        distance = shapely.hausdorff_distance(
+            shapely.geometry.shape(a["geometry"]).exterior,
+            shapely.geometry.shape(b["geometry"]).exterior,
+        )
+        assert distance <= 3
+        assert shapely.geometry.shape(b["geometry"]).is_valid
+
+
+def test_an_existing_file_is_kept(tmp_path):
+    path = tmp_path / "mask.geojson"
+    path.write_text("mine")
+    with pytest.raises(ExportError, match="exists already; pass --overwrite"):
+        write_geojson(path, ArrayLevel(MASKS["one"]), default_classes(2))
+    assert path.read_text() == "mine"
+
+
+def test_a_failing_read_leaves_no_file(tmp_path):
+    class Broken(ArrayLevel):
+        def read(self, box):
+            if box.y0 > 0:
+                raise ExportError("damaged")
+            return super().read(box)
+
+    path = tmp_path / "mask.geojson"
+    with pytest.raises(ExportError, match="damaged"):
+        write_geojson(path, Broken(np.ones((5000, 4), dtype=np.uint8)), default_classes(2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_csv_and_its_totals(tmp_path):
+    mask = MASKS["blobs"]
+    path = tmp_path / "objects.csv"
+    count, totals_path = write_csv(path, ArrayLevel(mask), default_classes(3), um2_per_px=0.25)
+    rows = list(csv.DictReader(path.open()))
+    assert len(rows) == count == len(brute_force(mask))
+    got = sorted(
+        (int(r["class_id"]), int(r["area_px"]), (int(r["y0_px"]), int(r["x0_px"]))) for r in rows
+    )
+    assert got == sorted((v, a, box[:2]) for v, a, _, box in brute_force(mask))
+    assert totals_path == totals_beside(path)
+    for total in csv.DictReader(totals_path.open()):
+        area = np.count_nonzero(mask == int(total["class_id"]))
+        assert int(total["area_px"]) == area
+        assert float(total["area_um2"]) == pytest.approx(area * 0.25)
+        assert float(total["area_mm2"]) == pytest.approx(area * 0.25e-6, abs=1e-6)
+
+
+def test_csv_without_a_pixel_size_leaves_micrometres_empty(tmp_path):
+    path = tmp_path / "objects.csv"
+    write_csv(path, ArrayLevel(MASKS["full"]), default_classes(3))
+    (row,) = csv.DictReader(path.open())
+    assert (row["area_px"], row["area_um2"]) == ("3500", "")

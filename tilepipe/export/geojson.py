@@ -1,0 +1,135 @@
+"""``write_geojson``: one feature per object, as QuPath reads them, streamed to disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tilepipe.errors import ExportError
+from tilepipe.export.objects import MaskLevel, MaskObject, iter_objects
+from tilepipe.export.polygons import simplify
+from tilepipe.export.sink import text_sink
+from tilepipe.spec import LabelClass
+
+ObjectType = Literal["annotation", "detection"]
+
+
+def iter_features(
+    level: MaskLevel,
+    classes: Sequence[LabelClass],
+    *,
+    scale: int = 1,
+    um2_per_px: float | None = None,
+    object_type: ObjectType = "annotation",
+    tolerance_px: float = 0.0,
+    only: frozenset[int] | None = None,
+    region_px: int = 2048,
+) -> Iterator[dict[str, Any]]:
+    """Yield a GeoJSON feature per 4-connected object; coordinates are level-0 px (x, y).
+
+    ``scale``: level-0 px per px of ``level``. ``um2_per_px``: area of a px of ``level``; adds the
+    measurement. ``only``: class ids to keep. ``tolerance_px`` > 0 simplifies outlines by about
+    that many level px; 0 keeps them pixel-exact.
+    """
+    for found in iter_objects(level, outlines=True, region_px=region_px):
+        if only is not None and found.value not in only:
+            continue
+        yield _feature(
+            found,
+            classes,
+            scale=scale,
+            um2_per_px=um2_per_px,
+            object_type=object_type,
+            tolerance_px=tolerance_px,
+        )
+
+
+def _feature(
+    found: MaskObject,
+    classes: Sequence[LabelClass],
+    *,
+    scale: int,
+    um2_per_px: float | None,
+    object_type: ObjectType,
+    tolerance_px: float,
+) -> dict[str, Any]:
+    exact = found.polygons()
+    outlines = simplify(exact, tolerance_px) if tolerance_px > 0 else exact
+    polygons = [[_scaled(ring, scale) for ring in polygon] for polygon in outlines]
+    if len(polygons) == 1:
+        geometry = {"type": "Polygon", "coordinates": polygons[0]}
+    else:
+        geometry = {"type": "MultiPolygon", "coordinates": polygons}
+    measurements: dict[str, float] = {"Area px": found.area_px * scale * scale}
+    if um2_per_px is not None:
+        measurements["Area µm^2"] = round(found.area_px * um2_per_px, 4)
+    name, color = class_of(found.value, classes)
+    return {
+        "type": "Feature",
+        "geometry": geometry,
+        "properties": {
+            "objectType": object_type,
+            "classification": {"name": name, "color": list(color)},
+            "class_id": found.value,
+            "measurements": measurements,
+        },
+    }
+
+
+def _scaled(ring: Any, scale: int) -> list[list[float]]:
+    points = np.asarray(ring) * scale
+    if points.dtype.kind == "f":
+        points = np.round(points, 3)
+    listed: list[list[float]] = points.tolist()
+    return listed
+
+
+def class_of(value: int, classes: Sequence[LabelClass]) -> tuple[str, tuple[int, int, int]]:
+    """Name and colour of a class id; ids beyond the list (instances) share one name."""
+    if 0 <= value < len(classes):
+        red, green, blue, _ = classes[value].color
+        return classes[value].name, (red, green, blue)
+    return "object", (230, 75, 53)
+
+
+def write_geojson(
+    path: Path,
+    level: MaskLevel,
+    classes: Sequence[LabelClass],
+    *,
+    scale: int = 1,
+    um2_per_px: float | None = None,
+    object_type: ObjectType = "annotation",
+    tolerance_px: float = 0.0,
+    only: frozenset[int] | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Write a FeatureCollection (gzipped if ``path`` ends in .gz); returns the number of features.
+
+    Raises ExportError; then nothing is left at ``path``.
+    """
+    if tolerance_px < 0:
+        raise ExportError(
+            f"--simplify {tolerance_px}: a tolerance cannot be negative; use 0 or more"
+        )
+    count = 0
+    with text_sink(path, overwrite=overwrite) as file:
+        file.write('{"type":"FeatureCollection","features":[')
+        for feature in iter_features(
+            level,
+            classes,
+            scale=scale,
+            um2_per_px=um2_per_px,
+            object_type=object_type,
+            tolerance_px=tolerance_px,
+            only=only,
+        ):
+            file.write(",\n" if count else "\n")
+            file.write(json.dumps(feature, separators=(",", ":"), ensure_ascii=False))
+            count += 1
+        file.write("\n]}\n")
+    return count

@@ -1,0 +1,88 @@
+"""Pixel-exact outlines: corners of pixels as integers, holes kept, pieces joined without error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import ExportError
+from tilepipe.export.runs import Regions
+from tilepipe.tiling import Box
+
+Ring = NDArray[np.int64]
+"""(n, 2) corners (x, y); the last equals the first."""
+Polygon = list[Ring]
+"""The outer ring, then the holes."""
+
+
+def trace_regions(regions: Regions, box: Box) -> list[Polygon]:
+    """Outlines of ``regions`` in region order, in the px of the level that ``box`` was read from.
+
+    Raises ExportError if rasterio is not installed.
+    """
+    features = _rasterio_features()
+    outlines: list[Polygon] = [[] for _ in range(len(regions))]
+    if not outlines:
+        return outlines
+    origin = np.array([box.x0, box.y0])
+    for geometry, number in features.shapes(regions.ids, mask=regions.ids > 0, connectivity=4):
+        outlines[int(number) - 1] = [
+            np.asarray(ring, dtype=np.int64) + origin for ring in geometry["coordinates"]
+        ]
+    return outlines
+
+
+def merge_polygons(pieces: list[Polygon]) -> list[Polygon]:
+    """Union of polygons of whole-number corners that share edges; no corner is moved."""
+    if len(pieces) < 2:
+        return pieces
+    shapely = _shapely()
+    union = shapely.union_all([shapely.Polygon(piece[0], piece[1:]) for piece in pieces])
+    parts = union.geoms if union.geom_type == "MultiPolygon" else [union]
+    return [
+        [_straighten(ring.coords) for ring in (part.exterior, *part.interiors)] for part in parts
+    ]
+
+
+def _straighten(coordinates: Any) -> Ring:
+    """Drop corners at which the outline goes straight on: the seams of the pieces."""
+    # Coordinates are whole numbers below 2**53, so rint restores them exactly.
+    ring = np.rint(np.asarray(coordinates)).astype(np.int64)[:-1]
+    before = ring - np.roll(ring, 1, axis=0)
+    after = np.roll(ring, -1, axis=0) - ring
+    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    kept = ring[turns]
+    return np.concatenate([kept, kept[:1]])
+
+
+def simplify(polygons: list[Polygon], tolerance_px: float) -> list[list[NDArray[np.float64]]]:
+    """Outlines with fewer corners, about ``tolerance_px`` from the exact ones, still valid."""
+    shapely = _shapely()
+    simple: list[list[NDArray[np.float64]]] = []
+    for polygon in polygons:
+        shape = shapely.Polygon(polygon[0], polygon[1:])
+        shape = shape.simplify(tolerance_px, preserve_topology=True)
+        simple.append([np.asarray(ring.coords) for ring in (shape.exterior, *shape.interiors)])
+    return simple
+
+
+def _rasterio_features() -> Any:
+    try:
+        from rasterio import features
+    except ImportError as error:
+        raise ExportError(
+            "outlines need rasterio; install it with: pip install 'tilepipe[geojson]'"
+        ) from error
+    return features
+
+
+def _shapely() -> Any:
+    try:
+        import shapely
+    except ImportError as error:
+        raise ExportError(
+            "joining outlines needs shapely; install it with: pip install 'tilepipe[geojson]'"
+        ) from error
+    return shapely

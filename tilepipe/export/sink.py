@@ -1,0 +1,58 @@
+"""Output files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tilepipe.errors import ExportError
+
+
+@contextmanager
+def whole_path(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a path beside ``path`` to write to; it takes the name only if all went well.
+
+    Raises ExportError if ``path`` exists and ``overwrite`` is false, or cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise ExportError(f"{path}: exists already; pass --overwrite, or another --output")
+    if not path.parent.is_dir():
+        raise ExportError(f"{path}: its folder {path.parent} does not exist; create it first")
+    part = path.with_name(f".{path.name}.partial")
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def text_sink(path: Path, *, overwrite: bool = False) -> Iterator[IO[str]]:
+    """Open a text file to write, gzipped when the name ends in ``.gz``; whole or not at all."""
+    with whole_path(path, overwrite=overwrite) as part:
+        if path.suffix == ".gz":
+            # mtime 0: the same objects give the same bytes.
+            with (
+                part.open("wb") as raw,
+                gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed,
+            ):
+                yield _Encoder(packed)  # type: ignore[misc]
+        else:
+            with part.open("w", encoding="utf-8", newline="") as file:
+                yield file
+
+
+class _Encoder:
+    """Just enough of a text file over a gzip stream."""
+
+    def __init__(self, packed: gzip.GzipFile) -> None:
+        self._packed = packed
+
+    def write(self, text: str) -> int:
+        self._packed.write(text.encode())
+        return len(text)

@@ -1,0 +1,95 @@
+"""``write_csv``: a line per object, and the totals of each class."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from tilepipe.export.geojson import class_of
+from tilepipe.export.objects import MaskLevel, iter_objects
+from tilepipe.export.sink import text_sink
+from tilepipe.spec import LabelClass
+
+OBJECT_COLUMNS = (
+    "id",
+    "class_id",
+    "class",
+    "area_px",
+    "area_um2",
+    "centroid_y_px",
+    "centroid_x_px",
+    "y0_px",
+    "x0_px",
+    "y1_px",
+    "x1_px",
+)
+TOTAL_COLUMNS = ("class_id", "class", "objects", "area_px", "area_um2", "area_mm2")
+
+
+def write_csv(
+    path: Path,
+    level: MaskLevel,
+    classes: Sequence[LabelClass],
+    *,
+    scale: int = 1,
+    um2_per_px: float | None = None,
+    only: frozenset[int] | None = None,
+    overwrite: bool = False,
+) -> tuple[int, Path]:
+    """Write the objects to ``path`` and the class totals beside it (``NAME.totals.csv``).
+
+    Px are level-0 px (``scale`` of them per px of ``level``); ``um2_per_px`` is the area of a px
+    of ``level``, None leaves µm² empty. Returns the number of objects and the totals' path.
+    """
+    totals: dict[int, list[int]] = {}
+    factor = scale * scale
+    count = 0
+
+    def um2(area_px: int) -> str:
+        return "" if um2_per_px is None else f"{area_px * um2_per_px:.4f}"
+
+    with text_sink(path, overwrite=overwrite) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(OBJECT_COLUMNS)
+        for found in iter_objects(level):
+            if only is not None and found.value not in only:
+                continue
+            count += 1
+            name, _ = class_of(found.value, classes)
+            y, x = found.centroid
+            box = found.box.enlarged(scale)
+            table.writerow(
+                (
+                    count,
+                    found.value,
+                    name,
+                    found.area_px * factor,
+                    um2(found.area_px),
+                    f"{y * scale:.3f}",
+                    f"{x * scale:.3f}",
+                    box.y0,
+                    box.x0,
+                    box.y1,
+                    box.x1,
+                )
+            )
+            total = totals.setdefault(found.value, [0, 0])
+            total[0] += 1
+            total[1] += found.area_px
+    totals_path = totals_beside(path)
+    with text_sink(totals_path, overwrite=True) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(TOTAL_COLUMNS)
+        for value in sorted(totals):
+            objects, area_px = totals[value]
+            name, _ = class_of(value, classes)
+            mm2 = "" if um2_per_px is None else f"{area_px * um2_per_px / 1e6:.6f}"
+            table.writerow((value, name, objects, area_px * factor, um2(area_px), mm2))
+    return count, totals_path
+
+
+def totals_beside(path: Path) -> Path:
+    """Return the path of the totals that belong to an object table."""
+    name = path.name.removesuffix(".gz").removesuffix(".csv")
+    return path.with_name(f"{name}.totals.csv")
