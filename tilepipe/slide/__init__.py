@@ -1,0 +1,6 @@
+"""slide: open TIFF, OME-Zarr and whole-slide files; levels, pixel size, strict region reads."""
+
+from tilepipe.slide.open import open_slide
+from tilepipe.slide.types import DamagedTile, LevelInfo, OnDamage, Slide
+
+__all__ = ["DamagedTile", "LevelInfo", "OnDamage", "Slide", "open_slide"]

@@ -1,0 +1,158 @@
+"""Which pages of a TIFF are its image: the series, its planes, and the levels that are true."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import SlideError
+from tilepipe.tiling import Shape
+
+_STACKS = {
+    "Z": "a stack of focal planes",
+    "T": "a time series",
+    "Q": "an array with an unnamed axis",
+    "P": "several positions",
+    "M": "a mosaic",
+    "A": "several angles",
+    "H": "a lifetime image",
+}
+_WHOLE_SLIDE = {"svs", "ndpi", "scn", "philips", "bif", "qpi", "sis", "avs"}
+# An overview may be off by a pixel or two from the rounded size, or by the writer's padding.
+_SLACK_PX = 2
+_SLACK_SHARE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """One page's place in the file."""
+
+    page: Any
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+
+def choose_series(path: str, tiff: Any, notes: list[str]) -> Any:
+    """Return the series that holds the image; the largest where the format says so."""
+    series = list(tiff.series)
+    if not series:
+        raise SlideError(f"{path}: holds no image")
+    chosen = series[0]
+    if chosen.kind == "scn":
+        # Leica puts the macro photograph first.
+        chosen = max(series, key=lambda each: int(np.prod(each.shape, dtype=object)))
+    if len(series) > 1 and chosen.kind not in _WHOLE_SLIDE:
+        notes.append(f"{len(series)} images in the file; number {chosen.index} is used")
+    return chosen
+
+
+def plane_numbers(path: str, series: Any, notes: list[str]) -> tuple[int, ...]:
+    """Page numbers within ``series`` of the channels; SlideError for stacks and odd axes."""
+    axes, shape = series.axes, series.shape
+    if "Y" not in axes or "X" not in axes:
+        raise SlideError(f"{path}: an array of axes {axes} and shape {shape} is not an image")
+    lead: list[tuple[str, int]] = []
+    for axis, size in zip(axes, shape, strict=True):
+        if axis in "YXS":
+            continue
+        if size > 1 and axis not in "IC":
+            what = _STACKS.get(axis, "more than one image")
+            raise SlideError(
+                f"{path}: {what} (axes {axes}, shape {shape}); write the plane to be segmented, "
+                "y and x and channels, to a file of its own"
+            )
+        if size > 1 and axis == "I":
+            notes.append(f"{size} pages of equal size; the first one is used")
+        lead.append((axis, size))
+    n_channels = next((size for axis, size in lead if axis == "C"), 1)
+    sizes = [size for _, size in lead] or [1]
+    index = [0] * len(sizes)
+    numbers = []
+    for channel in range(n_channels):
+        for position, (axis, _) in enumerate(lead):
+            index[position] = channel if axis == "C" else 0
+        numbers.append(int(np.ravel_multi_index(index, sizes)))
+    return tuple(numbers)
+
+
+def find_planes(path: str, series: Any, numbers: tuple[int, ...]) -> tuple[Plane, ...]:
+    """Return the pages with these numbers, also where a file lists one page for a whole stack."""
+    keyframe = series.keyframe
+    if keyframe.shaped[1] != 1:
+        raise SlideError(
+            f"{path}: a page of {keyframe.shaped[1]} focal planes; write one plane to a file"
+        )
+    held = len(series._pages)
+    planes = []
+    for number in numbers:
+        if number < held:
+            page = series._pages[number]
+        elif series.dataoffset is not None and int(keyframe.compression) == 1:
+            planes.append(_behind(series, number))
+            continue
+        else:
+            page = series[number]
+        if page is None:
+            raise SlideError(
+                f"{path}: plane {number} lies in another file that is missing; put the files of "
+                "the data set in one folder"
+            )
+        planes.append(
+            Plane(
+                page,
+                np.asarray(page.dataoffsets, dtype=np.int64),
+                np.asarray(page.databytecounts, dtype=np.int64),
+            )
+        )
+    return tuple(planes)
+
+
+def _behind(series: Any, number: int) -> Plane:
+    """Plane ``number`` of raw images that follow the first one without a page of their own."""
+    page = series._pages[0]
+    keyframe = series.keyframe
+    shift = np.int64(series.dataoffset + number * keyframe.nbytes - page.dataoffsets[0])
+    separate, _, y, x, samples = keyframe.shaped
+    row = x * samples * keyframe.dtype.itemsize
+    rows = min(int(keyframe.rowsperstrip), y)
+    strips = -(-y // rows)
+    starts = np.arange(strips * separate, dtype=np.int64)
+    offsets = (starts // strips) * (y * row) + (starts % strips) * (rows * row)
+    counts = np.minimum(rows, y - (starts % strips) * rows) * row
+    return Plane(page, offsets + page.dataoffsets[0] + shift, counts)
+
+
+def sides(series: Any) -> Shape:
+    """Sides (y, x) px of a series."""
+    return series.shape[series.axes.index("Y")], series.shape[series.axes.index("X")]
+
+
+def true_levels(series: Any, notes: list[str]) -> list[Any]:
+    """Levels that can be the same image smaller: same axes and dtype, same aspect, falling size."""
+    full = sides(series)
+    kept = [series]
+    for number, level in enumerate(series.levels[1:], start=1):
+        reason = _why_not(series, kept[-1], level, full)
+        if reason is None:
+            kept.append(level)
+        else:
+            notes.append(f"level {number} of the file is ignored: {reason}")
+    return kept
+
+
+def _why_not(base: Any, finer: Any, level: Any, full: Shape) -> str | None:
+    if level.axes != base.axes or level.dtype != base.dtype:
+        return f"its axes or dtype are not those of level 0 ({level.axes}, {level.dtype})"
+    y, x = sides(level)
+    fine_y, fine_x = sides(finer)
+    if y > fine_y or x > fine_x or y * x >= fine_y * fine_x:
+        return f"its size {y} x {x} px is not smaller than that of the level before"
+    if base.size // (full[0] * full[1]) != level.size // (y * x):
+        return "it has another number of channels"
+    wanted = full[0] * x / full[1]
+    if abs(y - wanted) > max(_SLACK_PX, _SLACK_SHARE * y):
+        return f"its size {y} x {x} px has another aspect than {full[0]} x {full[1]} px"
+    return None

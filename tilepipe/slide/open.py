@@ -1,0 +1,71 @@
+"""``open_slide``: choose the reader by what the file holds, not by its name."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from tilepipe.errors import SlideError
+from tilepipe.slide.tiff_open import open_tiff
+from tilepipe.slide.types import OnDamage, Slide
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_OTHERS = (
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"BM", "a BMP image"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"%PDF", "a PDF document"),
+    (b"\x00\x00\x00\x0cjP", "a JPEG 2000 image"),
+    (b"ZISRAWFILE", "a Zeiss CZI file"),
+)
+
+
+def open_slide(
+    path: str | Path,
+    *,
+    mpp: float | None = None,
+    max_pixels: int = 2**40,
+    on_damage: OnDamage = "error",
+) -> Slide:
+    """Open an image for region reads.
+
+    Parameters
+    ----------
+    path
+        A TIFF of any kind, an OME-Zarr folder, or what OpenSlide reads if it is installed.
+    mpp
+        µm per level-0 px, instead of what the file says.
+    max_pixels
+        Largest believable level 0.
+    on_damage
+        ``error``: DamageError at the first damaged tile; ``fill``: fill and record it.
+
+    Raises
+    ------
+    SlideError
+        Names the file, what is wrong, and what to do.
+    """
+    name = str(path)
+    if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
+        raise SlideError(f"{name}: {mpp} µm is not a pixel size")
+    head = _read_head(name)
+    if head[:4] in _TIFF:
+        return open_tiff(name, mpp=mpp, max_pixels=max_pixels, on_damage=on_damage)
+    raise SlideError(f"{name}: is {_what(head)}; want a TIFF, SVS, NDPI, SCN or OME-Zarr")
+
+
+def _read_head(name: str) -> bytes:
+    try:
+        with Path(name).open("rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise SlideError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def _what(head: bytes) -> str:
+    if not head:
+        return "an empty file"
+    return next((what for magic, what in _OTHERS if head.startswith(magic)), "not a TIFF")

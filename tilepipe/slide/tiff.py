@@ -1,0 +1,129 @@
+"""``TiffSlide``: the levels of an opened TIFF as one Slide."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilepipe.errors import SlideError
+from tilepipe.slide.cache import SegmentCache
+from tilepipe.slide.fingerprint import fingerprint_file
+from tilepipe.slide.mpp import PixelSize
+from tilepipe.slide.pixels import Meaning, Orientation
+from tilepipe.slide.segments import PagePixels, SegmentError, damage_error
+from tilepipe.slide.types import DamagedTile, LevelInfo, OnDamage, Pixels, check_read
+from tilepipe.tiling import Box, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class TiffLevel:
+    """One level: a page per channel, or one page with all of them."""
+
+    pages: tuple[PagePixels, ...]
+    compression: str
+
+    @property
+    def stored_shape(self) -> Shape:
+        """Sides (y, x) as stored."""
+        return self.pages[0].shape
+
+
+class TiffSlide:
+    """A TIFF that was checked by ``open_tiff``; reads are thread-safe."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        kind: str,
+        levels: tuple[TiffLevel, ...],
+        meaning: Meaning,
+        orientation: Orientation,
+        pixel_size: PixelSize,
+        channel_names: tuple[str, ...],
+        channel_colors: tuple[str | None, ...],
+        notes: tuple[str, ...],
+        on_damage: OnDamage,
+        cache: SegmentCache,
+        descriptors: tuple[int, ...],
+    ) -> None:
+        self.path = path
+        self.format = kind
+        self.dtype = meaning.dtype
+        self.channels = meaning.channels * len(levels[0].pages)
+        self.channel_names = channel_names
+        self.channel_colors = channel_colors
+        self.rgb = meaning.rgb and self.channels == 3
+        self.mpp = pixel_size.mpp
+        self.mpp_source = pixel_size.source
+        self.notes = notes
+        self.damage: list[DamagedTile] = []
+        self.cache = cache
+        self._levels = levels
+        self._meaning = meaning
+        self._orientation = orientation
+        self._on_damage = on_damage
+        self._descriptors = descriptors
+        self._lock = threading.Lock()
+        self.levels = tuple(self._level_info(level) for level in levels)
+
+    def _level_info(self, level: TiffLevel) -> LevelInfo:
+        shown = self._orientation.shown
+        full, shape = shown(self._levels[0].stored_shape), shown(level.stored_shape)
+        page = level.pages[0]
+        return LevelInfo(
+            shape=shape,
+            downsample=(full[0] / shape[0], full[1] / shape[1]),
+            tile=shown(page.side) if page.tiled else None,
+            compression=level.compression,
+        )
+
+    @property
+    def n_decodes(self) -> int:
+        """Tiles and strips decoded so far."""
+        return self.cache.loads
+
+    def read(self, box: Box, *, level: int = 0) -> Pixels:
+        """Pixels (c, y, x) of ``box``, level px; DamageError, SlideError outside the level."""
+        check_read(self, box, level)
+        if not self._descriptors:
+            raise SlideError(f"{self.path}: was closed")
+        stored = self._orientation.stored_box(box, self.levels[level].shape)
+        parts = [self._read_page(page, stored, level) for page in self._levels[level].pages]
+        converted = [self._meaning.convert(part) for part in parts]
+        pixels = converted[0] if len(converted) == 1 else np.concatenate(converted)
+        return pixels if self._orientation.value == 1 else self._orientation.turn(pixels)
+
+    def _read_page(self, page: PagePixels, box: Box, level: int) -> Pixels:
+        def repair(error: SegmentError) -> None:
+            error.box = self._orientation.shown_box(error.box, self.levels[level].shape)
+            if self._on_damage == "error":
+                raise damage_error(self.path, level, error) from error
+            with self._lock:
+                if error.index not in page.filled:
+                    page.filled.add(error.index)
+                    self.damage.append(DamagedTile(level, error.index, error.box, error.reason))
+
+        return page.read(box, self._meaning.samples, repair=repair)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Size, mtime_ns, sha256 of sampled content, shape (c, y, x) and dtype."""
+        shape = [self.channels, *self.levels[0].shape]
+        return {**fingerprint_file(self.path), "shape": shape, "dtype": str(self.dtype)}
+
+    def close(self) -> None:
+        """Close the file."""
+        descriptors, self._descriptors = self._descriptors, ()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self.cache.clear()
+
+    def __enter__(self) -> TiffSlide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
