@@ -1,0 +1,25 @@
+"""OME-Zarr stores: layout, metadata, whole-shard writing, the journal, pyramid reduction."""
+
+from tilepipe.store.create import create_store
+from tilepipe.store.files import Files, LocalFiles, open_files
+from tilepipe.store.journal import Journal, Record
+from tilepipe.store.level import Level, checksum_of
+from tilepipe.store.open import open_store
+from tilepipe.store.reduce import reduce_image, reduce_label
+from tilepipe.store.store import Label, Store
+
+__all__ = [
+    "Files",
+    "Journal",
+    "Label",
+    "Level",
+    "LocalFiles",
+    "Record",
+    "Store",
+    "checksum_of",
+    "create_store",
+    "open_files",
+    "open_store",
+    "reduce_image",
+    "reduce_label",
+]

@@ -1,0 +1,182 @@
+"""``create_store``: make an empty store so that a crash never leaves one that looks finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+
+from tilepipe.errors import StoreError
+from tilepipe.store.attributes import (
+    StoreFacts,
+    find_version,
+    ome_attributes,
+    ome_of,
+    read_attributes,
+    read_own,
+    write_attributes,
+)
+from tilepipe.store.files import Files, LocalFiles, explained, open_files
+from tilepipe.store.layout import IMAGE_DTYPES, OWN, Version, create_array, downsampled
+from tilepipe.store.metadata import multiscales, omero
+from tilepipe.store.open import open_store
+from tilepipe.store.store import Store
+from tilepipe.tiling import Shape
+from tilepipe.tiling.grid import level_extents
+
+_HOLDER = (
+    b'{"zarr_format": 3, "node_type": "array", "shape": [0], "data_type": "uint8", '
+    b'"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}}, '
+    b'"chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}}, '
+    b'"fill_value": 0, "codecs": [{"name": "bytes"}], '
+    b'"attributes": {"about": "records of tilepipe: which units are done"}}'
+)
+_HOLDER_V2 = (
+    b'{"zarr_format": 2, "shape": [0], "chunks": [1], "dtype": "|u1", "compressor": null, '
+    b'"fill_value": 0, "order": "C", "filters": null, "dimension_separator": "/"}'
+)
+
+
+def create_store(
+    location: str,
+    *,
+    channels: int,
+    dtype: Any,
+    extent: Shape,
+    mpp: tuple[float, float] | None = None,
+    channel_names: Sequence[str] = (),
+    channel_colors: Sequence[str | None] = (),
+    rgb: bool = False,
+    ome_zarr: Version = "0.5",
+    unit_px: int,
+    chunk_px: int = 512,
+    with_image: bool = True,
+    overwrite: bool = False,
+) -> Store:
+    """Create an empty store for an image of ``extent`` (y, x) px and open it for writing.
+
+    Its root says ``creating`` until everything is there and gets its OME metadata last: what an
+    interrupted creation leaves is not an OME-Zarr, and the next call begins anew.
+    ``with_image=False``: a store of labels only, whose image stays in its slide.
+
+    Raises StoreError if something else is there. ``overwrite`` removes an OME-Zarr and nothing
+    but an OME-Zarr.
+    """
+    kind = np.dtype(dtype)
+    if kind.name not in IMAGE_DTYPES:
+        raise StoreError(f"{location}: an image of {kind}; use one of {', '.join(IMAGE_DTYPES)}")
+    if min(extent) < 1 or channels < 1 or unit_px < 1 or chunk_px < 1:
+        raise StoreError(
+            f"{location}: an image of {channels} x {extent[0]} x {extent[1]} (c, y, x), units of "
+            f"{unit_px} px and chunks of {chunk_px} px cannot be stored"
+        )
+    files = open_files(str(location))
+    extents = level_extents((int(extent[0]), int(extent[1])))
+    names = [str(name) for name in channel_names][:channels]
+    if rgb and channels == 3 and not names:
+        names = ["red", "green", "blue"]
+    names += [f"channel {index}" for index in range(len(names), channels)]
+    facts = StoreFacts(
+        state="creating",
+        extent=extents[0],
+        channels=channels,
+        dtype=kind.name,
+        mpp=(float(mpp[0]), float(mpp[1])) if mpp else None,
+        rgb=rgb,
+        channel_names=tuple(names),
+        unit_px=unit_px,
+        chunk_px=chunk_px,
+        n_levels=len(extents),
+        with_image=with_image,
+    )
+    _make_room(files, overwrite=overwrite)
+    _write_root(files, ome_zarr, facts, {})
+    files.put(
+        f"{OWN}/zarr.json" if ome_zarr == "0.5" else f"{OWN}/.zarray",
+        _HOLDER if ome_zarr == "0.5" else _HOLDER_V2,
+    )
+    parts: dict[str, Any] = {}
+    if with_image:
+        _create_levels(files, ome_zarr, facts)
+        parts = {
+            "multiscales": multiscales(
+                ome_zarr,
+                name=PurePosixPath(files.location).name.removesuffix(".zarr") or "image",
+                axes=("c", "y", "x"),
+                downsamples=[1 << index for index in range(len(extents))],
+                mpp=facts.mpp,
+                method="mean",
+            ),
+            "omero": omero(names=names, colors=channel_colors, dtype=kind, rgb=rgb),
+        }
+    _write_root(files, ome_zarr, facts.model_copy(update={"state": "ready"}), parts)
+    return open_store(files.location, writable=True)
+
+
+def _create_levels(files: Files, version: Version, facts: StoreFacts) -> None:
+    with explained(files.location, "create the image"):
+        store = files.zarr_store(read_only=False)
+        for index, shape in enumerate(downsampled(facts.extent, facts.n_levels)):
+            create_array(
+                store,
+                str(index),
+                version=version,
+                axes=("c", "y", "x"),
+                shape=(facts.channels, *shape),
+                dtype=np.dtype(facts.dtype),
+                unit_px=facts.unit_px,
+                chunk_px=facts.chunk_px,
+                is_label=False,
+            )
+
+
+def _write_root(files: Files, version: Version, facts: StoreFacts, parts: dict[str, Any]) -> None:
+    own = {OWN: {"store": facts.model_dump(mode="json")}}
+    ome = ome_attributes(parts, version) if parts else {}
+    write_attributes(files, "", version, {**ome, **own})
+
+
+Found = Literal["nothing", "unfinished", "ours", "ome-zarr", "other"]
+
+
+def what_is_at(files: Files) -> Found:
+    """Tell what lies at a store's place."""
+    if isinstance(files, LocalFiles) and files.root.exists() and not files.root.is_dir():
+        return "other"
+    version = find_version(files)
+    if version is None:
+        first = next((e for e in files.entries("") if not e.name.endswith(".partial")), None)
+        return "nothing" if first is None else "other"
+    try:
+        attributes = read_attributes(files, "", version) or {}
+    except StoreError:
+        return "other"
+    own = read_own(attributes).get("store")
+    if isinstance(own, dict):
+        return "unfinished" if own.get("state") == "creating" else "ours"
+    return "ome-zarr" if "multiscales" in ome_of(attributes, version) else "other"
+
+
+def _make_room(files: Files, *, overwrite: bool) -> None:
+    found = what_is_at(files)
+    location = files.location
+    if found == "nothing":
+        return
+    if found == "other":
+        raise StoreError(
+            f"{location}: something is there that is not an OME-Zarr store, it is left alone; "
+            "choose another output"
+        )
+    if found != "unfinished" and not overwrite:
+        raise StoreError(
+            f"{location}: a store is there already; use --overwrite to replace it or another output"
+        )
+    version = find_version(files) or "0.5"
+    # From here on it is an unfinished store: should the removal be interrupted, the next run
+    # goes on with it.
+    _write_root(files, version, StoreFacts(state="creating"), {})
+    files.delete_tree("", keep=("zarr.json", ".zattrs", ".zgroup"))
+    for name in ("zarr.json", ".zattrs", ".zgroup"):
+        files.delete(name)

@@ -1,0 +1,264 @@
+"""``Files``: the few file operations a store needs beside zarr's, local or remote.
+
+Keys are relative to the store's root, parts joined by ``/``. Every put is atomic: a reader sees the
+old bytes or the new ones, never a mixture.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import stat
+import uuid
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from zarr.abc.store import Store as ZarrStore
+from zarr.storage import LocalStore
+
+from tilepipe.errors import StoreError, TilepipeError
+
+PARTIAL = ".partial"
+"""How the names of unfinished files end; zarr's own LocalStore does the same."""
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again, "
+    "what is done is kept",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again, "
+    "what is done is kept",
+    errno.EACCES: "choose another output folder or change its permissions",
+    errno.EPERM: "choose another output folder or change its permissions",
+    errno.EROFS: "the file system is mounted read-only; choose another output folder",
+    errno.EEXIST: "something else has that name; choose another output folder",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another output folder",
+    errno.EIO: "the disk reports an error; check it, then run the same command again",
+    errno.EMFILE: "too many files are open; raise `ulimit -n` or use fewer workers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name directly under a folder."""
+
+    name: str
+    is_folder: bool
+    size_bytes: int
+
+
+class Files(Protocol):
+    """File operations under one root."""
+
+    location: str
+
+    def get(self, key: str, *, limit_bytes: int | None = None) -> bytes | None:
+        """Return the bytes of ``key``, None if there is none; StoreError above the limit."""
+
+    def get_many(self, keys: Iterable[str], *, limit_bytes: int) -> Iterator[tuple[str, bytes]]:
+        """Yield the bytes of those ``keys`` that exist, cut off one byte above the limit."""
+
+    def put(self, key: str, value: Any, *, durable: bool = False) -> None:
+        """Write the buffer ``value`` at once; ``durable`` waits until it is on the disk."""
+
+    def delete(self, key: str) -> None:
+        """Remove ``key`` if it is there."""
+
+    def entries(self, folder: str) -> Iterator[Entry]:
+        """Yield what lies directly under ``folder``; nothing if there is no such folder."""
+
+    def delete_tree(self, folder: str, *, keep: Collection[str] = ()) -> None:
+        """Remove all under ``folder`` ("" is the root itself) but the top names ``keep``."""
+
+    def clean_partial(self) -> int:
+        """Remove what killed writers left; return how many files that were."""
+
+    def check_inside(self, key: str) -> None:
+        """Raise StoreError if ``key`` leads out of the root, by its name or by a link."""
+
+    def zarr_store(self, *, read_only: bool) -> ZarrStore:
+        """Return zarr's view of the root."""
+
+
+def open_files(location: str) -> Files:
+    """Return the files at a local path or an ``s3://bucket/key``; nothing is touched."""
+    if location.startswith("s3://"):
+        from tilepipe.store.remote import RemoteFiles
+
+        return RemoteFiles(location)
+    if match := re.match(r"([a-z][a-z0-9+]*)://", location):
+        if match[1] != "file":
+            raise StoreError(
+                f"{location}: stores are local paths or s3://bucket/key, not {match[1]}://"
+            )
+        location = location.removeprefix("file://")
+    return LocalFiles(location)
+
+
+@contextmanager
+def explained(location: str, doing: str) -> Iterator[None]:
+    """Turn the operating system's errors into a StoreError that says what to do."""
+    try:
+        yield
+    except TilepipeError:
+        raise
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "")
+        message = f"{location}: cannot {doing}: {error.strerror or error}"
+        translated = StoreError(f"{message}; {advice}" if advice else message)
+        translated.errno = error.errno
+        raise translated from error
+
+
+def check_key(location: str, key: str) -> None:
+    """Raise StoreError for a key that is not plain names joined by ``/``."""
+    if any(part in ("", ".", "..") for part in key.split("/")) or "\\" in key or "\0" in key:
+        raise StoreError(f"{location}: {key[:200]!r} is not a name inside a store")
+
+
+class LocalFiles:
+    """Files of a local folder. Links that lead out of the folder are refused."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.root = Path(location).expanduser()
+        self._inside: set[Path] = set()
+
+    def path(self, key: str) -> Path:
+        """Return where ``key`` lies; StoreError if that is not inside the root."""
+        if not key:
+            return self.root
+        check_key(self.location, key)
+        path = self.root / key
+        folder = path.parent
+        if folder not in self._inside:
+            root = self.root.resolve()
+            if not folder.resolve().is_relative_to(root):
+                raise StoreError(
+                    f"{self.location}: {key} lies behind a link that leaves the store; "
+                    "remove the link"
+                )
+            if folder.exists():
+                self._inside.add(folder)
+        return path
+
+    def check_inside(self, key: str) -> None:
+        """Raise StoreError if ``key`` itself leads out of the root."""
+        path = self.path(key)
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise StoreError(
+                f"{self.location}: {key} is a link that leaves the store; remove the link"
+            )
+
+    def get(self, key: str, *, limit_bytes: int | None = None) -> bytes | None:
+        """Return the bytes of ``key``, None if there is none; StoreError above the limit."""
+        path = self.path(key)
+        with explained(self.location, f"read {key}"):
+            try:
+                value = _read_plain(path, limit_bytes)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
+        if limit_bytes is not None and len(value) > limit_bytes:
+            raise StoreError(f"{self.location}: {key} is larger than {limit_bytes} bytes")
+        return value
+
+    def get_many(self, keys: Iterable[str], *, limit_bytes: int) -> Iterator[tuple[str, bytes]]:
+        """Yield the bytes of those ``keys`` that exist, cut off one byte above the limit."""
+        for key in keys:
+            try:
+                yield key, _read_plain(self.path(key), limit_bytes)
+            except OSError as error:
+                if isinstance(error, FileNotFoundError):
+                    continue
+                yield key, b""  # unreadable counts as not recorded, as a torn record does
+
+    def put(self, key: str, value: Any, *, durable: bool = False) -> None:
+        """Write the buffer ``value`` at once; ``durable`` waits until it is on the disk."""
+        path = self.path(key)
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        with explained(self.location, f"write {key}"):
+            try:
+                try:
+                    stream = partial.open("wb")
+                except FileNotFoundError:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    stream = partial.open("wb")
+                with stream:
+                    stream.write(value)
+                    if durable:
+                        stream.flush()
+                        os.fsync(stream.fileno())
+                partial.replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                raise
+
+    def delete(self, key: str) -> None:
+        """Remove ``key`` if it is there."""
+        with explained(self.location, f"remove {key}"), suppress(NotADirectoryError):
+            self.path(key).unlink(missing_ok=True)
+
+    def entries(self, folder: str) -> Iterator[Entry]:
+        """Yield what lies directly under ``folder``; links are left out."""
+        path = self.path(folder)
+        if folder:
+            self.check_inside(folder)
+        try:
+            scan = os.scandir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            with explained(self.location, f"list {folder or 'the folder'}"):
+                raise error from error
+        with scan:
+            for found in scan:
+                facts = found.stat(follow_symlinks=False)
+                if not stat.S_ISLNK(facts.st_mode):
+                    yield Entry(found.name, stat.S_ISDIR(facts.st_mode), facts.st_size)
+
+    def delete_tree(self, folder: str, *, keep: Collection[str] = ()) -> None:
+        """Remove all under ``folder`` but the top names ``keep``; links go, not their targets."""
+        path = self.path(folder)
+        self._inside.clear()
+        with explained(self.location, f"remove {folder or 'the old store'}"):
+            if not path.is_dir() or (folder and path.is_symlink()):
+                if folder:
+                    path.unlink(missing_ok=True)
+                return
+            for found in list(os.scandir(path)):
+                if found.name in keep:
+                    continue
+                if found.is_dir(follow_symlinks=False):
+                    shutil.rmtree(found.path)
+                else:
+                    Path(found.path).unlink(missing_ok=True)
+            if folder and not keep:
+                path.rmdir()
+
+    def clean_partial(self) -> int:
+        """Remove ``*.partial`` anywhere in the store; return how many files that were."""
+        count = 0
+        with explained(self.location, "remove unfinished files"):
+            for folder, _, names in os.walk(self.root):
+                for name in names:
+                    if name.endswith(PARTIAL):
+                        Path(folder, name).unlink(missing_ok=True)
+                        count += 1
+        return count
+
+    def zarr_store(self, *, read_only: bool) -> ZarrStore:
+        """Return zarr's view of the folder."""
+        return LocalStore(self.root, read_only=read_only)
+
+
+def _read_plain(path: Path, limit_bytes: int | None) -> bytes:
+    """Read a plain file without following a link in its last part."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        return stream.read() if limit_bytes is None else stream.read(limit_bytes + 1)

@@ -1,0 +1,226 @@
+"""``Level``: one array of a pyramid, read by boxes and written by whole units."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest
+from zarr.abc.store import Store as ZarrStore
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import WrapperStore
+
+from tilepipe.errors import StoreError, TilepipeError
+from tilepipe.store.files import Files, LocalFiles, explained
+from tilepipe.tiling import Box, Grid, Shape, Unit
+
+_METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+
+
+def checksum_of(pixels: NDArray[Any]) -> str:
+    """Return 16 hex digits of the SHA-256 of the pixels' bytes in C order, little-endian."""
+    plain = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<"))
+    return hashlib.sha256(plain.data).hexdigest()[:16]
+
+
+class CheckedReads(WrapperStore[ZarrStore]):
+    """A zarr store in which an empty object is an error; zarr itself reads it as fill value."""
+
+    def __init__(self, store: ZarrStore, location: str) -> None:
+        super().__init__(store)
+        self.location = location
+
+    def _with_store(self, store: ZarrStore) -> CheckedReads:
+        return type(self)(store, self.location)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return the bytes of ``key``; StoreError if there are none in it."""
+        found = await self._store.get(key, prototype, byte_range)
+        if found is not None and len(found) == 0:
+            raise StoreError(f"{self.location}: {key} is an empty file")
+        return found
+
+
+class WholeWrites(WrapperStore[ZarrStore]):
+    """A zarr store in which no chunk or shard seems to exist, so that each write is a whole one.
+
+    zarr reads the old shard before each write of it, even where all of it is replaced: a wasted
+    read, and an error when the old shard is damaged. With one writer per unit the old bytes are
+    never wanted (test_store_level.py::test_writing_a_unit_reads_nothing).
+    """
+
+    def __init__(self, store: ZarrStore, files: Files) -> None:
+        super().__init__(store)
+        self.files = files
+
+    def _with_store(self, store: ZarrStore) -> WholeWrites:
+        return type(self)(store, self.files)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return metadata only."""
+        if key.rsplit("/", 1)[-1] in _METADATA:
+            return await self._store.get(key, prototype, byte_range)
+        return None
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write an object; on a local disk it has reached the disk when this returns."""
+        if isinstance(self.files, LocalFiles):
+            buffer = value.as_buffer_like()
+            await asyncio.to_thread(self.files.put, key, buffer, durable=True)
+        else:
+            await self._store.set(key, value)
+
+
+class Level:
+    """One level: images read as (c, y, x), labels as (y, x)."""
+
+    def __init__(
+        self,
+        files: Files,
+        key: str,
+        *,
+        index: int,
+        downsample: int,
+        axes: Sequence[str],
+        is_label: bool,
+        unit_px: int | None,
+        writable: bool,
+    ) -> None:
+        self.index = index
+        """Place in its own pyramid; 0 is finest."""
+        self.downsample = downsample
+        """Level-0 px of the image per px, a side."""
+        self._files = files
+        self._key = key
+        self._axes = tuple(axes)
+        self._is_label = is_label
+        self._writable = writable
+        self._target: zarr.Array[Any] | None = None
+        files.check_inside(key)
+        self._array = self._open(
+            CheckedReads(files.zarr_store(read_only=True), files.location), mode="r"
+        )
+        if self._array.ndim != len(self._axes):
+            raise StoreError(
+                f"{files.location}: array {key} has {self._array.ndim} axes, its metadata says "
+                f"{len(self._axes)}"
+            )
+        sizes = dict(zip(self._axes, self._array.shape, strict=True))
+        self.shape: Shape = (sizes["y"], sizes["x"])
+        if min(self._array.shape) < 1:
+            raise StoreError(f"{files.location}: array {key} is empty: {self._array.shape}")
+        self.channels: int = sizes.get("c", 1)
+        if any(sizes[axis] != 1 for axis in sizes if axis in "tz" or (is_label and axis == "c")):
+            raise StoreError(
+                f"{files.location}: array {key} has the size {sizes}; only one plane of one time "
+                "point can be read: take that plane out into its own image first"
+            )
+        self.dtype: np.dtype[Any] = self._array.dtype.newbyteorder("=")
+        chunks = self._array.shards or self._array.chunks
+        self.unit_px: int = unit_px or max(chunks[-2:])
+
+    def _open(self, store: ZarrStore, *, mode: Any) -> zarr.Array[Any]:
+        with explained(self._files.location, f"open array {self._key}"):
+            try:
+                return zarr.open_array(store, path=self._key, mode=mode)
+            except (TilepipeError, OSError) as error:
+                if isinstance(error, FileNotFoundError):
+                    raise StoreError(
+                        f"{self._files.location}: array {self._key} is missing; the store is "
+                        "incomplete, run the job again with --overwrite"
+                    ) from error
+                raise
+            except Exception as error:
+                raise StoreError(
+                    f"{self._files.location}: array {self._key} cannot be opened: {error}"
+                ) from error
+
+    @property
+    def grid(self) -> Grid:
+        """The write units of this level."""
+        return Grid(self.shape, self.unit_px)
+
+    def _selection(self, box: Box) -> tuple[int | slice, ...]:
+        spans = {"y": slice(box.y0, box.y1), "x": slice(box.x0, box.x1)}
+        leading: int | slice = 0 if self._is_label else slice(None)
+        return tuple(spans.get(axis, leading if axis == "c" else 0) for axis in self._axes)
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """Return the pixels of ``box``, (c, y, x) of an image, (y, x) of a label.
+
+        Raises StoreError, naming array and box, for a box outside the level and for damage.
+        """
+        if not Box.of_shape(self.shape).contains(box) or box.area == 0:
+            raise StoreError(
+                f"{self._files.location}: {box} of array {self._key}, which is "
+                f"{self.shape[0]} x {self.shape[1]} px (y, x)"
+            )
+        try:
+            pixels = np.asarray(self._array[self._selection(box)])
+        except Exception as error:
+            reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
+            reason = reason.removeprefix(f"{self._files.location}: ")
+            raise StoreError(
+                f"{self._files.location}: array {self._key} cannot be read at {box}: {reason}; "
+                "the data there is damaged or out of reach: restore it, or write the store anew "
+                "with --overwrite"
+            ) from error
+        if pixels.dtype != self.dtype:
+            pixels = pixels.astype(self.dtype)
+        return pixels if self._is_label or pixels.ndim == 3 else pixels[np.newaxis]
+
+    def write_unit(self, unit: Unit, pixels: NDArray[Any]) -> str:
+        """Write a whole unit, (c, y, x) or (y, x) of ``unit.box``; return its checksum.
+
+        When this returns the pixels are on the disk. A unit has one writer; writing it again
+        replaces it. Chunks that are all 0 are not stored.
+
+        Raises StoreError if the pixels do not fit the unit or cannot be written.
+        """
+        location = self._files.location
+        if not self._writable:
+            raise StoreError(f"{location}: opened for reading; open it with writable=True")
+        if unit != self.grid.unit(unit.iy, unit.ix):
+            raise StoreError(f"{location}: {unit} is not a unit of array {self._key}")
+        lead = () if self._is_label else (self.channels,)
+        if pixels.shape != (*lead, *unit.box.shape) or pixels.dtype != self.dtype:
+            raise StoreError(
+                f"{location}: unit ({unit.iy}, {unit.ix}) of array {self._key} takes "
+                f"{(*lead, *unit.box.shape)} {self.dtype}, got {pixels.shape} {pixels.dtype}"
+            )
+        if self._target is None:
+            store = WholeWrites(self._files.zarr_store(read_only=False), self._files)
+            self._target = self._open(store, mode="r+")
+        target: Any = self._target
+        try:
+            target[self._selection(unit.box)] = (
+                pixels if self._is_label or "c" in self._axes else pixels[0]
+            )
+        except (TilepipeError, MemoryError):
+            raise
+        except OSError:
+            with explained(location, f"write array {self._key} at {unit.box}"):
+                raise
+        except Exception as error:
+            raise StoreError(
+                f"{location}: array {self._key} cannot be written at {unit.box}: {error}; "
+                "run the same command again, what is done is kept"
+            ) from error
+        return checksum_of(pixels)
+
+    def checksum(self, unit: Unit) -> str:
+        """Read a unit back and return its checksum; StoreError if it is damaged.
+
+        A missing shard reads as 0 and so has the checksum of an all-0 unit: compare with the
+        journal's.
+        """
+        return checksum_of(self.read(unit.box))

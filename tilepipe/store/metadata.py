@@ -1,0 +1,288 @@
+"""OME metadata: built through ome-zarr-models, read leniently from stores of other programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ome_zarr_models.common.omero import Channel, Omero, Window
+from ome_zarr_models.v04.axes import Axis as Axis04
+from ome_zarr_models.v04.image_label_types import Label as Label04
+from ome_zarr_models.v04.multiscales import Dataset as Dataset04
+from ome_zarr_models.v04.multiscales import Multiscale as Multiscale04
+from ome_zarr_models.v05.axes import Axis as Axis05
+from ome_zarr_models.v05.image_label_types import Label as Label05
+from ome_zarr_models.v05.multiscales import Dataset as Dataset05
+from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tilepipe.errors import StoreError
+from tilepipe.spec import LabelClass, default_classes, explain
+from tilepipe.store.layout import Version
+
+_AXES = {"c": "channel", "y": "space", "x": "space"}
+_MICROMETERS = {
+    "angstrom": 1e-4,
+    "nanometer": 1e-3,
+    "micrometer": 1.0,
+    "millimeter": 1e3,
+    "centimeter": 1e4,
+    "meter": 1e6,
+}
+_CHANNEL_COLORS = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF", "FF8000")
+
+
+def multiscales(
+    version: Version,
+    *,
+    name: str,
+    axes: Sequence[str],
+    downsamples: Sequence[int],
+    mpp: tuple[float, float] | None,
+    method: str,
+) -> list[dict[str, Any]]:
+    """Return the ``multiscales`` of a 2x pyramid, level ``k`` at path ``str(k)``.
+
+    A coarse pixel covers ``f`` fine ones, so its centre lies ``mpp * (f - 1) / 2`` from the first
+    fine centre. Without ``mpp`` the unit is left out and the scale counts level-0 px.
+    """
+    per_px = mpp or (1.0, 1.0)
+    scales, shifts = [], []
+    for factor in downsamples:
+        sides = {"y": per_px[0], "x": per_px[1]}
+        scales.append([sides[axis] * factor if axis in sides else 1.0 for axis in axes])
+        shifts.append([sides[axis] * (factor - 1) / 2 if axis in sides else 0.0 for axis in axes])
+    # Left out, not null, where the size of a pixel is unknown.
+    units = {axis: {"unit": "micrometer"} for axis in "yx"} if mpp else {}
+    described: list[dict[str, Any]] = [
+        {"name": axis, "type": _AXES[axis], **units.get(axis, {})} for axis in axes
+    ]
+    transforms = list(zip(map(str, range(len(scales))), scales, shifts, strict=True))
+    model: Multiscale04 | Multiscale05
+    if version == "0.5":
+        model = Multiscale05(
+            axes=tuple(Axis05(**axis) for axis in described),
+            datasets=tuple(
+                Dataset05.build(path=path, scale=scale, translation=shift)
+                for path, scale, shift in transforms
+            ),
+            name=name,
+            type=method,
+        )
+    else:
+        model = Multiscale04(
+            axes=tuple(Axis04(**axis) for axis in described),
+            datasets=tuple(
+                Dataset04.build(path=path, scale=scale, translation=shift)
+                for path, scale, shift in transforms
+            ),
+            name=name,
+            type=method,
+            version="0.4",
+        )
+    return [_json(model)]
+
+
+def omero(
+    *,
+    names: Sequence[str],
+    colors: Sequence[str | None],
+    dtype: np.dtype[Any],
+    rgb: bool,
+) -> dict[str, Any]:
+    """Return the ``omero`` block: per channel its name, colour (RRGGBB) and display window."""
+    low, high = (0.0, 1.0) if dtype.kind == "f" else (0.0, float(np.iinfo(dtype).max))
+    channels = []
+    for index, name in enumerate(names):
+        given = colors[index] if index < len(colors) else None
+        channels.append(
+            Channel.model_validate(
+                {
+                    "label": name,
+                    "active": True,
+                    "color": _hex(given) or _default_color(index, len(names), rgb=rgb),
+                    "window": Window(min=low, max=high, start=low, end=high),
+                }
+            )
+        )
+    block = _json(Omero(channels=channels))
+    model = "greyscale" if len(names) == 1 else "color"
+    return {**block, "rdefs": {"defaultT": 0, "defaultZ": 0, "model": model}}
+
+
+def _hex(color: str | None) -> str | None:
+    text = (color or "").lstrip("#").upper()[:6]
+    return text if len(text) == 6 and all(c in "0123456789ABCDEF" for c in text) else None
+
+
+def _default_color(index: int, count: int, *, rgb: bool) -> str:
+    if rgb and count == 3:
+        return ("FF0000", "00FF00", "0000FF")[index]
+    if count == 1:
+        return "FFFFFF"
+    return _CHANNEL_COLORS[1 + index % (len(_CHANNEL_COLORS) - 1)]
+
+
+def image_label(
+    version: Version, classes: Sequence[LabelClass], *, with_source: bool
+) -> dict[str, Any]:
+    """Return the ``image-label`` block: colour and name of each class value, 0 too."""
+    block: dict[str, Any] = {
+        "version": version,
+        "colors": [
+            {"label-value": value, "rgba": list(item.color)} for value, item in enumerate(classes)
+        ],
+        "properties": [
+            {"label-value": value, "class": item.name} for value, item in enumerate(classes)
+        ],
+    }
+    if with_source:
+        block["source"] = {"image": "../../"}
+    (Label05 if version == "0.5" else Label04).model_validate(block)
+    return block
+
+
+def _json(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class _Axis(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    name: str
+    unit: str | None = None
+
+
+class _Transform(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    type: str = ""
+    scale: list[float] | str | None = None
+
+
+class _Dataset(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    path: str = Field(min_length=1, max_length=1000)
+    coordinateTransformations: list[_Transform] = []
+
+
+class _Multiscale(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    axes: list[_Axis] = Field(min_length=2, max_length=5)
+    datasets: list[_Dataset] = Field(min_length=1, max_length=64)
+    coordinateTransformations: list[_Transform] = []
+    name: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pyramid:
+    """What is read of a ``multiscales`` entry."""
+
+    axes: tuple[str, ...]
+    """Each one letter of t, c, z, y, x; the last two are y, x."""
+    paths: tuple[str, ...]
+    downsamples: tuple[int, ...]
+    """Level-0 px per px, rounded."""
+    mpp: tuple[float, float] | None
+    """µm per level-0 px (y, x); None where the axes have no unit of length."""
+
+
+def read_pyramid(location: str, ome: dict[str, Any]) -> Pyramid | None:
+    """Read the first ``multiscales`` entry; None if there is none, StoreError if it is broken."""
+    entries = ome.get("multiscales")
+    if entries is None:
+        return None
+    if not isinstance(entries, list) or not entries:
+        raise StoreError(f"{location}: its OME metadata has an empty `multiscales`")
+    try:
+        entry = _Multiscale.model_validate(entries[0])
+    except ValidationError as error:
+        raise StoreError(f"{location}: its OME metadata is broken: {explain(error)}") from error
+    axes = tuple(axis.name.lower() for axis in entry.axes)
+    if axes[-2:] != ("y", "x") or set(axes) - set("tczyx") or len(set(axes)) != len(axes):
+        raise StoreError(
+            f"{location}: its axes are {', '.join(axes)[:100]}; tilepipe reads (t, c, z,) y, x"
+        )
+    common = _scale(entry.coordinateTransformations, len(axes)) or (1.0,) * len(axes)
+    scales = []
+    for dataset in entry.datasets:
+        own = _scale(dataset.coordinateTransformations, len(axes)) or (1.0,) * len(axes)
+        scales.append(tuple(a * b for a, b in zip(own, common, strict=True)))
+    finest = scales[0]
+    return Pyramid(
+        axes=axes,
+        paths=tuple(dataset.path.strip("/") for dataset in entry.datasets),
+        downsamples=tuple(max(1, round(scale[-1] / finest[-1])) for scale in scales),
+        mpp=_mpp(entry.axes, finest),
+    )
+
+
+def _scale(transforms: Sequence[_Transform], ndim: int) -> tuple[float, ...] | None:
+    for transform in transforms:
+        if transform.type == "scale" and isinstance(transform.scale, list):
+            values = tuple(transform.scale)
+            if len(values) == ndim and all(math.isfinite(v) and v > 0 for v in values):
+                return values
+    return None
+
+
+def _mpp(axes: Sequence[_Axis], scale: Sequence[float]) -> tuple[float, float] | None:
+    factors = [_MICROMETERS.get(axis.unit or "") for axis in axes[-2:]]
+    if factors[0] is None or factors[1] is None:
+        return None
+    return scale[-2] * factors[0], scale[-1] * factors[1]
+
+
+def read_channels(ome: dict[str, Any], count: int) -> tuple[tuple[str, ...], bool]:
+    """Return the channel names of an ``omero`` block, and whether the channels are RGB."""
+    block = ome.get("omero")
+    listed = block.get("channels") if isinstance(block, dict) else None
+    channels = [item if isinstance(item, dict) else {} for item in listed or []]
+    names = tuple(
+        str(channels[i].get("label") or f"channel {i}") if i < len(channels) else f"channel {i}"
+        for i in range(count)
+    )
+    colors = [str(item.get("color", "")).lstrip("#").upper() for item in channels]
+    return names, count == 3 and colors == ["FF0000", "00FF00", "0000FF"]
+
+
+def read_classes(ome: dict[str, Any]) -> tuple[LabelClass, ...]:
+    """Return the classes of an ``image-label`` block, from value 0 up to the largest named.
+
+    Values it does not name are called ``class N``. Values above 255 (instances) are left out.
+    """
+    block = ome.get("image-label")
+    if not isinstance(block, dict):
+        return ()
+    names: dict[int, str] = {}
+    colors: dict[int, tuple[int, ...]] = {}
+    for value, item in _by_value(block.get("properties")):
+        text = item.get("class") or item.get("name")
+        if isinstance(text, str) and text:
+            names[value] = text[:200]
+    for value, item in _by_value(block.get("colors")):
+        rgba = item.get("rgba")
+        if isinstance(rgba, list) and len(rgba) == 4 and all(map(_is_byte, rgba)):
+            colors[value] = tuple(rgba)
+    if not names and not colors:
+        return ()
+    found = default_classes(max([*names, *colors]) + 1)
+    return tuple(
+        LabelClass.model_validate(
+            {"name": names.get(value, item.name), "color": colors.get(value, item.color)}
+        )
+        for value, item in enumerate(found)
+    )
+
+
+def _by_value(listed: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the entries of a JSON list that are about a class value, 0-255."""
+    for item in listed if isinstance(listed, list) else []:
+        value = item.get("label-value") if isinstance(item, dict) else None
+        if isinstance(value, int) and _is_byte(value):
+            yield value, item
+
+
+def _is_byte(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255

@@ -1,0 +1,144 @@
+"""``RemoteFiles``: the same file operations on S3, through obstore."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from zarr.abc.store import Store as ZarrStore
+from zarr.storage import ObjectStore
+
+from tilepipe.errors import StoreError, TilepipeError
+from tilepipe.store.files import Entry, check_key
+
+_PARALLEL_GETS = 16
+
+
+@contextmanager
+def explained_remote(location: str, doing: str) -> Iterator[None]:
+    """Turn obstore's errors into a StoreError of one line."""
+    try:
+        yield
+    except TilepipeError:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()
+        reason = first[0][:300] if first else type(error).__name__
+        raise StoreError(
+            f"{location}: cannot {doing}: {reason}; check the address, AWS_ENDPOINT_URL and "
+            "the credentials, then run the same command again"
+        ) from error
+
+
+class RemoteFiles:
+    """Files under ``s3://bucket/key``.
+
+    Endpoint, region and credentials come from the usual environment (``AWS_ENDPOINT_URL``,
+    ``AWS_ACCESS_KEY_ID``, …). A put is atomic by S3's own rule.
+    """
+
+    def __init__(self, location: str) -> None:
+        try:
+            import obstore
+            from obstore.store import S3Store
+        except ImportError as error:
+            raise StoreError(
+                f"{location}: s3:// needs obstore; pip install 'tilepipe[s3]'"
+            ) from error
+        self.location = location.rstrip("/")
+        bucket, _, prefix = self.location.removeprefix("s3://").partition("/")
+        if not bucket or not prefix:
+            raise StoreError(f"{location}: give a bucket and a key, s3://bucket/name.zarr")
+        check_key(location, prefix)
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+        config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+        if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
+            config["region"] = "us-east-1"
+        with explained_remote(self.location, "open the address"):
+            self._store = S3Store(
+                bucket,
+                prefix=prefix,
+                config=config,
+                client_options={"allow_http": endpoint.startswith("http://")},
+            )
+        self._obs: Any = obstore
+
+    def check_inside(self, key: str) -> None:
+        """Raise StoreError for a key that is not plain names; there are no links on S3."""
+        check_key(self.location, key)
+
+    def get(self, key: str, *, limit_bytes: int | None = None) -> bytes | None:
+        """Return the bytes of ``key``, None if there is none; StoreError above the limit."""
+        check_key(self.location, key)
+        with explained_remote(self.location, f"read {key}"):
+            try:
+                found = self._obs.get(self._store, key)
+            except FileNotFoundError:
+                return None
+            if limit_bytes is not None and found.meta["size"] > limit_bytes:
+                raise StoreError(f"{self.location}: {key} is larger than {limit_bytes} bytes")
+            return bytes(found.bytes())
+
+    def get_many(self, keys: Iterable[str], *, limit_bytes: int) -> Iterator[tuple[str, bytes]]:
+        """Yield the bytes of those ``keys`` that exist; b"" for one above the limit."""
+
+        def fetch(key: str) -> tuple[str, bytes | None]:
+            with explained_remote(self.location, f"read {key}"):
+                try:
+                    found = self._obs.get(self._store, key)
+                except FileNotFoundError:
+                    return key, None
+                return key, b"" if found.meta["size"] > limit_bytes else bytes(found.bytes())
+
+        with ThreadPoolExecutor(_PARALLEL_GETS) as pool:
+            for key, value in pool.map(fetch, keys):
+                if value is not None:
+                    yield key, value
+
+    def put(self, key: str, value: Any, *, durable: bool = False) -> None:
+        """Write ``value``; S3 answers when it is durable."""
+        check_key(self.location, key)
+        with explained_remote(self.location, f"write {key}"):
+            self._obs.put(self._store, key, bytes(value))
+
+    def delete(self, key: str) -> None:
+        """Remove ``key`` if it is there."""
+        check_key(self.location, key)
+        with explained_remote(self.location, f"remove {key}"):
+            try:
+                self._obs.delete(self._store, key)
+            except FileNotFoundError:
+                return
+
+    def entries(self, folder: str) -> Iterator[Entry]:
+        """Yield what lies directly under ``folder``."""
+        with explained_remote(self.location, f"list {folder or 'the store'}"):
+            found = self._obs.list_with_delimiter(self._store, folder or None)
+        for prefix in found["common_prefixes"]:
+            yield Entry(str(prefix).rstrip("/").rsplit("/", 1)[-1], True, 0)
+        for item in found["objects"]:
+            yield Entry(item["path"].rsplit("/", 1)[-1], False, item["size"])
+
+    def delete_tree(self, folder: str, *, keep: Collection[str] = ()) -> None:
+        """Remove all under ``folder`` but the top names ``keep``."""
+        start = f"{folder}/" if folder else ""
+        with explained_remote(self.location, f"remove {folder or 'the old store'}"):
+            for batch in self._obs.list(self._store, folder or None):
+                paths = [
+                    item["path"]
+                    for item in batch
+                    if item["path"].removeprefix(start).split("/", 1)[0] not in keep
+                ]
+                if paths:
+                    self._obs.delete(self._store, paths)
+
+    def clean_partial(self) -> int:
+        """Return 0: an object is there whole or not at all."""
+        return 0
+
+    def zarr_store(self, *, read_only: bool) -> ZarrStore:
+        """Return zarr's view of the prefix."""
+        return ObjectStore(self._store, read_only=read_only)

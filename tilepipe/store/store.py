@@ -1,0 +1,330 @@
+"""``Store`` and ``Label``: an OME-Zarr image, its labels, and what tilepipe remembers of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilepipe.errors import StoreError
+from tilepipe.spec import LabelClass
+from tilepipe.store.attributes import (
+    LabelFacts,
+    names_in,
+    ome_attributes,
+    ome_of,
+    read_attributes,
+    read_label_facts,
+    read_own,
+    update_attributes,
+    write_attributes,
+)
+from tilepipe.store.files import Files, explained
+from tilepipe.store.journal import JOURNAL, Journal
+from tilepipe.store.layout import (
+    LABEL_DTYPES,
+    LABELS,
+    OWN,
+    Version,
+    check_label_name,
+    create_array,
+    downsampled,
+)
+from tilepipe.store.level import Level
+from tilepipe.store.metadata import Pyramid, image_label, multiscales, read_classes, read_pyramid
+from tilepipe.tiling import Grid, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What a store's root says of its image."""
+
+    version: Version
+    extent: Shape
+    """Level-0 px (y, x)."""
+    channels: int
+    dtype: np.dtype[Any]
+    rgb: bool
+    mpp: tuple[float, float] | None
+    """µm per level-0 px (y, x)."""
+    channel_names: tuple[str, ...]
+    pyramid: Pyramid | None
+    """None: labels only, the pixels are elsewhere."""
+    n_levels: int
+    unit_px: int | None
+    chunk_px: int
+    own: bool
+    """Whether tilepipe wrote it."""
+
+
+class Store:
+    """An OME-Zarr image with its labels; made by ``create_store`` or ``open_store``."""
+
+    def __init__(self, files: Files, facts: ImageFacts, *, writable: bool) -> None:
+        self.files = files
+        self.facts = facts
+        self.writable = writable
+        self.location: str = files.location
+        self.version: Version = facts.version
+        self.extent: Shape = facts.extent
+        self.channels: int = facts.channels
+        self.dtype: np.dtype[Any] = facts.dtype
+        self.rgb: bool = facts.rgb
+        self.mpp: tuple[float, float] | None = facts.mpp
+        self.channel_names: tuple[str, ...] = facts.channel_names
+        self.n_levels: int = facts.n_levels
+        self._levels: dict[int, Level] = {}
+
+    def __repr__(self) -> str:
+        return f"Store({self.location!r}, version={self.version!r}, extent={self.extent})"
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the pixels are here; False for a store of labels only."""
+        return self.facts.pyramid is not None
+
+    @property
+    def own(self) -> bool:
+        """Whether tilepipe wrote it; other programs' stores can take labels all the same."""
+        return self.facts.own
+
+    def image(self, level: int) -> Level:
+        """Return an image level; StoreError if there is none such or the store has labels only."""
+        pyramid = self.facts.pyramid
+        if pyramid is None:
+            raise StoreError(
+                f"{self.location}: holds labels only; the image stayed in its slide, read it there"
+            )
+        if not 0 <= level < self.n_levels:
+            raise StoreError(
+                f"{self.location}: no image level {level}; it has 0 to {self.n_levels - 1}"
+            )
+        if level not in self._levels:
+            self._levels[level] = Level(
+                self.files,
+                pyramid.paths[level],
+                index=level,
+                downsample=pyramid.downsamples[level],
+                axes=pyramid.axes,
+                is_label=False,
+                unit_px=self.facts.unit_px,
+                writable=self.writable and self.own,
+            )
+        return self._levels[level]
+
+    def level_shape(self, level: int) -> Shape:
+        """Return the extent (y, x) of an image level, also where the store has labels only."""
+        if self.has_image:
+            return self.image(level).shape
+        if not 0 <= level < self.n_levels:
+            raise StoreError(f"{self.location}: no level {level} of {self.n_levels}")
+        return downsampled(self.extent, level + 1)[-1]
+
+    def _label_attributes(self) -> dict[str, Any]:
+        return read_attributes(self.files, LABELS, self.version) or {}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels that are there, read anew each time."""
+        listed = names_in(ome_of(self._label_attributes(), self.version).get("labels"))
+        return tuple(name for name in listed if _is_safe(name))
+
+    def label(self, name: str) -> Label:
+        """Return a label; StoreError lists those there are."""
+        if name not in self.labels:
+            known = ", ".join(self.labels) or "none"
+            raise StoreError(f"{self.location}: no label {name!r}; there are: {known}")
+        return Label(self, name)
+
+    def create_label(
+        self,
+        name: str,
+        *,
+        classes: Sequence[LabelClass],
+        level: int = 0,
+        unit_px: int,
+        dtype: str = "uint8",
+        chunk_px: int | None = None,
+        overwrite: bool = False,
+    ) -> Label:
+        """Create the arrays of a label pyramid over image level ``level`` and up.
+
+        Level ``k`` of the label is half the size of level ``k - 1``, rounded up. It is listed among
+        the store's labels only when all of it is there.
+
+        Raises StoreError if the name is taken (``overwrite`` replaces it) or no legal name.
+        """
+        check_label_name(self.location, name)
+        if not self.writable:
+            raise StoreError(f"{self.location}: opened for reading; open it with writable=True")
+        if str(np.dtype(dtype)) not in LABEL_DTYPES:
+            raise StoreError(
+                f"{self.location}: label {name} of {dtype}; use one of {', '.join(LABEL_DTYPES)}"
+            )
+        if unit_px < 1:
+            raise StoreError(f"{self.location}: a write unit of {unit_px} px; use 1 or more")
+        if name in self.labels and not overwrite:
+            raise StoreError(
+                f"{self.location}: label {name} is there already; use --overwrite or another --name"
+            )
+        group = f"{LABELS}/{name}"
+        self.files.check_inside(group)
+        self._forget(name)
+        facts = LabelFacts(state="creating", image_level=level, unit_px=unit_px)
+        self._write_label(group, {OWN: {"store": facts.model_dump(mode="json")}})
+        extents = downsampled(self.level_shape(level), self.n_levels)
+        base = self._downsample(level)
+        with explained(self.location, f"create label {name}"):
+            store = self.files.zarr_store(read_only=False)
+            for index, extent in enumerate(extents):
+                create_array(
+                    store,
+                    f"{group}/{index}",
+                    version=self.version,
+                    axes=("y", "x"),
+                    shape=extent,
+                    dtype=np.dtype(dtype),
+                    unit_px=unit_px,
+                    chunk_px=chunk_px or self.facts.chunk_px,
+                    is_label=True,
+                )
+        parts = {
+            "multiscales": multiscales(
+                self.version,
+                name=name,
+                axes=("y", "x"),
+                downsamples=[base << index for index in range(len(extents))],
+                mpp=self.mpp,
+                method="mode",
+            ),
+            "image-label": image_label(self.version, classes, with_source=self.has_image),
+        }
+        ready = facts.model_copy(update={"state": "ready"}).model_dump(mode="json")
+        self._write_label(group, {**ome_attributes(parts, self.version), OWN: {"store": ready}})
+        self._list_labels([*(other for other in self.labels if other != name), name])
+        return Label(self, name)
+
+    def _downsample(self, level: int) -> int:
+        return self.facts.pyramid.downsamples[level] if self.facts.pyramid else 1 << level
+
+    def _write_label(self, group: str, attributes: dict[str, Any]) -> None:
+        write_attributes(self.files, group, self.version, attributes)
+
+    def _forget(self, name: str) -> None:
+        """Remove a label, finished or not: its records first, so that none outlives its pixels."""
+        self.files.delete_tree(f"{JOURNAL}/{name}")
+        if name in self.labels:
+            self._list_labels([other for other in self.labels if other != name])
+        self.files.delete_tree(f"{LABELS}/{name}")
+
+    def _list_labels(self, names: Sequence[str]) -> None:
+        attributes = self._label_attributes()
+        parts = {**ome_of(attributes, self.version), "labels": list(names)}
+        parts.pop("version", None) if self.version == "0.5" else None
+        merged = {**attributes, **ome_attributes(parts, self.version)}
+        write_attributes(self.files, LABELS, self.version, merged)
+
+    def read_record(self) -> dict[str, Any]:
+        """Return what the job wrote about itself: spec, versions, input fingerprint, …."""
+        own = read_own(read_attributes(self.files, "", self.version) or {})
+        return {key: value for key, value in own.items() if key != "store"}
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Replace the record in one atomic write; ``record`` is JSON without a key ``store``."""
+        _write_record(self, "", record)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The record, read anew."""
+        return self.read_record()
+
+    def journal(self, label: str | None, fingerprint: str) -> Journal:
+        """Return the journal of the image (None) or of a label, for one job's fingerprint."""
+        if label is not None:
+            check_label_name(self.location, label)
+
+        def grid(level: int) -> Grid:
+            return (self.image(level) if label is None else self.label(label).level(level)).grid
+
+        return Journal(self.files, label, fingerprint, grid)
+
+    def clean_partial(self) -> int:
+        """Remove the files that killed writers left unfinished; return how many."""
+        return self.files.clean_partial()
+
+
+class Label:
+    """One label of a store: a pyramid of class ids (y, x)."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.name = name
+        self._store = store
+        self._group = f"{LABELS}/{name}"
+        location = f"{store.location} label {name}"
+        attributes = read_attributes(store.files, self._group, store.version)
+        if attributes is None:
+            raise StoreError(f"{location}: is listed but missing")
+        ome = ome_of(attributes, store.version)
+        self._facts = read_label_facts(store.files, name, attributes)
+        pyramid = read_pyramid(location, ome)
+        if pyramid is None:
+            raise StoreError(f"{location}: has no multiscales metadata")
+        self._pyramid = pyramid
+        self.classes: tuple[LabelClass, ...] = read_classes(ome)
+        self.n_levels: int = len(pyramid.paths)
+        self.image_level: int = self._facts.image_level if self._facts else 0
+        self._levels: dict[int, Level] = {}
+
+    def __repr__(self) -> str:
+        return f"Label({self.name!r}, {self._store!r})"
+
+    def level(self, index: int) -> Level:
+        """Return a level of the label's own pyramid; 0 is finest."""
+        if not 0 <= index < self.n_levels:
+            raise StoreError(
+                f"{self._store.location}: label {self.name} has no level {index}; it has 0 to "
+                f"{self.n_levels - 1}"
+            )
+        if index not in self._levels:
+            base = self._store._downsample(self.image_level) if self._facts else 1
+            self._levels[index] = Level(
+                self._store.files,
+                f"{self._group}/{self._pyramid.paths[index]}",
+                index=index,
+                downsample=base * self._pyramid.downsamples[index],
+                axes=self._pyramid.axes,
+                is_label=True,
+                unit_px=self._facts.unit_px if self._facts else None,
+                writable=self._store.writable and self._facts is not None,
+            )
+        return self._levels[index]
+
+    def read_record(self) -> dict[str, Any]:
+        """Return what the job wrote about this label: plan, model, settings, state, ...."""
+        own = read_own(read_attributes(self._store.files, self._group, self._store.version) or {})
+        return {key: value for key, value in own.items() if key != "store"}
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Replace the record in one atomic write; ``record`` is JSON without a key ``store``."""
+        _write_record(self._store, self._group, record)
+
+
+def _write_record(store: Store, group: str, record: dict[str, Any]) -> None:
+    if not store.writable:
+        raise StoreError(f"{store.location}: opened for reading; open it with writable=True")
+    if "store" in record:
+        raise StoreError(f"{store.location}: a record's key `store` is the store's own")
+    own = read_own(read_attributes(store.files, group, store.version) or {})
+    layout = {"store": own["store"]} if "store" in own else {}
+    update_attributes(store.files, group, store.version, {OWN: {**record, **layout}})
+
+
+def _is_safe(name: str) -> bool:
+    return (
+        0 < len(name) <= 200
+        and not name.startswith(".")
+        and not any(part in ("", ".", "..") for part in name.split("/"))
+        and not {"\\", "\0"} & set(name)
+    )
