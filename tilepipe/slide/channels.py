@@ -20,7 +20,7 @@ def default_channels(count: int, *, rgb: bool) -> tuple[tuple[str, ...], tuple[s
 
 
 def read_channels(
-    series: Any, keyframe: Any, meaning: Meaning, n_planes: int
+    series: Any, number: int, *, meaning: Meaning, n_planes: int
 ) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
     """Names and colours (``RRGGBB``) of all channels; defaults where the file is silent."""
     count = n_planes * meaning.channels
@@ -28,7 +28,7 @@ def read_channels(
     if meaning.rgb or series.kind not in ("ome", "imagej"):
         return names, colors
     try:
-        found = _from_ome(series, keyframe) if series.kind == "ome" else _from_imagej(series)
+        found = _from_ome(series, number) if series.kind == "ome" else _from_imagej(series)
     except (ElementTree.ParseError, ValueError, TypeError, AttributeError, KeyError):
         return names, colors
     if len(found) != count:
@@ -41,10 +41,10 @@ def read_channels(
     )
 
 
-def _from_ome(series: Any, keyframe: Any) -> list[tuple[str | None, str | None]]:
-    root = ElementTree.fromstring(series.parent.ome_metadata or keyframe.description)
+def _from_ome(series: Any, number: int) -> list[tuple[str | None, str | None]]:
+    root = ElementTree.fromstring(series.parent.ome_metadata or series.keyframe.description)
     images = [node for node in root.iter() if node.tag.rsplit("}", 1)[-1] == "Image"]
-    nodes = images[series.index].iter() if series.index < len(images) else iter(())
+    nodes = images[number].iter() if number < len(images) else iter(())
     channels = [node for node in nodes if node.tag.rsplit("}", 1)[-1] == "Channel"]
     return [(node.get("Name"), _ome_color(node.get("Color"))) for node in channels]
 

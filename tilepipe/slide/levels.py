@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,18 +36,25 @@ class Plane:
     counts: NDArray[np.int64]
 
 
-def choose_series(path: str, tiff: Any, notes: list[str]) -> Any:
-    """Return the series that holds the image; the largest where the format says so."""
+def choose_series(path: str, tiff: Any, notes: list[str]) -> tuple[int, Any]:
+    """Return number and series of the image: the first, or the largest where formats differ."""
     series = list(tiff.series)
     if not series:
         raise SlideError(f"{path}: holds no image")
-    chosen = series[0]
-    if chosen.kind == "scn":
+    number = 0
+    if series[0].kind == "scn":
         # Leica puts the macro photograph first.
-        chosen = max(series, key=lambda each: int(np.prod(each.shape, dtype=object)))
-    if len(series) > 1 and chosen.kind not in _WHOLE_SLIDE:
-        notes.append(f"{len(series)} images in the file; number {chosen.index} is used")
-    return chosen
+        number = max(range(len(series)), key=lambda k: math.prod(series[k].shape))
+    others = [each for k, each in enumerate(series) if k != number and _subfile(each) & 5 == 0]
+    if others and series[number].kind not in _WHOLE_SLIDE:
+        notes.append(f"{len(others) + 1} images in the file; the first one is used")
+    return number, series[number]
+
+
+def _subfile(series: Any) -> int:
+    """NewSubfileType: 1 reduced, 4 mask."""
+    value = series.keyframe.tags.valueof(254, 0)
+    return value if isinstance(value, int) else 0
 
 
 def plane_numbers(path: str, series: Any, notes: list[str]) -> tuple[int, ...]:
@@ -130,23 +138,38 @@ def sides(series: Any) -> Shape:
     return series.shape[series.axes.index("Y")], series.shape[series.axes.index("X")]
 
 
-def true_levels(series: Any, notes: list[str]) -> list[Any]:
-    """Levels that can be the same image smaller: same axes and dtype, same aspect, falling size."""
+def true_levels(tiff: Any, series: Any, notes: list[str]) -> list[Any]:
+    """Levels that can be the same image smaller: same axes and dtype, same aspect, falling size.
+
+    tifffile takes pages of equal ratio for a pyramid and leaves the others out, so overviews of
+    other series are looked at too.
+    """
     full = sides(series)
+    found = list(series.levels[1:])
+    if series.kind in ("generic", "uniform", "shaped"):
+        for other in tiff.series:
+            if other is not series and _subfile(other) & 5 == 1:
+                found += other.levels
+        # Stable: pages of one size stay in the order of the file.
+        found.sort(key=lambda level: -math.prod(level.shape))
     kept = [series]
-    for number, level in enumerate(series.levels[1:], start=1):
+    for level in found:
         reason = _why_not(series, kept[-1], level, full)
         if reason is None:
             kept.append(level)
         else:
-            notes.append(f"level {number} of the file is ignored: {reason}")
+            notes.append(f"an overview is ignored: {reason}")
     return kept
 
 
 def _why_not(base: Any, finer: Any, level: Any, full: Shape) -> str | None:
     if level.axes != base.axes or level.dtype != base.dtype:
         return f"its axes or dtype are not those of level 0 ({level.axes}, {level.dtype})"
+    if "Y" not in level.axes or "X" not in level.axes:
+        return "it is not an image"
     y, x = sides(level)
+    if min(y, x) < 1:
+        return "it is empty"
     fine_y, fine_x = sides(finer)
     if y > fine_y or x > fine_x or y * x >= fine_y * fine_x:
         return f"its size {y} x {x} px is not smaller than that of the level before"

@@ -31,8 +31,8 @@ def um_per(unit: str) -> float | None:
     return _UM_PER_OME_UNIT.get(unit)
 
 
-def read_mpp(kind: str, keyframe: Any, series: Any) -> PixelSize:
-    """Pixel size of level 0 of a TIFF; never raises on what the tags hold."""
+def read_mpp(series: Any, number: int) -> PixelSize:
+    """Pixel size of series ``number`` of a TIFF; never raises on what the tags hold."""
     readers = {
         "svs": _from_svs,
         "ndpi": _from_ndpi,
@@ -41,10 +41,10 @@ def read_mpp(kind: str, keyframe: Any, series: Any) -> PixelSize:
         "philips": _from_philips,
         "imagej": _from_imagej,
     }
-    reader = readers.get(kind)
+    reader = readers.get(series.kind)
     try:
-        found = reader(keyframe, series) if reader is not None else None
-        return found if found is not None else _from_resolution(keyframe)
+        found = reader(series, number) if reader is not None else None
+        return found if found is not None else _from_resolution(series.keyframe)
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, OverflowError):
         return PixelSize(None, "unknown: the tags that should hold it are damaged")
     except ElementTree.ParseError:
@@ -57,26 +57,26 @@ def _checked(y: float, x: float, source: str) -> PixelSize | None:
     return None
 
 
-def _description(keyframe: Any) -> str:
-    text = keyframe.description
+def _description(series: Any) -> str:
+    text = series.keyframe.description
     return text if isinstance(text, str) else ""
 
 
-def _from_svs(keyframe: Any, _series: Any) -> PixelSize | None:
-    found = re.search(r"MPP\s*=\s*([0-9.eE+-]+)", _description(keyframe))
+def _from_svs(series: Any, _number: int) -> PixelSize | None:
+    found = re.search(r"MPP\s*=\s*([0-9.eE+-]+)", _description(series))
     return _checked(float(found[1]), float(found[1]), "Aperio MPP") if found else None
 
 
-def _from_ndpi(keyframe: Any, _series: Any) -> PixelSize | None:
-    size = _resolution(keyframe)
+def _from_ndpi(series: Any, _number: int) -> PixelSize | None:
+    size = _resolution(series.keyframe)
     return _checked(*size, "NDPI resolution tags") if size else None
 
 
-def _from_ome(keyframe: Any, series: Any) -> PixelSize | None:
-    text = series.parent.ome_metadata or _description(keyframe)
+def _from_ome(series: Any, number: int) -> PixelSize | None:
+    text = series.parent.ome_metadata or _description(series)
     root = ElementTree.fromstring(text)
     images = [node for node in root.iter() if node.tag.rsplit("}", 1)[-1] == "Image"]
-    image = images[series.index] if series.index < len(images) else None
+    image = images[number] if number < len(images) else None
     if image is None:
         return None
     for node in image.iter():
@@ -91,8 +91,8 @@ def _from_ome(keyframe: Any, series: Any) -> PixelSize | None:
     return None
 
 
-def _from_scn(keyframe: Any, series: Any) -> PixelSize | None:
-    root = ElementTree.fromstring(series.parent.scn_metadata or _description(keyframe))
+def _from_scn(series: Any, _number: int) -> PixelSize | None:
+    root = ElementTree.fromstring(series.parent.scn_metadata or _description(series))
     height, width = _sides(series)
     for image in (node for node in root.iter() if node.tag.rsplit("}", 1)[-1] == "image"):
         children = {node.tag.rsplit("}", 1)[-1]: node for node in image}
@@ -106,8 +106,8 @@ def _from_scn(keyframe: Any, series: Any) -> PixelSize | None:
     return None
 
 
-def _from_philips(keyframe: Any, series: Any) -> PixelSize | None:
-    text = series.parent.philips_metadata or _description(keyframe)
+def _from_philips(series: Any, _number: int) -> PixelSize | None:
+    text = series.parent.philips_metadata or _description(series)
     sizes = []
     for node in ElementTree.fromstring(text).iter():
         if node.get("Name") == "DICOM_PIXEL_SPACING" and node.text:
@@ -118,11 +118,11 @@ def _from_philips(keyframe: Any, series: Any) -> PixelSize | None:
     return _checked(*min(sizes), "DICOM_PIXEL_SPACING") if sizes else None
 
 
-def _from_imagej(keyframe: Any, series: Any) -> PixelSize | None:
+def _from_imagej(series: Any, _number: int) -> PixelSize | None:
     meta = series.parent.imagej_metadata or {}
     unit = str(meta.get("unit", "")).encode("latin-1", "replace").decode("unicode_escape")
     scale = _UM_PER_OME_UNIT.get({"micron": "µm", "microns": "µm"}.get(unit, unit))
-    y, x = _px_per_unit(keyframe)
+    y, x = _px_per_unit(series.keyframe)
     if scale is None or y is None or x is None:
         return None
     return _checked(scale / y, scale / x, "ImageJ unit and resolution tags")

@@ -221,6 +221,8 @@ class PagePixels:
                 index,
                 f"decodes to {segment.shape}, not to {(*place.shape, self.samples_each)}",
             )
+        if self.dtype == np.bool_ and segment.dtype == np.uint8:
+            segment = segment.astype(np.bool_)  # CCITT decoders give bytes
         if segment.dtype != self.dtype:
             raise self._error(index, f"decodes to {segment.dtype}, not to {self.dtype}")
         return segment

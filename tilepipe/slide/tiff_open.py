@@ -74,7 +74,7 @@ class _Opener:
 
     def open(self) -> TiffSlide:
         with tifffile.TiffFile(self.path) as tiff:
-            series = choose_series(self.path, tiff, self.notes)
+            number, series = choose_series(self.path, tiff, self.notes)
             if series.kind == "bif":
                 raise SlideError(
                     f"{self.path}: Ventana BIF tiles overlap; install tilepipe[wsi] to read it"
@@ -92,20 +92,20 @@ class _Opener:
                 )
             orientation = self._orientation(keyframe)
             levels = [level0]
-            for number, level in enumerate(true_levels(series, self.notes)[1:], start=1):
+            for level in true_levels(tiff, series, self.notes)[1:]:
                 try:
                     levels.append(self._level(level, len(levels), numbers))
                 except SlideError as error:
                     reason = str(error).removeprefix(f"{self.path}: ")
-                    self.notes.append(f"level {number} of the file is ignored: {reason}")
-            names, colors = read_channels(series, keyframe, meaning, len(numbers))
+                    self.notes.append(f"an overview is ignored: {reason}")
+            names, colors = read_channels(series, number, meaning=meaning, n_planes=len(numbers))
             slide = TiffSlide(
                 self.path,
                 kind=_kind(series.kind, keyframe),
                 levels=tuple(levels),
                 meaning=meaning,
                 orientation=orientation,
-                pixel_size=self._pixel_size(series, keyframe, orientation),
+                pixel_size=self._pixel_size(series, number, orientation),
                 channel_names=names,
                 channel_colors=colors,
                 notes=(*meaning.notes, *self.notes),
@@ -156,10 +156,10 @@ class _Opener:
             self.notes.append(f"turned upright (Orientation {orientation.value})")
         return orientation
 
-    def _pixel_size(self, series: Any, keyframe: Any, orientation: Orientation) -> PixelSize:
+    def _pixel_size(self, series: Any, number: int, orientation: Orientation) -> PixelSize:
         if self.mpp is not None:
             return PixelSize((self.mpp, self.mpp), "given")
-        size = read_mpp(series.kind, keyframe, series)
+        size = read_mpp(series, number)
         if size.mpp is not None and orientation.swaps:
             return PixelSize((size.mpp[1], size.mpp[0]), size.source)
         return size
