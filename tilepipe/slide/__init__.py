@@ -1,6 +1,15 @@
 """slide: open TIFF, OME-Zarr and whole-slide files; levels, pixel size, strict region reads."""
 
 from tilepipe.slide.open import open_slide
+from tilepipe.slide.tissue import TissueMask, tissue_mask
 from tilepipe.slide.types import DamagedTile, LevelInfo, OnDamage, Slide
 
-__all__ = ["DamagedTile", "LevelInfo", "OnDamage", "Slide", "open_slide"]
+__all__ = [
+    "DamagedTile",
+    "LevelInfo",
+    "OnDamage",
+    "Slide",
+    "TissueMask",
+    "open_slide",
+    "tissue_mask",
+]

@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 
 from tilepipe.errors import SlideError
-from tilepipe.slide.tiff_open import open_tiff
+from tilepipe.slide import openslide_input
+from tilepipe.slide.tiff_open import OverlapError, open_tiff
 from tilepipe.slide.types import OnDamage, Slide
+from tilepipe.slide.zarr_input import is_zarr, open_ome_zarr
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _OTHERS = (
@@ -51,10 +53,25 @@ def open_slide(
     name = str(path)
     if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
         raise SlideError(f"{name}: {mpp} µm is not a pixel size")
+    if "://" in name:
+        raise SlideError(f"{name}: slides are read from local disks; copy it first")
+    if Path(name).is_dir():
+        if is_zarr(Path(name)):
+            return open_ome_zarr(name, mpp=mpp, max_pixels=max_pixels)
+        raise SlideError(f"{name}: is a folder without Zarr metadata; want a slide or an OME-Zarr")
     head = _read_head(name)
     if head[:4] in _TIFF:
-        return open_tiff(name, mpp=mpp, max_pixels=max_pixels, on_damage=on_damage)
-    raise SlideError(f"{name}: is {_what(head)}; want a TIFF, SVS, NDPI, SCN or OME-Zarr")
+        try:
+            return open_tiff(name, mpp=mpp, max_pixels=max_pixels, on_damage=on_damage)
+        except OverlapError:
+            if openslide_input.detect(name) is None:
+                raise
+    if openslide_input.detect(name) is not None:
+        return openslide_input.open_with_openslide(name, mpp=mpp, max_pixels=max_pixels)
+    wanted = "a TIFF, SVS, NDPI, SCN or OME-Zarr"
+    if not openslide_input.is_installed():
+        wanted += ", or install tilepipe[wsi] for MRXS and others"
+    raise SlideError(f"{name}: is {_what(head)}; want {wanted}")
 
 
 def _read_head(name: str) -> bytes:

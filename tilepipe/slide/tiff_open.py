@@ -27,6 +27,10 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 logging.getLogger("tifffile").propagate = False
 
 
+class OverlapError(SlideError):
+    """Tiles that overlap: only OpenSlide knows how they lie."""
+
+
 def open_tiff(
     path: str,
     *,
@@ -76,7 +80,7 @@ class _Opener:
         with tifffile.TiffFile(self.path) as tiff:
             number, series = choose_series(self.path, tiff, self.notes)
             if series.kind == "bif":
-                raise SlideError(
+                raise OverlapError(
                     f"{self.path}: Ventana BIF tiles overlap; install tilepipe[wsi] to read it"
                 )
             keyframe = series.keyframe

@@ -1,0 +1,144 @@
+"""``tissue_mask``: where a bright-field slide shows tissue and where bare glass, coarsely.
+
+Conservative on purpose: what is skipped is never segmented, so pale tissue counts as tissue and the
+mask is grown by its own pixel size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import SlideError
+from tilepipe.slide.types import Pixels, Slide
+from tilepipe.tiling import Box, Shape
+
+_WANTED_PX = 1024
+"""Sides of the mask are about this, at most twice."""
+_GLASS_BRIGHT = 0.8
+_GLASS_SATURATION = 0.08
+_GLASS_SHARE = 0.02
+# Otsu splits dark from pale tissue where there is little glass; pale tissue must stay.
+_THRESHOLD_RANGE = (0.04, 0.12)
+_DARK = 0.6
+_BAND_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TissueMask:
+    """Which coarse pixels hold tissue."""
+
+    mask: NDArray[np.bool_]
+    """(y, x)."""
+    downsample: tuple[float, float]
+    """Level-0 px per mask px, (y, x)."""
+    note: str
+
+    def any(self, box: Box) -> bool:
+        """Tell whether a box of level-0 px touches tissue; one mask px around it counts."""
+        down_y, down_x = self.downsample
+        y0, y1 = int(box.y0 / down_y) - 1, int(np.ceil(box.y1 / down_y)) + 1
+        x0, x1 = int(box.x0 / down_x) - 1, int(np.ceil(box.x1 / down_x)) + 1
+        return bool(self.mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)].any())
+
+    @property
+    def share(self) -> float:
+        """Share of the slide that is tissue."""
+        return float(self.mask.mean())
+
+    @classmethod
+    def from_image(cls, path: str | Path, extent: Shape) -> TissueMask:
+        """Read a mask image (any format that Pillow reads; not 0 is tissue) over ``extent`` px.
+
+        SlideError if it cannot be read or its aspect is not that of the slide.
+        """
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("L")) > 0
+        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+            raise SlideError(f"{path}: not a mask image: {error}") from error
+        downsample = (extent[0] / pixels.shape[0], extent[1] / pixels.shape[1])
+        if not 0.9 < downsample[0] / downsample[1] < 1.1:
+            raise SlideError(
+                f"{path}: a mask of {pixels.shape[0]} x {pixels.shape[1]} px (y, x) has another "
+                f"aspect than the slide of {extent[0]} x {extent[1]} px"
+            )
+        return cls(pixels, downsample, f"mask image {Path(path).name}")
+
+
+def tissue_mask(slide: Slide) -> TissueMask | None:
+    """Find tissue on a bright-field slide; None where there is no glass to tell it from.
+
+    Reads the coarsest level of at least 1024 px a side; where there is none, the finest one in
+    bands of bounded memory.
+    """
+    if not slide.rgb or slide.dtype != np.uint8:
+        return None
+    number = max(
+        (k for k, level in enumerate(slide.levels) if max(level.shape) >= _WANTED_PX), default=0
+    )
+    coarse, factor = _coarse(slide, number)
+    value = coarse.max(0).astype(np.float32)
+    saturation = (value - coarse.min(0)) / np.maximum(value, 1.0)
+    value /= 255.0
+    glass = (value > _GLASS_BRIGHT) & (saturation < _GLASS_SATURATION)
+    if glass.mean() < _GLASS_SHARE:
+        return None
+    threshold = float(np.clip(_otsu(saturation), *_THRESHOLD_RANGE))
+    mask = _grown((saturation > threshold) | (value < _DARK))
+    level = slide.levels[number]
+    down_y, down_x = (down * factor for down in level.downsample)
+    note = f"tissue on {mask.mean():.0%} of the slide (saturation above {threshold:.3f})"
+    return TissueMask(mask, (down_y, down_x), note)
+
+
+def _coarse(slide: Slide, number: int) -> tuple[Pixels, int]:
+    """Level ``number`` made smaller by an integer factor (mean), read in bands."""
+    shape = slide.levels[number].shape
+    factor = max(1, max(shape) // _WANTED_PX)
+    rows = max(1, _BAND_BYTES // (3 * shape[1] * factor)) * factor
+    bands = []
+    for box in Box.of_shape(shape).split((rows, shape[1])):
+        bands.append(_block_mean(slide.read(box, level=number), factor))
+    return np.concatenate(bands, axis=1), factor
+
+
+def _block_mean(pixels: Pixels, factor: int) -> Pixels:
+    """Mean of ``factor`` x ``factor`` px; at the far borders of what is there."""
+    if factor == 1:
+        return pixels
+    starts_y = np.arange(0, pixels.shape[1], factor)
+    starts_x = np.arange(0, pixels.shape[2], factor)
+    sums = np.add.reduceat(pixels, starts_y, axis=1, dtype=np.uint32)
+    sums = np.add.reduceat(sums, starts_x, axis=2)
+    high = np.minimum(factor, pixels.shape[1] - starts_y)
+    wide = np.minimum(factor, pixels.shape[2] - starts_x)
+    return (sums / (high[:, None] * wide[None, :])).astype(np.uint8)
+
+
+def _otsu(values: NDArray[np.float32]) -> float:
+    """Threshold that separates two classes best (Otsu 1979), values in 0..1."""
+    counts, edges = np.histogram(values, bins=256, range=(0.0, 1.0))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * centres)
+    valid = (below > 0) & (above > 0)
+    if not valid.any():
+        return 0.0
+    mean_below = sums[valid] / below[valid]
+    mean_above = (sums[-1] - sums[valid]) / above[valid]
+    between = below[valid] * above[valid] * (mean_below - mean_above) ** 2
+    return float(centres[valid][int(np.argmax(between))])
+
+
+def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Grow by one px on each side, corners too."""
+    padded = np.pad(mask, 1)
+    rows = padded[:-2] | padded[1:-1] | padded[2:]
+    return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]

@@ -1,0 +1,222 @@
+"""``OmeZarrSlide``: a foreign OME-Zarr image (0.4 or 0.5) on a local disk, as a Slide."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilepipe.errors import DamageError, SlideError
+from tilepipe.slide.channels import default_channels
+from tilepipe.slide.mpp import PixelSize, um_per
+from tilepipe.slide.pixels import exact_dtype
+from tilepipe.slide.types import DamagedTile, LevelInfo, Pixels, check_read, check_size
+from tilepipe.tiling import Box
+
+_N_SAMPLED = 64
+_SAMPLE_BYTES = 64 << 10
+
+
+def is_zarr(folder: Path) -> bool:
+    """Tell whether a folder has the metadata of a zarr group or array."""
+    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray"))
+
+
+def open_ome_zarr(path: str, *, mpp: float | None, max_pixels: int) -> OmeZarrSlide:
+    """Open the image of an OME-Zarr folder; SlideError says what is missing or damaged."""
+    try:
+        return OmeZarrSlide(path, mpp=mpp, max_pixels=max_pixels)
+    except SlideError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SlideError(f"{path}: the OME-Zarr metadata is damaged: {said}") from error
+
+
+class OmeZarrSlide:
+    """The first multiscales image of a group; axes (c, y, x), any t and z of length 1."""
+
+    format = "ome-zarr"
+
+    def __init__(self, path: str, *, mpp: float | None, max_pixels: int) -> None:
+        import zarr  # heavy: only for Zarr inputs
+
+        self.path = path
+        group = zarr.open_group(path, mode="r")
+        attributes = dict(group.attrs)
+        found = attributes.get("ome", attributes)
+        ome: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+        multiscales = ome.get("multiscales")
+        if not multiscales:
+            raise SlideError(f"{path}: a Zarr group without OME multiscales; want an image")
+        image = multiscales[0]
+        self._axes = _axis_names(path, image)
+        sets = image["datasets"]
+        arrays = [group[entry["path"]] for entry in sets]
+        if any(
+            not isinstance(array, zarr.Array) or array.ndim != len(self._axes) for array in arrays
+        ):
+            raise SlideError(f"{path}: levels that are not arrays of axes {self._axes}")
+        self._y, self._x = self._axes.index("y"), self._axes.index("x")
+        self._c = self._axes.index("c") if "c" in self._axes else None
+        first: Any = arrays[0]
+        check_size(path, (first.shape[self._y], first.shape[self._x]), max_pixels)
+        for axis, size in zip(self._axes, first.shape, strict=True):
+            if axis not in "cyx" and size != 1:
+                raise SlideError(
+                    f"{path}: {size} planes along {axis} (shape {first.shape}); "
+                    "write the plane to be segmented to an image of its own"
+                )
+        notes: list[str] = []
+        self.dtype = exact_dtype(path, first.dtype, first.dtype.itemsize * 8, notes)
+        self.channels = 1 if self._c is None else int(first.shape[self._c])
+        self._arrays = self._true_levels(arrays, notes)
+        self.notes = tuple(notes)
+        self.levels = tuple(self._level_info(array) for array in self._arrays)
+        self.channel_names, self.channel_colors, self.rgb = _read_omero(
+            ome.get("omero"), self.channels, self.dtype
+        )
+        size = (
+            PixelSize((mpp, mpp), "given") if mpp is not None else self._pixel_size(image, sets[0])
+        )
+        self.mpp, self.mpp_source = size.mpp, size.source
+        self.damage: list[DamagedTile] = []
+
+    def _true_levels(self, arrays: Sequence[Any], notes: list[str]) -> tuple[Any, ...]:
+        kept = [arrays[0]]
+        for array in arrays[1:]:
+            y, x = array.shape[self._y], array.shape[self._x]
+            finer = kept[-1].shape
+            channels = 1 if self._c is None else array.shape[self._c]
+            smaller = 0 < y <= finer[self._y] and 0 < x <= finer[self._x]
+            if smaller and channels == self.channels and array.dtype == arrays[0].dtype:
+                kept.append(array)
+            else:
+                notes.append(f"level {array.path} is ignored: it is not the image made smaller")
+        return tuple(kept)
+
+    def _level_info(self, array: Any) -> LevelInfo:
+        full = self._arrays[0].shape
+        y, x = int(array.shape[self._y]), int(array.shape[self._x])
+        tile = array.shards or array.chunks
+        return LevelInfo(
+            shape=(y, x),
+            downsample=(full[self._y] / y, full[self._x] / x),
+            tile=(int(tile[self._y]), int(tile[self._x])),
+            compression="zarr",
+        )
+
+    def _pixel_size(self, image: Mapping[str, Any], dataset: Mapping[str, Any]) -> PixelSize:
+        scale = [1.0] * len(self._axes)
+        steps = [
+            *dataset.get("coordinateTransformations", ()),
+            *image.get("coordinateTransformations", ()),
+        ]
+        for step in steps:
+            if step.get("type") == "scale":
+                scale = [a * float(b) for a, b in zip(scale, step["scale"], strict=True)]
+        sides = []
+        for index in (self._y, self._x):
+            axis = image.get("axes", [])[index] if image.get("axes") else {}
+            per = um_per(str(axis.get("unit"))) if isinstance(axis, Mapping) else None
+            size = scale[index] * per if per is not None else math.nan
+            sides.append(size)
+        if all(math.isfinite(size) and size > 0 for size in sides):
+            return PixelSize((sides[0], sides[1]), "OME-Zarr scale")
+        return PixelSize(None, "unknown: the OME-Zarr axes have no length unit; pass --slide-mpp")
+
+    def read(self, box: Box, *, level: int = 0) -> Pixels:
+        """Pixels (c, y, x) of ``box``, level px; DamageError where a chunk cannot be decoded."""
+        check_read(self, box, level)
+        index: list[slice | int] = [0] * len(self._axes)
+        index[self._y], index[self._x] = box.slices
+        if self._c is not None:
+            index[self._c] = slice(None)
+        try:
+            pixels = np.asarray(self._arrays[level][tuple(index)])
+        except Exception as error:
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DamageError(
+                f"{self.path}: level {level}, {box}: cannot be decoded: {said}; copy it again"
+            ) from error
+        kept = [axis for axis in self._axes if axis in "cyx"]
+        order = [kept.index(axis) for axis in "cyx" if axis in kept]
+        pixels = pixels.transpose(order)
+        if self._c is None:
+            pixels = pixels[np.newaxis]
+        return np.ascontiguousarray(pixels.astype(self.dtype, copy=False))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Hash level 0: its metadata and up to 64 evenly spaced chunk files, names and content."""
+        folder = Path(self.path) / self._arrays[0].path
+        digest = hashlib.sha256()
+        size = 0
+        try:
+            files = sorted(
+                str(Path(base, name).relative_to(folder))
+                for base, _, names in os.walk(folder)
+                for name in names
+            )
+            step = max(1, math.ceil(len(files) / _N_SAMPLED))
+            for name in files:
+                size += (folder / name).stat().st_size
+            for name in [*files[::step], *(n for n in files if n in ("zarr.json", ".zarray"))]:
+                digest.update(name.encode())
+                with (folder / name).open("rb") as file:
+                    digest.update(file.read(_SAMPLE_BYTES))
+        except OSError as error:
+            raise SlideError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        return {
+            "size": size,
+            "n_files": len(files),
+            "sha256": digest.hexdigest(),
+            "shape": [self.channels, *self.levels[0].shape],
+            "dtype": str(self.dtype),
+        }
+
+    def close(self) -> None:
+        """Nothing is held open between reads."""
+
+
+def _axis_names(path: str, image: Mapping[str, Any]) -> tuple[str, ...]:
+    axes = image.get("axes")
+    if not axes:
+        return ("t", "c", "z", "y", "x")  # OME-Zarr up to 0.2
+    names = tuple(str(axis["name"] if isinstance(axis, Mapping) else axis) for axis in axes)
+    if "y" not in names or "x" not in names or len(set(names)) != len(names):
+        raise SlideError(f"{path}: axes {names}; want y and x, and c if there are channels")
+    return names
+
+
+def _read_omero(
+    omero: Any, count: int, dtype: np.dtype[Any]
+) -> tuple[tuple[str, ...], tuple[str | None, ...], bool]:
+    """Names, colours and whether the channels are red, green and blue."""
+    entries = omero.get("channels") if isinstance(omero, Mapping) else None
+    colors: tuple[str | None, ...] = (None,) * count
+    if isinstance(entries, list) and len(entries) == count:
+        colors = tuple(_hex(entry.get("color")) for entry in entries)
+    rgb = colors == ("FF0000", "00FF00", "0000FF") or (
+        count == 3 and dtype == np.uint8 and colors == (None,) * 3
+    )
+    names, default_colors = default_channels(count, rgb=rgb)
+    if isinstance(entries, list) and len(entries) == count:
+        names = tuple(
+            str(entry.get("label") or name) for entry, name in zip(entries, names, strict=True)
+        )
+    return (
+        names,
+        tuple(color or other for color, other in zip(colors, default_colors, strict=True)),
+        rgb,
+    )
+
+
+def _hex(color: Any) -> str | None:
+    text = str(color or "").lstrip("#").upper()
+    valid = len(text) == 6 and all(letter in "0123456789ABCDEF" for letter in text)
+    return text if valid else None
