@@ -1,6 +1,6 @@
 """OME-Zarr stores: layout, metadata, whole-shard writing, the journal, pyramid reduction."""
 
-from tilepipe.store.create import create_store
+from tilepipe.store.create import create_store, what_is_at
 from tilepipe.store.files import Files, LocalFiles, open_files
 from tilepipe.store.journal import Journal, Record
 from tilepipe.store.level import Level, checksum_of
@@ -22,4 +22,5 @@ __all__ = [
     "open_store",
     "reduce_image",
     "reduce_label",
+    "what_is_at",
 ]

@@ -1,0 +1,182 @@
+"""What a run shows: a live display on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tilepipe.pipeline.events import Event, Finished, Note, Opened, Progress, Warned
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+PLAIN_EVERY_S = 5.0
+
+
+def duration(seconds: float | None) -> str:
+    """Return ``4 s``, ``3:05`` or ``2:10:00``."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(count: float) -> str:
+    """Return a byte count in the unit that reads best."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+class Console:
+    """Listens to a run and draws it on stderr; a context manager."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._live: Live | None = None
+        self._last: dict[str, Progress] = {}
+        self._plain_s = 0.0
+
+    def __enter__(self) -> Console:
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console as RichConsole
+            from rich.live import Live
+
+            self._live = Live(
+                console=RichConsole(stderr=True), refresh_per_second=6, transient=True
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, Warned):
+            self._say(f"Warning: {event.slide}: {event.text}", always=True)
+        elif self._quiet:
+            return
+        elif isinstance(event, Note):
+            self._say(f"{event.slide}: {event.text}")
+        elif isinstance(event, Opened):
+            resumed = event.plan.get("resumed", 0)
+            more = f", {resumed} units found done" if resumed else ""
+            self._say(f"{event.slide} -> {event.output}{more}")
+        elif isinstance(event, Progress):
+            self._progress(event)
+        elif isinstance(event, Finished):
+            self._last.pop(event.slide, None)
+
+    def _say(self, text: str, *, always: bool = False) -> None:
+        if self._quiet and not always:
+            return
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            click.echo(text, err=True)
+
+    def _progress(self, event: Progress) -> None:
+        self._last[event.slide] = event
+        if self._live is not None:
+            self._live.update(self._table())
+            return
+        now_s = time.monotonic()
+        if now_s - self._plain_s >= PLAIN_EVERY_S:
+            self._plain_s = now_s
+            click.echo(plain_line(event), err=True)
+
+    def _table(self) -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 1))
+        for slide, event in list(self._last.items())[:4]:
+            table.add_row(
+                slide[-48:],
+                "",
+                f"{event.mpix_per_s:.2f} MPix/s  left {duration(event.left_s)}  "
+                f"elapsed {duration(event.elapsed_s)}  workers {event.workers}"
+                + (f"  [red]failed {event.failed}[/red]" if event.failed else ""),
+            )
+            for stage in event.stages:
+                bar = ProgressBar(total=max(1, stage.total), completed=stage.done, width=30)
+                table.add_row(f"  {stage.name}", bar, f"{stage.done}/{stage.total} units")
+        return table
+
+
+def plain_line(event: Progress) -> str:
+    """Return one line that says where a job stands."""
+    stages = ", ".join(f"{stage.name} {stage.done}/{stage.total}" for stage in event.stages)
+    failed = f", {event.failed} failed" if event.failed else ""
+    return (
+        f"{event.slide}: {stages} units{failed}; {event.mpix_per_s:.2f} MPix/s, "
+        f"{duration(event.left_s)} left"
+    )
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """Return the closing lines of a run: what, where, how quick, what is in it, what next."""
+    height, width = summary["extent"]
+    if summary["state"] == "done" and not summary["px"]:
+        return (
+            f"done: {summary['output']} was complete already ({width} x {height} px)\n"
+            f"  next: tilepipe view {summary['output']}"
+        )
+    lines = [
+        f"{summary['state']}: {summary['output']}  ({width} x {height} px, "
+        f"{summary['px'] / 1e6:.1f} MPix in {duration(summary['elapsed_s'])}, "
+        f"{summary['mpix_per_s']:.2f} MPix/s)"
+    ]
+    fractions = summary.get("class_fractions")
+    if fractions:
+        shown = sorted(fractions.items(), key=lambda entry: -entry[1])[:8]
+        lines.append("  " + ", ".join(f"{name} {share:.2%}" for name, share in shown))
+    if summary.get("tiles_skipped"):
+        skipped, tiles = summary["tiles_skipped"], summary["tiles"]
+        lines.append(f"  {skipped} of {tiles + skipped} tiles hold no tissue and were skipped")
+    if summary.get("damaged_tiles"):
+        lines.append(f"  {summary['damaged_tiles']} damaged tiles of the slide were filled")
+    if summary.get("out_of_memory_events"):
+        lines.append(
+            f"  the device ran out of memory {summary['out_of_memory_events']} times; "
+            "smaller batches and tiles went through"
+        )
+    lines.append(f"  next: tilepipe view {summary['output']}")
+    return "\n".join(lines)
+
+
+def bill_text(entry: dict[str, Any]) -> str:
+    """Return the bill as people read it."""
+    plan = entry["plan"]
+    height, width = entry["extent"]
+    settings = entry["settings"]
+    lines = [
+        f"{entry['slide']} -> {entry['output']}, label {entry['label']}",
+        f"  level {entry['level']}: {width} x {height} px in {entry['units']} units of "
+        f"{plan['unit_px']} px, {entry['tiles']} tiles",
+        f"  tiles: {plan['mode']}, {plan['input_px']} px read, {plan['core_px']} px written, "
+        f"halo {plan['halo_px']} px (overhead {entry['halo_overhead']:.2f})",
+        f"  device: {settings['device']}, {settings['precision']}, {settings['backend']}, "
+        f"batch {settings['batch']}",
+        f"  about {size(entry['ram_bytes'])} of memory, {size(entry['disk_bytes'])} on disk, "
+        f"{duration(entry['seconds'])}",
+    ]
+    return "\n".join([*lines, *(f"  {note}" for note in entry["notes"])])

@@ -1,0 +1,341 @@
+"""``tilepipe run``: slides to OME-Zarr mask pyramids."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tilepipe.cli import options
+from tilepipe.errors import SpecError, TilepipeError
+from tilepipe.spec import JobSpec
+
+if TYPE_CHECKING:
+    from tilepipe.pipeline.run import Request, RunResult
+
+
+@click.command("run")
+@click.argument("slides", nargs=-1, metavar="SLIDE...")
+@click.option("-o", "--output", help="The store; with several slides a folder, one store each.")
+@click.option(
+    "--manifest",
+    type=click.Path(dir_okay=False),
+    help="CSV with columns slide, output, mpp, label, instead of SLIDE... .",
+)
+@click.option("--model", help="Network by name (see `tilepipe models`) or weights file.")
+@click.option("--weights", help="Safetensors file, or random:SEED; default the bundled weights.")
+@click.option("--classes", type=int, help="Classes, for random weights.")
+@click.option("--base", type=int, help="Channels of the first level, for random weights.")
+@click.option(
+    "--option",
+    "option_pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Further argument of the architecture, for random weights.",
+)
+@click.option("--name", help="Label name in the store; default the model's.")
+@click.option("--level", type=int, help="Pyramid level to segment; 0 is the finest.")
+@click.option("--mpp", type=float, help="Segment the level of this µm/px (within 10 %).")
+@click.option("--slide-mpp", type=float, help="µm/px of the slide, when its tags do not say.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]))
+@click.option("--backend", type=click.Choice(["auto", "torch", "openvino"]))
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Share of pixels that reduced precision may flip (default 0.001).",
+)
+@click.option("--tune/--no-tune", default=None, help="Measure the best tile on this device.")
+@click.option("--tile", metavar="auto|PX", help="Input side of a tile; 572 is the U-Net paper's.")
+@click.option("--batch", metavar="auto|N", help="Tiles per forward.")
+@click.option("--halo", type=int, help="Px read around a tile's core; never less than the context.")
+@click.option(
+    "--exact", is_flag=True, default=None, help="Full context where one exists, whatever it costs."
+)
+@click.option(
+    "--cgm",
+    type=click.Choice(["off", "tile", "slide"]),
+    help="Classification gate of UNet 3+: off, per tile, or over the whole slide.",
+)
+@click.option("--unit", type=int, help="Side of a write unit (a shard), px.")
+@click.option("--workers", type=int, help="Worker processes on this machine.")
+@click.option("--gpus", metavar="all|0,1", help="One worker process per GPU.")
+@click.option("--scheduler", help="local, tcp://HOST:PORT, tls://HOST:PORT or a scheduler file.")
+@click.option(
+    "--part", metavar="I/N", help="Do share I of N alone; `tilepipe finish` does the rest."
+)
+@click.option("--retries", type=int, help="Times a failing unit is tried again (default 3).")
+@click.option("--ome-zarr", type=click.Choice(["0.5", "0.4"]), help="Version of the output.")
+@click.option(
+    "--on-damage",
+    type=click.Choice(["error", "fill"]),
+    help="A damaged tile of the slide: an error, or filled and counted.",
+)
+@click.option("--max-pixels", type=int, help="Largest declared size believed (default 2^40).")
+@click.option("--tissue", metavar="auto|off|MASK", help="Skip empty glass.")
+@click.option(
+    "--in-place",
+    is_flag=True,
+    default=None,
+    help="Segment straight from the TIFF; the store then holds labels only.",
+)
+@click.option(
+    "--instances",
+    is_flag=True,
+    default=None,
+    help="Also write connected objects as an int32 label.",
+)
+@click.option(
+    "--job", type=click.Path(dir_okay=False), help="TOML file with any of these; flags win."
+)
+@click.option("--overwrite", is_flag=True, default=None, help="Make the output anew.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and its bill; write nothing.")
+@click.option("--trace", type=click.Path(dir_okay=False), help="Write a timeline for Perfetto.")
+@options.json_option
+@options.quiet_option
+@options.debug_option
+def command(
+    slides: tuple[str, ...],
+    output: str | None,
+    manifest: str | None,
+    option_pairs: tuple[str, ...],
+    job: str | None,
+    dry_run: bool,
+    trace: str | None,
+    as_json: bool,
+    quiet: bool,
+    **flags: Any,
+) -> None:
+    """Segment SLIDE... into OME-Zarr: the image, its pyramid, and a mask pyramid beside it.
+
+    The mask is that of the whole image run at once, whatever the tile, batch or workers. A run
+    that was stopped, however it was stopped, goes on when the same command is given again.
+    SLIDE may be an OME-Zarr: its mask is then added to it and nothing is copied.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    for key in ("tile", "batch"):
+        if given.get(key) == "auto":
+            del given[key]
+        elif key in given:
+            given[key] = _number(key, given[key])
+    if option_pairs:
+        given["options"] = _pairs(option_pairs)
+    spec = JobSpec.from_toml(Path(job), **given) if job else JobSpec.checked(given, source="run")
+    requests = _requests(slides, output, manifest, spec)
+    if dry_run:
+        _bill(requests, as_json=as_json)
+        return
+    several = manifest is not None or len(requests) > 1
+    status = Path(output or ".") / "status.csv" if several else None
+    results = _run(requests, status, Path(trace) if trace else None, quiet=quiet or as_json)
+    _tell(results, several=several, status=status, as_json=as_json, quiet=quiet)
+
+
+def _number(key: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise click.UsageError(f"--{key}: 'auto' or a number, not {text!r}") from None
+
+
+def _pairs(pairs: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise click.UsageError(f"--option {pair}: give KEY=VALUE")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def _requests(
+    slides: tuple[str, ...], output: str | None, manifest: str | None, spec: JobSpec
+) -> list[Request]:
+    """One request a slide; SpecError where outputs would collide."""
+    from tilepipe.pipeline.prepare import default_output
+    from tilepipe.pipeline.run import Request
+
+    if manifest is not None:
+        if slides:
+            raise click.UsageError("give SLIDE... or --manifest, not both")
+        return _from_manifest(Path(manifest), output, spec)
+    found: list[str] = []
+    for slide in slides:
+        # A pattern that the shell left alone (quoted, or on a system whose shell never expands).
+        matches = sorted(glob.glob(slide)) if any(c in slide for c in "*?") else []  # noqa: PTH207
+        found += matches or [slide]
+    if not found:
+        raise click.UsageError("which slide? tilepipe run SLIDE -o OUT.zarr")
+    if len(found) == 1:
+        return [Request(found[0], output, spec)]
+    folder = Path(output or ".")
+    requests = [Request(s, _join(output, folder, default_output(s)), spec) for s in found]
+    _distinct(requests)
+    return requests
+
+
+def _join(output: str | None, folder: Path, name: str) -> str:
+    if output is not None and "://" in output:
+        return f"{output.rstrip('/')}/{name}"
+    return str(folder / name)
+
+
+def _distinct(requests: list[Request]) -> None:
+    seen: dict[str, str] = {}
+    for request in requests:
+        key = str(request.output)
+        if key in seen:
+            raise SpecError(
+                f"{seen[key]} and {request.slide} would both be written to {key}; "
+                "name the outputs in a --manifest"
+            )
+        seen[key] = request.slide
+
+
+def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Request]:
+    from tilepipe.pipeline.prepare import default_output
+    from tilepipe.pipeline.run import Request
+
+    folder = Path(output or ".")
+    requests = []
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SpecError(f"{path}: not a manifest that can be read: {error}") from error
+    for number, row in enumerate(rows, start=2):
+        slide = (row.get("slide") or "").strip()
+        if not slide:
+            raise SpecError(f"{path}: line {number}: no slide; the columns are slide, output, "
+                            "mpp, label")  # fmt: skip
+        changes: dict[str, Any] = {}
+        if (row.get("mpp") or "").strip():
+            try:
+                changes["slide_mpp"] = float(str(row["mpp"]))
+            except ValueError:
+                raise SpecError(f"{path}: line {number}: mpp {row['mpp']!r} is no number") from None
+        if (row.get("label") or "").strip():
+            changes["name"] = str(row["label"]).strip()
+        name = (row.get("output") or "").strip() or default_output(slide)
+        if "://" not in name:
+            target = Path(name)
+            inside = (folder / target).resolve()
+            if target.is_absolute() or not inside.is_relative_to(folder.resolve()):
+                raise SpecError(
+                    f"{path}: line {number}: output {name!r} leaves the output folder {folder}"
+                )
+            name = _join(output, folder, name)
+        if not Path(slide).is_absolute() and "://" not in slide:
+            slide = str(path.parent / slide)
+        requests.append(Request(slide, name, spec.replace(**changes) if changes else spec))
+    if not requests:
+        raise SpecError(f"{path}: lists no slide")
+    _distinct(requests)
+    return requests
+
+
+def _bill(requests: list[Request], *, as_json: bool) -> None:
+    from tilepipe.cli.console import bill_text
+    from tilepipe.pipeline.bill import bill
+
+    bills = [bill(request) for request in requests]
+    if as_json:
+        click.echo(json.dumps(bills[0] if len(bills) == 1 else bills))
+        return
+    for entry in bills:
+        click.echo(bill_text(entry))
+
+
+def _run(
+    requests: list[Request], status: Path | None, trace: Path | None, *, quiet: bool
+) -> list[RunResult]:
+    import os
+
+    from tilepipe.cli.console import Console
+    from tilepipe.pipeline.run import run_many
+
+    known: list[RunResult] = []
+
+    def keep(result: RunResult) -> None:
+        known.append(result)
+        if status is not None:
+            write_status(status, requests, known)
+
+    console = Console(quiet=quiet)
+    try:
+        with console:
+            return run_many(requests, trace=trace, on_event=console, on_result=keep)
+    except KeyboardInterrupt:
+        click.echo(
+            "Interrupted. What was written is kept; the same command goes on from there.", err=True
+        )
+        # A forward in a thread cannot be stopped; nothing half-written can be left behind.
+        os._exit(130)
+
+
+def write_status(path: Path, requests: list[Request], results: list[RunResult]) -> None:
+    """Write ``status.csv``: a row a slide, whole or not at all."""
+    by_slide = {(result.slide, result.output): result for result in results}
+    temporary = path.with_suffix(".csv.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["slide", "output", "state", "reason", "units", "seconds"])
+            for request in requests:
+                result = by_slide.get((request.slide, str(request.output)))
+                if result is None:
+                    writer.writerow([request.slide, request.output, "waiting", "", "", ""])
+                    continue
+                units = sum(row["done"] for row in result.summary.get("units", {}).values())
+                seconds = result.summary.get("elapsed_s")
+                writer.writerow([
+                    request.slide, request.output,
+                    "done" if result.ok else "failed",
+                    result.reason, units or "", f"{seconds:.2f}" if seconds else "",
+                ])  # fmt: skip
+        temporary.replace(path)
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _tell(
+    results: list[RunResult], *, several: bool, status: Path | None, as_json: bool, quiet: bool
+) -> None:
+    from tilepipe.cli.console import summary_text
+    from tilepipe.pipeline.run import failure
+
+    if as_json:
+        facts = [
+            {**result.summary, "slide": result.slide, "output": result.output,
+             "state": result.state, "reason": result.reason}
+            for result in results
+        ]  # fmt: skip
+        click.echo(json.dumps(facts if several else facts[0]))
+    elif not quiet:
+        for result in results:
+            if result.ok:
+                click.echo(summary_text(result.summary))
+    broken = [result for result in results if not result.ok]
+    if not broken:
+        return
+    if not several:
+        error: TilepipeError = failure(broken[0])
+        if as_json:
+            click.echo(f"Error: {error}", err=True)
+            raise SystemExit(1)
+        raise error
+    for result in broken:
+        click.echo(f"Error: {failure(result)}", err=True)
+    click.echo(
+        f"{len(broken)} of {len(results)} slides failed; the reasons stand in {status}, and the "
+        "same command tries them again",
+        err=True,
+    )
+    raise SystemExit(1)

@@ -1,0 +1,87 @@
+"""``--dry-run``: what a job will take, before anything is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tilepipe.pipeline.events import Event, Note, Warned
+from tilepipe.pipeline.output import unit_for
+from tilepipe.pipeline.prepare import choose, open_source
+from tilepipe.pipeline.run import Request
+from tilepipe.schedule.cluster import THREADS_PER_WORKER
+
+
+def bill(request: Request) -> dict[str, Any]:
+    """Plan a job and forecast its memory, disk and time; nothing is written.
+
+    ``ram_bytes`` is the peak of all processes, ``disk_bytes`` of the finished store. Both are
+    forecasts: compression is measured on samples of this very slide.
+    """
+    notes: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Note | Warned):
+            notes.append(event.text)
+
+    spec = request.spec
+    source = open_source(request.slide, request.output, spec)
+    chosen = choose(source, spec, listen)
+    from tilepipe.infer import estimate_memory, estimate_seconds
+
+    extents = source.extents
+    plan = chosen.settings.plan
+    unit_px = plan.unit_px
+    copied = source.store is None and not spec.in_place
+    workers = spec.workers or 1
+    itemsize = source.dtype.itemsize
+    unit_bytes = source.channels * min(unit_px, max(extents[0])) ** 2 * itemsize
+    # A lane holds a unit as read and as written; the network's own share is measured.
+    lanes = min(THREADS_PER_WORKER, len(plan.grid)) if plan is not None else THREADS_PER_WORKER
+    network = estimate_memory(chosen.model, chosen.settings, dtype=source.dtype)
+    ram = workers * (network + lanes * 2 * unit_bytes) + 330_000_000 * (1 + (workers > 1))
+    ratio = _compressed_share(source) if copied else 0.0
+    pyramid_px = sum(height * width for height, width in extents)
+    mask_px = sum(height * width for height, width in extents[chosen.level :])
+    disk = round(pyramid_px * source.channels * itemsize * ratio + mask_px * 0.02)
+    height, width = extents[chosen.level]
+    return {
+        "slide": source.name,
+        "output": source.output,
+        "label": chosen.name,
+        "level": chosen.level,
+        "extent": [height, width],
+        "plan": plan.to_json(),
+        "settings": {k: v for k, v in chosen.settings.to_json().items() if k != "plan"},
+        "units": len(plan.grid),
+        "tiles": sum(plan.n_tiles(unit.box) for unit in plan.grid),
+        "halo_overhead": round(plan.halo_overhead, 4),
+        "unit_px": unit_px if source.store is not None else unit_for(source.slide, spec.unit)
+        if source.slide is not None else unit_px,
+        "ram_bytes": int(ram),
+        "disk_bytes": int(disk),
+        "seconds": round(estimate_seconds(chosen.model, chosen.settings, dtype=source.dtype)
+                         * sum(plan.n_tiles(unit.box) for unit in plan.grid) / workers, 1),
+        "notes": notes,
+    }  # fmt: skip
+
+
+def _compressed_share(source: Any) -> float:
+    """Share of its raw size that this slide's image takes, from up to nine sampled places."""
+    import numpy as np
+    from numcodecs import Blosc
+
+    from tilepipe.tiling import Box
+
+    slide = source.slide
+    height, width = slide.levels[0].shape
+    side = 512
+    codec = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
+    raw = packed = 0
+    for row in range(3):
+        for column in range(3):
+            y0 = max(0, min(height - side, (2 * row + 1) * height // 6 - side // 2))
+            x0 = max(0, min(width - side, (2 * column + 1) * width // 6 - side // 2))
+            pixels = slide.read(Box(y0, x0, min(height, y0 + side), min(width, x0 + side)))
+            raw += pixels.nbytes
+            packed += len(codec.encode(np.ascontiguousarray(pixels)))
+    return packed / max(1, raw)

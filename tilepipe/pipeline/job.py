@@ -1,0 +1,44 @@
+"""``Ticket``: all that a worker needs to know of a job, as plain values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+INGEST, REDUCE, GATE, SEGMENT, LABEL_REDUCE = (
+    "ingest",
+    "reduce",
+    "gate",
+    "segment",
+    "label-reduce",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A job as it travels to workers: a few kB, pickled with every task."""
+
+    slide: str | None
+    """Path of the slide; None when the store itself is the input."""
+    output: str
+    """Location of the store."""
+    stages: tuple[tuple[str, int], ...]
+    """(stage, level) by stage number."""
+    image_fingerprint: str
+    label_fingerprint: str
+    label: str | None
+    level: int
+    """Image level that is segmented."""
+    spec: dict[str, Any]
+    settings: dict[str, Any]
+    in_channels: int
+    threads: int = 3
+    trace: bool = False
+
+
+def fingerprint(**facts: Any) -> str:
+    """Return 32 hex digits that change when any fact does."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

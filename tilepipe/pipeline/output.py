@@ -1,0 +1,185 @@
+"""The output of a job: created, taken up again, or refused with the reason and the ways out."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tilepipe.errors import MismatchError, StoreError
+from tilepipe.pipeline.job import fingerprint
+from tilepipe.slide import Slide
+from tilepipe.spec import JobSpec
+from tilepipe.store import Store, create_store, open_files, open_store, what_is_at
+from tilepipe.tiling import round_up
+
+DEFAULT_UNIT_PX = 2048
+"""A shard of 2048² RGB px is 12 MB before compression: quick to write whole, cheap to redo."""
+
+
+def is_remote(location: str) -> bool:
+    """Tell whether a location is a URL."""
+    return "://" in location
+
+
+@contextmanager
+def exclusive(location: str, what: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold an output for this process; StoreError if another tilepipe here has it.
+
+    ``wait`` waits for the other one instead (parts that start together). The lock is the
+    kernel's: it is gone with the process, however it ends. It holds on this machine alone; two
+    machines that run one job into one store do the same work twice, to the same bytes.
+    """
+    handle = _lock_file(location, what)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise StoreError(
+                f"{location}: another tilepipe process is writing {what} there; wait for it, "
+                "or stop it"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def running(location: str) -> Iterator[bool]:
+    """Be one of the processes that write an output; yields whether it is the only one here.
+
+    The only one may remove what killed writers left: nobody else's file is in the making.
+    """
+    handle = _lock_file(location, "running")
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            sole = True
+        except BlockingIOError:
+            sole = False
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield sole
+    finally:
+        os.close(handle)
+
+
+def _lock_file(location: str, what: str) -> int:
+    place = location if is_remote(location) else str(Path(location).resolve())
+    name = hashlib.sha256(f"{place}|{what}".encode()).hexdigest()[:24]
+    folder = Path(tempfile.gettempdir()) / f"tilepipe-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The image part of an output."""
+
+    store: Store
+    fingerprint: str
+    unit_px: int
+    complete: bool
+    """Nothing of the image is left to be made here."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes a result."""
+    names = ("tilepipe", "torch", "zarr", "numcodecs", "tifffile", "imagecodecs", "dask")
+    return {name: version(name) for name in names}
+
+
+def unit_for(slide: Slide, wanted: int | None) -> int:
+    """Side of a write unit: as asked, else 2048 px, less for an image that is smaller."""
+    if wanted is not None:
+        return wanted
+    return min(DEFAULT_UNIT_PX, round_up(max(slide.levels[0].shape), 512))
+
+
+def open_image(slide: Slide, output: str, spec: JobSpec, *, overwrite: bool) -> Image:
+    """Create the store of a slide, or take up the one that is there.
+
+    Raises MismatchError if the store there was made from another input or other settings.
+    """
+    found: Store | None = None
+    record: dict[str, Any] = {}
+    if what_is_at(open_files(output)) == "ours":
+        try:
+            found = open_store(output, writable=True)
+            record = found.read_record()
+        except StoreError:
+            if not overwrite:
+                raise
+    unit_px = unit_for(slide, spec.unit)
+    if found is not None and spec.unit is None and isinstance(record.get("unit_px"), int):
+        unit_px = record["unit_px"]
+    source = slide.fingerprint()
+    wanted = {
+        "input": source,
+        "unit_px": unit_px,
+        "ome_zarr": spec.ome_zarr,
+        "on_damage": spec.on_damage,
+        "mpp": slide.mpp,
+        "in_place": spec.in_place,
+    }
+    mark = fingerprint(**wanted)
+    if found is not None and record.get("fingerprint") == mark:
+        return Image(found, mark, unit_px, record.get("state") == "done" or spec.in_place)
+    if found is not None and not overwrite:
+        raise MismatchError(f"{output}: {_difference(record, wanted)}; {_WAYS_OUT_IMAGE}")
+    level0 = slide.levels[0]
+    store = create_store(
+        output,
+        channels=slide.channels,
+        dtype=slide.dtype,
+        extent=level0.shape,
+        mpp=slide.mpp,
+        channel_names=slide.channel_names,
+        channel_colors=slide.channel_colors,
+        rgb=slide.rgb,
+        ome_zarr=spec.ome_zarr,
+        unit_px=unit_px,
+        with_image=not spec.in_place,
+        overwrite=overwrite,
+    )
+    store.write_record(
+        {
+            **wanted,
+            "fingerprint": mark,
+            "source": {"path": str(Path(slide.path).absolute()), "format": slide.format},
+            "mpp_source": slide.mpp_source,
+            "notes": list(slide.notes),
+            "versions": versions(),
+            "state": "running",
+        }
+    )
+    return Image(store, mark, unit_px, spec.in_place)
+
+
+_WAYS_OUT_IMAGE = "choose another -o, or make it anew with --overwrite"
+
+
+def _difference(record: dict[str, Any], wanted: dict[str, Any]) -> str:
+    if not record:
+        return "an OME-Zarr that tilepipe did not make from this slide stands there"
+    before, now = record.get("input"), wanted["input"]
+    before = before if isinstance(before, dict) else {}
+    changed = sorted(key for key in now if before.get(key) != now[key])
+    if changed:
+        return f"was made from another input ({', '.join(changed)} differ)"
+    settings = sorted(
+        key for key in wanted
+        if key != "input" and _plain(record.get(key)) != _plain(wanted[key])
+    )  # fmt: skip
+    told = ", ".join(f"{key} {record.get(key)} then, {wanted[key]} now" for key in settings)
+    return f"was made with other settings ({told or 'its record is damaged'})"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

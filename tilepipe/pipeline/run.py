@@ -1,0 +1,290 @@
+"""The verbs: ``run`` and ``ingest`` one slide or many, ``finish`` a job run in parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tilepipe.errors import StoreError, TilepipeError, UnitsFailedError
+from tilepipe.pipeline.events import Finished, Note, OnEvent, Opened, Warned, ignore
+from tilepipe.pipeline.prepare import Job, default_output, prepare
+from tilepipe.pipeline.work import SlideWork
+from tilepipe.pipeline.worker import forget, run_units
+from tilepipe.schedule import Dag, Outcome
+from tilepipe.schedule.cluster import connect
+from tilepipe.schedule.stream import drive
+from tilepipe.spec import JobSpec
+from tilepipe.store import open_store
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One slide of a run."""
+
+    slide: str
+    output: str | None = None
+    spec: JobSpec = field(default_factory=JobSpec)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What became of one slide."""
+
+    slide: str
+    output: str
+    label: str | None
+    state: str
+    """done, part done, units failed, or failed."""
+    reason: str
+    summary: dict[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is missing."""
+        return self.state in ("done", "part done")
+
+
+class _Refused:
+    """A slide that could not even be prepared; passes through the stream as a job of no units."""
+
+    def __init__(self, result: RunResult, on_event: OnEvent) -> None:
+        self.dag = Dag([])
+        self.ticket = None
+        self.result = result
+        self._on_event = on_event
+
+    def record(self, stage: int, outcome: Outcome) -> None:
+        raise AssertionError("a job without units has no outcome")
+
+    def close(self, reason: str | None) -> None:
+        del reason
+        self._on_event(
+            Finished(
+                self.result.slide, self.result.output, "failed", {"reason": self.result.reason}
+            )
+        )
+
+
+def run_many(
+    requests: Sequence[Request],
+    *,
+    segment: bool = True,
+    trace: Path | None = None,
+    on_event: OnEvent = ignore,
+    on_result: Any = None,
+) -> list[RunResult]:
+    """Run the jobs of several slides as one stream; one broken slide does not stop the others.
+
+    All requests share the scheduler settings of the first. ``on_result`` is called with each
+    RunResult as it is known. Raises ScheduleError if the scheduler is lost.
+    """
+    if not requests:
+        return []
+    spec = requests[0].spec
+    results: list[RunResult] = []
+    works: list[SlideWork] = []
+
+    def keep(result: RunResult) -> None:
+        results.append(result)
+        if on_result is not None:
+            on_result(result)
+
+    def jobs() -> Iterator[SlideWork | _Refused]:
+        for request in requests:
+            try:
+                job = prepare(
+                    request.slide,
+                    request.output,
+                    request.spec,
+                    segment=segment,
+                    trace=trace is not None,
+                    on_event=on_event,
+                )
+            except (TilepipeError, OSError, MemoryError) as error:
+                if len(requests) == 1:
+                    raise
+                refused = RunResult(
+                    request.slide,
+                    request.output or default_output(request.slide),
+                    request.spec.name,
+                    "failed",
+                    str(error),
+                    {},
+                )
+                keep(refused)
+                yield _Refused(refused, on_event)
+                continue
+            on_event(Opened(request.slide, job.source.output, _plan_facts(job)))
+            work = _Kept(job, part=request.spec.part, on_event=on_event, keep=keep)
+            works.append(work)
+            yield work
+
+    def tick(workers: dict[str, int]) -> None:
+        for work in works:
+            if work.state == "running":
+                work.tell(len(workers))
+
+    try:
+        stream = jobs()
+        # The first job is prepared before any worker is started: most mistakes show here.
+        first = next(stream)
+        if len(requests) == 1 and first.dag.finished:
+            first.close(None)
+            return results
+        with connect(spec.scheduler, workers=spec.workers, gpus=spec.gpus) as connection:
+            if connection.dashboard:
+                on_event(Note(requests[0].slide, f"Dask dashboard: {connection.dashboard}"))
+            drive(
+                connection,
+                chain([first], stream),
+                run_units,
+                retries=spec.retries,
+                on_tick=tick,
+            )
+    finally:
+        for work in works:
+            work.job.held.close()
+            forget(work.ticket.output)
+    if trace is not None:
+        _write_trace(trace, works)
+    return results
+
+
+class _Kept(SlideWork):
+    """Hands its result on when it closes."""
+
+    def __init__(self, job: Job, *, part: str | None, on_event: OnEvent, keep: Any) -> None:
+        super().__init__(job, part=part, on_event=on_event)
+        self._keep = keep
+
+    def close(self, reason: str | None) -> None:
+        super().close(reason)
+        failed = self.summary["failed"]
+        told = reason or (failed[0]["reason"] if failed else "")
+        self._keep(
+            RunResult(
+                self.job.source.name,
+                self.job.source.output,
+                self.ticket.label,
+                self.state,
+                told,
+                self.summary,
+            )
+        )
+        self.job.held.close()
+        slide = self.job.source.slide
+        if slide is not None:
+            slide.close()
+
+
+def run_one(
+    request: Request,
+    *,
+    segment: bool = True,
+    trace: Path | None = None,
+    on_event: OnEvent = ignore,
+) -> RunResult:
+    """Run one slide's job.
+
+    Raises UnitsFailedError, with the reasons, if units kept failing: the store then says
+    ``units failed``, what is done is kept, and the same call goes on.
+    """
+    results = run_many([request], segment=segment, trace=trace, on_event=on_event)
+    result = results[0]
+    if not result.ok:
+        raise failure(result)
+    return result
+
+
+def failure(result: RunResult) -> TilepipeError:
+    """Return the error that tells what of a job failed, and that the rest is kept."""
+    summary = result.summary
+    failed, blocked = summary.get("n_failed", 0), summary.get("n_blocked", 0)
+    if result.state == "failed" or not failed:
+        return StoreError(result.reason)
+    lines = [
+        f"{entry['stage']} level {entry['level']} unit {tuple(entry['unit'])} "
+        f"({entry['box']}): {entry['reason']}"
+        for entry in summary["failed"][:5]
+    ]
+    more = f"\n  … and {failed - 5} more" if failed > 5 else ""
+    return UnitsFailedError(
+        f"{result.slide}: {failed} units failed"
+        + (f", {blocked} wait for them" if blocked else "")
+        + f"; the rest is kept in {result.output} and the same command tries these again:\n  "
+        + "\n  ".join(lines)
+        + more
+    )
+
+
+def finish(location: str, *, label: str | None = None, on_event: OnEvent = ignore) -> RunResult:
+    """Build what is left of a store: units no part has done, and the pyramids."""
+    store = open_store(location, writable=True)
+    record = store.read_record()
+    names = [label] if label is not None else list(store.labels)
+    if label is not None and label not in store.labels:
+        raise StoreError(f"{location}: has no label {label!r}; it has {', '.join(store.labels)}")
+    source = record.get("source")
+    slide = source.get("path") if isinstance(source, dict) else location
+    if not isinstance(slide, str):
+        raise StoreError(f"{location}: does not say which slide it was made from")
+    if not names:
+        spec = JobSpec.checked(
+            {key: record[key] for key in ("ome_zarr", "on_damage") if key in record}
+        ).replace(unit=record.get("unit_px"))
+        return run_one(Request(slide, location, spec), segment=False, on_event=on_event)
+    result: RunResult | None = None
+    for name in names:
+        kept = store.label(name).read_record().get("spec")
+        if not isinstance(kept, dict):
+            raise StoreError(f"{location}: label {name!r} does not say how it was made")
+        spec = JobSpec.checked({**kept, "name": name, "scheduler": "local", "gpus": None})
+        result = run_one(Request(slide, location, spec), on_event=on_event)
+    assert result is not None
+    return result
+
+
+def _plan_facts(job: Job) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "units": {f"{s.name} {s.level}": len(s.grid) for s in job.stages},
+        "extent": list(job.source.extents[0]),
+        "resumed": sum(len(list(done)) for done in job.recorded.values()),
+    }
+    if job.segmentation is not None:
+        facts["label"] = job.segmentation.name
+        facts["settings"] = job.segmentation.settings.to_json()
+        facts["weights"] = job.segmentation.model.source
+    return facts
+
+
+def _write_trace(path: Path, works: Sequence[SlideWork]) -> None:
+    """Write a timeline that chrome://tracing and Perfetto open."""
+    spans = [(worker, span) for work in works for worker, span in work.spans]
+    origin_s = min((span[1] for _, span in spans), default=0.0)
+    workers = sorted({worker for worker, _ in spans})
+    events: list[dict[str, Any]] = [
+        {"name": "process_name", "ph": "M", "pid": n, "args": {"name": worker}}
+        for n, worker in enumerate(workers)
+    ]
+    events += [
+        {
+            "name": name,
+            "ph": "X",
+            "ts": (start_s - origin_s) * 1e6,
+            "dur": seconds * 1e6,
+            "pid": workers.index(worker),
+            "tid": thread,
+        }
+        for worker, (name, start_s, seconds, thread) in spans
+    ]
+    try:
+        path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+    except OSError as error:
+        raise StoreError(f"{path}: the trace cannot be written: {error.strerror}") from error
+
+
+__all__ = ["Request", "RunResult", "Warned", "failure", "finish", "run_many", "run_one"]

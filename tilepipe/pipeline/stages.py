@@ -1,0 +1,147 @@
+"""The stages of a job and who needs whom: ingest → reduce, segment → label-reduce, as one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from tilepipe.pipeline.job import GATE, INGEST, LABEL_REDUCE, REDUCE, SEGMENT
+from tilepipe.schedule import Stage
+from tilepipe.tiling import Box, Grid, Shape, TilePlan, Unit
+
+Node = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Extents and write units of the arrays of a job."""
+
+    image: tuple[Shape, ...]
+    """Extents of the image levels; empty when no image is made here."""
+    label: tuple[Shape, ...]
+    """Extents of the label levels; empty for ingest alone."""
+    unit_px: int
+    level: int
+    """Image level that is segmented."""
+    plan: TilePlan | None
+    gate: bool = False
+    """Two passes: the gate of the whole slide is known before the first mask."""
+
+
+def build_stages(layout: Layout) -> list[Stage]:
+    """Return the stages of a job; their numbers are their places in the list.
+
+    Ranks make the work that is nearest to a finished pyramid come first, so masks and
+    overviews appear early and little is in between at any time.
+    """
+    stages: list[Stage] = []
+    image = [Grid(extent, layout.unit_px) for extent in layout.image]
+    label = [Grid(extent, layout.unit_px) for extent in layout.label]
+    first_label = len(image) + layout.gate
+    reach = 0
+    if layout.plan is not None:
+        side = layout.plan.unit_px
+        reach = max(layout.plan.halo_px, layout.plan.input_px) + side % max(1, layout.plan.core_px)
+
+    def feeds_segment(grid: Grid) -> Callable[[Unit], Iterable[Node]]:
+        def feeds(unit: Unit) -> Iterable[Node]:
+            near = grid.touching(unit.box.grow(reach))
+            indices = [grid.index(other.iy, other.ix) for other in near]
+            for number in range(len(image), first_label + 1):
+                yield from ((number, index) for index in indices)
+
+        return feeds
+
+    for level, grid in enumerate(image):
+        feeds: list[Callable[[Unit], Iterable[Node]]] = []
+        if level + 1 < len(image):
+            feeds.append(_parent(level + 1, image[level + 1]))
+        if label and level == layout.level:
+            feeds.append(feeds_segment(label[0]))
+        stages.append(
+            Stage(
+                INGEST if level == 0 else REDUCE,
+                level,
+                grid,
+                rank=0 if level == 0 else 3,
+                needs=_nothing if level == 0 else _children(level - 1, image[level - 1]),
+                feeds=_all(feeds),
+                root=level == 0,
+            )
+        )
+    if not label or layout.plan is None:
+        return stages
+    plan = layout.plan
+    pixels = _under(layout.level, image[layout.level], plan) if image else _nothing
+    if layout.gate:
+        stages.append(
+            Stage(
+                GATE, layout.level, label[0], rank=2, needs=pixels,
+                feeds=lambda _: ((first_label, index) for index in range(len(label[0]))),
+                on_device=True, root=not image,
+            )
+        )  # fmt: skip
+    needs: list[Callable[[Unit], Iterable[Node]]] = [pixels]
+    if layout.gate:
+        whole = len(label[0])
+        needs.append(lambda _: ((len(image), index) for index in range(whole)))
+    for level, grid in enumerate(label):
+        number = first_label + level
+        parent = [_parent(number + 1, label[level + 1])] if level + 1 < len(label) else []
+        stages.append(
+            Stage(
+                SEGMENT if level == 0 else LABEL_REDUCE,
+                level,
+                grid,
+                rank=1 if level == 0 else 4,
+                needs=_all(needs) if level == 0 else _children(number - 1, label[level - 1]),
+                feeds=_all(parent),
+                on_device=level == 0,
+                root=level == 0 and not image and not layout.gate,
+            )
+        )
+    return stages
+
+
+def _nothing(_: Unit) -> Iterable[Node]:
+    return ()
+
+
+def _all(parts: Sequence[Callable[[Unit], Iterable[Node]]]) -> Callable[[Unit], Iterable[Node]]:
+    def nodes(unit: Unit) -> Iterable[Node]:
+        for part in parts:
+            yield from part(unit)
+
+    return nodes
+
+
+def _parent(number: int, grid: Grid) -> Callable[[Unit], Iterable[Node]]:
+    """The unit of the next coarser level above a unit."""
+
+    def parent(unit: Unit) -> Iterable[Node]:
+        yield number, grid.index(unit.iy // 2, unit.ix // 2)
+
+    return parent
+
+
+def _children(number: int, grid: Grid) -> Callable[[Unit], Iterable[Node]]:
+    """The up to four units of the next finer level under a unit."""
+
+    def children(unit: Unit) -> Iterable[Node]:
+        rows, columns = grid.shape
+        for iy in range(2 * unit.iy, min(2 * unit.iy + 2, rows)):
+            for ix in range(2 * unit.ix, min(2 * unit.ix + 2, columns)):
+                yield number, grid.index(iy, ix)
+
+    return children
+
+
+def _under(number: int, grid: Grid, plan: TilePlan) -> Callable[[Unit], Iterable[Node]]:
+    """The image units that the tiles of a label unit read."""
+
+    def under(unit: Unit) -> Iterable[Node]:
+        box: Box = plan.footprint(unit.box)
+        for near in grid.touching(box):
+            yield number, grid.index(near.iy, near.ix)
+
+    return under

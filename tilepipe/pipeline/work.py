@@ -1,0 +1,211 @@
+"""``SlideWork``: one slide's job in the stream: its graph, its progress, its closing record."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+from tilepipe.infer.account import account_json, merge_seconds
+from tilepipe.pipeline.events import Finished, OnEvent, Progress, StageProgress
+from tilepipe.pipeline.job import INGEST, LABEL_REDUCE, REDUCE, SEGMENT, Ticket
+from tilepipe.pipeline.prepare import Job, stage_word
+from tilepipe.schedule import Dag, Outcome
+
+MOST_FAILURES_LISTED = 100
+
+
+class SlideWork:
+    """A prepared job as the stream runs it."""
+
+    def __init__(self, job: Job, *, part: str | None, on_event: OnEvent) -> None:
+        self.job = job
+        self.ticket: Ticket = job.ticket
+        self.dag = Dag(job.stages)
+        wanted = part_of(job, part) if part is not None else None
+        self.dag.start(job.recorded, wanted)
+        self._on_event = on_event
+        self._at_start = [self.dag.count(number)[0] for number in range(len(job.stages))]
+        self._started_s = time.perf_counter()
+        self._told_s = 0.0
+        self._px = 0
+        self._seconds: dict[str, float] = {}
+        self._facts: Counter[str] = Counter()
+        self._workers: set[str] = set()
+        self._slots = 1
+        self.spans: list[tuple[str, tuple[str, float, float, int]]] = []
+        self.state = "running"
+        self.reason: str | None = None
+        self.summary: dict[str, Any] = {}
+
+    # -- the stream's side ---------------------------------------------------------------------
+
+    def record(self, stage: int, outcome: Outcome) -> None:
+        """Add up what a done unit tells."""
+        facts = outcome.facts
+        self._workers.add(outcome.worker)
+        self._seconds = merge_seconds([self._seconds, facts.get("seconds", {})])
+        if self.dag.stages[stage].name == (SEGMENT if self.job.segmentation else INGEST):
+            self._px += int(facts.get("px", 0))
+        for fact in ("tiles", "tiles_skipped", "oom", "redone_fp32"):
+            self._facts[fact] += int(facts.get(fact, 0) or 0)
+        self._facts["damaged"] += len(facts.get("damaged", ()))
+        self.spans += [(outcome.worker, span) for span in outcome.spans]
+        self.tell(len(self._workers))
+
+    def tell(self, workers: int, *, now: bool = False) -> None:
+        """Report progress, at most four times a second."""
+        clock_s = time.perf_counter()
+        if not now and clock_s - self._told_s < 0.25:
+            return
+        self._told_s = clock_s
+        elapsed_s = clock_s - self._started_s
+        stages = self._stage_progress()
+        main = "segment" if self.job.segmentation else "ingest"
+        left = None
+        for stage in stages:
+            if stage.name == main and stage.done > stage.at_start:
+                left = elapsed_s / (stage.done - stage.at_start) * (stage.total - stage.done)
+        self._on_event(
+            Progress(
+                slide=self.job.source.name,
+                stages=stages,
+                elapsed_s=elapsed_s,
+                mpix_per_s=self._px / 1e6 / max(elapsed_s, 1e-9),
+                left_s=left,
+                failed=len(self.dag.failed),
+                workers=workers,
+            )
+        )
+
+    def _stage_progress(self) -> tuple[StageProgress, ...]:
+        rows: dict[str, list[int]] = {}
+        for number, stage in enumerate(self.dag.stages):
+            done, total = self.dag.count(number)
+            row = rows.setdefault(stage_word(stage), [0, 0, 0])
+            for place, value in enumerate((done, total, self._at_start[number])):
+                row[place] += value
+        return tuple(StageProgress(name, *row) for name, row in rows.items())
+
+    def close(self, reason: str | None) -> None:
+        """Write the closing record: done only if every unit is."""
+        self.reason = reason
+        elapsed_s = time.perf_counter() - self._started_s
+        finished = self.dag.finished and reason is None
+        failures = [
+            {
+                "stage": self.dag.stages[number].name,
+                "level": self.dag.stages[number].level,
+                "unit": list(divmod(index, self.dag.stages[number].grid.shape[1])),
+                "box": str(self.dag.stages[number].grid.at(index).box),
+                "reason": text,
+            }
+            for (number, index), text in sorted(self.dag.failed.items())
+        ]
+        if finished:
+            self.state = "done" if not self.dag.skipped else "part done"
+        else:
+            self.state = "units failed"
+        lanes = max(1, len(self._workers)) * self.ticket.threads
+        self.summary = {
+            "slide": self.job.source.name,
+            "output": self.job.source.output,
+            "label": self.ticket.label,
+            "state": self.state,
+            "extent": list(self.job.source.extents[self.ticket.level]),
+            "px": self._px,
+            "elapsed_s": elapsed_s,
+            "mpix_per_s": self._px / 1e6 / max(elapsed_s, 1e-9),
+            "units": {
+                row.name: {"done": row.done, "total": row.total, "resumed": row.at_start}
+                for row in self._stage_progress()
+            },
+            "failed": failures[:MOST_FAILURES_LISTED],
+            "n_failed": len(failures),
+            "n_blocked": self.dag.blocked,
+            "damaged_tiles": self._facts["damaged"],
+            "out_of_memory_events": self._facts["oom"],
+            "tiles": self._facts["tiles"],
+            "tiles_skipped": self._facts["tiles_skipped"],
+            "account": account_json(self._seconds, wall_s=elapsed_s, lanes=lanes),
+        }
+        self._write_records(finished)
+        self.tell(len(self._workers), now=True)
+        self._on_event(
+            Finished(self.job.source.name, self.job.source.output, self.state, self.summary)
+        )
+
+    def _write_records(self, finished: bool) -> None:
+        job, store = self.job, self.job.store
+        closing = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        if job.source.store is None and any(s.name in (INGEST, REDUCE) for s in job.stages):
+            record = store.read_record()
+            image_done = all(
+                self.dag.count(number)[0] == len(stage.grid)
+                for number, stage in enumerate(job.stages)
+                if stage.name in (INGEST, REDUCE)
+            )
+            damaged = sorted(
+                {
+                    tile
+                    for kept in store.journal(None, self.ticket.image_fingerprint)
+                    .recorded(INGEST, 0)
+                    .values()
+                    for tile in kept.facts.get("damaged", ())
+                }
+            )
+            record.update(state="done" if image_done else "units failed" if not finished else
+                          "running", damaged=damaged)  # fmt: skip
+            store.write_record(record)
+        if job.segmentation is None or self.ticket.label is None:
+            return
+        label = store.label(self.ticket.label)
+        counts: Counter[str] = Counter()
+        journal = store.journal(self.ticket.label, self.ticket.label_fingerprint)
+        for kept in journal.recorded(SEGMENT, 0).values():
+            counts.update(kept.facts.get("counts", {}))
+        total = sum(counts.values())
+        self.summary["class_px"] = {
+            entry.name: int(counts[str(value)]) for value, entry in enumerate(label.classes)
+        }
+        self.summary["class_fractions"] = {
+            name: px / total if total else 0.0 for name, px in self.summary["class_px"].items()
+        }
+        record = label.read_record()
+        record.update(
+            state=self.state,
+            finished=closing,
+            units=self.summary["units"],
+            failed=self.summary["failed"],
+            n_failed=self.summary["n_failed"],
+            class_px=self.summary["class_px"],
+            account=self.summary["account"],
+            mpix_per_s=self.summary["mpix_per_s"],
+        )
+        label.write_record(record)
+
+
+def part_of(job: Job, part: str) -> dict[int, set[int]]:
+    """Units of part ``I/N``: its share of the mask's units and the image units they read.
+
+    What builds the rest of the pyramids is ``finish``: no part can know when the others are done.
+    """
+    share, total = (int(number) for number in part.split("/"))
+    segment = next(
+        (n for n, stage in enumerate(job.stages) if stage.name == SEGMENT),
+        0,
+    )
+    count = len(job.stages[segment].grid)
+    wanted: dict[int, set[int]] = {number: set() for number in range(len(job.stages))}
+    todo = [(segment, i) for i in range(share * count // total, (share + 1) * count // total)]
+    while todo:
+        number, index = todo.pop()
+        if index in wanted[number]:
+            continue
+        wanted[number].add(index)
+        stage = job.stages[number]
+        todo.extend(stage.needs(stage.grid.at(index)))
+    return wanted
+
+
+__all__ = ["LABEL_REDUCE", "SlideWork", "part_of"]

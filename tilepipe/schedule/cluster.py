@@ -1,0 +1,217 @@
+"""``connect``: a Dask client for this process, for N processes, for GPUs, or for a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilepipe.errors import ScheduleError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+THREADS_PER_WORKER = 3
+"""One unit on the device, one being read, one being written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A client and what stands behind it."""
+
+    client: Client
+    local: bool
+    """The workers are ours: they live and die with this process."""
+    dashboard: str | None
+
+    def workers(self) -> dict[str, int]:
+        """Addresses of the workers now known → threads."""
+        info = self.client.scheduler_info(n_workers=-1)["workers"]
+        return {address: int(worker["nthreads"]) for address, worker in info.items()}
+
+
+@contextmanager
+def connect(
+    scheduler: str, *, workers: int | None = None, gpus: str | None = None
+) -> Iterator[Connection]:
+    """Open a Dask client.
+
+    ``scheduler`` is ``local``, an address (``tcp://…``, ``tls://…``) or a scheduler file. Local
+    workers are threads of this process, or ``workers`` processes, or one process per GPU of
+    ``gpus`` (``all`` or ``0,1``), each seeing its own device alone.
+
+    TLS material for ``tls://`` comes from Dask's own configuration
+    (``DASK_DISTRIBUTED__COMM__TLS__*`` or its YAML files).
+
+    Raises ScheduleError if no scheduler answers or it has no worker.
+    """
+    import dask
+    from distributed import Client
+
+    # A lost worker is told once, by us; the library's tracebacks would bury the message.
+    for name in (
+        "distributed.client",
+        "distributed.nanny",
+        "distributed.worker",
+        "distributed.core",
+        "distributed.scheduler",
+        "distributed.comm",
+        "distributed.batched",
+        "distributed.process",
+        "distributed.utils",
+        "tornado.application",
+    ):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet: dict[str, Any] = {
+        "distributed.comm.timeouts.connect": "30s",
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": False,
+        # Large native stacks are normal for a network: no advice about them.
+        "distributed.admin.tick.limit": "1h",
+        "distributed.scheduler.allowed-failures": 10,
+    }
+    if scheduler == "local":
+        # Our own dashboard listens on this machine alone.
+        quiet["distributed.dashboard.link"] = "http://127.0.0.1:{port}/status"
+    with dask.config.set(quiet):
+        if scheduler == "local":
+            cluster = _local_cluster(workers, gpus)
+            client = Client(cluster)
+            try:
+                yield Connection(client, True, _dashboard(client))
+            finally:
+                _close(client)
+                _close(cluster)
+            return
+        if workers is not None or gpus is not None:
+            raise ScheduleError(
+                f"--workers and --gpus start workers on this machine, but --scheduler {scheduler} "
+                "has workers of its own; leave one of them out"
+            )
+        client = _remote_client(scheduler)
+        try:
+            yield Connection(client, False, _dashboard(client))
+        finally:
+            _close(client)
+
+
+def _close(thing: Any) -> None:
+    try:
+        thing.close(timeout=10)
+    except Exception:  # the scheduler may be gone; the work is journalled
+        logging.getLogger(__name__).debug("closing %r", thing, exc_info=True)
+
+
+def _dashboard(client: Client) -> str | None:
+    try:
+        link: str | None = client.dashboard_link
+    except Exception:  # a nicety, whatever is missing for it
+        return None
+    return link
+
+
+def _local_cluster(workers: int | None, gpus: str | None) -> Any:
+    from distributed import LocalCluster
+
+    common: dict[str, Any] = {
+        "dashboard_address": os.environ.get("TILEPIPE_DASHBOARD", "127.0.0.1:0"),
+        "memory_limit": 0,
+        "silence_logs": logging.CRITICAL,
+    }
+    if gpus is not None:
+        return _gpu_cluster(_gpu_numbers(gpus), common)
+    if workers is None:
+        return LocalCluster(
+            n_workers=1, processes=False, threads_per_worker=THREADS_PER_WORKER, **common
+        )
+    return LocalCluster(
+        n_workers=workers,
+        processes=True,
+        threads_per_worker=THREADS_PER_WORKER,
+        host="127.0.0.1",
+        **common,
+    )
+
+
+def _gpu_numbers(gpus: str) -> list[int]:
+    if gpus == "all":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible:
+            return list(range(len(visible.split(","))))
+        found = sorted(Path("/proc/driver/nvidia/gpus").glob("*"))
+        if not found:
+            raise ScheduleError("--gpus all: no NVIDIA GPU is visible here; leave --gpus out")
+        return list(range(len(found)))
+    try:
+        numbers = [int(part) for part in gpus.split(",")]
+    except ValueError:
+        raise ScheduleError(f"--gpus {gpus}: give 'all' or numbers such as 0,1") from None
+    if len(set(numbers)) != len(numbers) or min(numbers) < 0:
+        raise ScheduleError(f"--gpus {gpus}: each number once, none negative")
+    return numbers
+
+
+def gpu_worker_specs(numbers: list[int]) -> dict[str, dict[str, Any]]:
+    """Dask worker specifications, one a GPU, each process seeing that device alone."""
+    from distributed import Nanny
+
+    return {
+        f"gpu{number}": {
+            "cls": Nanny,
+            "options": {
+                "nthreads": THREADS_PER_WORKER,
+                "memory_limit": 0,
+                "resources": {"GPU": 1},
+                "env": {"CUDA_VISIBLE_DEVICES": str(number)},
+            },
+        }
+        for number in numbers
+    }
+
+
+def _gpu_cluster(numbers: list[int], common: dict[str, Any]) -> Any:
+    from distributed import Scheduler, SpecCluster
+
+    return SpecCluster(
+        workers=gpu_worker_specs(numbers),
+        scheduler={
+            "cls": Scheduler,
+            "options": {"dashboard_address": common["dashboard_address"], "port": 0},
+        },
+        silence_logs=common["silence_logs"],
+    )
+
+
+def _remote_client(scheduler: str) -> Client:
+    from distributed import Client
+
+    try:
+        if "://" in scheduler:
+            client = Client(scheduler, timeout="20s")
+        else:
+            path = Path(scheduler)
+            if not path.is_file():
+                raise ScheduleError(
+                    f"--scheduler {scheduler}: neither 'local', an address such as "
+                    "tcp://host:8786, nor a scheduler file that exists"
+                )
+            client = Client(scheduler_file=str(path), timeout="20s")
+    except (OSError, TimeoutError, ValueError, TypeError) as error:
+        raise ScheduleError(
+            f"no Dask scheduler answers at {scheduler}: {error}; start one with `dask scheduler`"
+        ) from error
+    try:
+        client.wait_for_workers(1, timeout=60)
+    except TimeoutError:
+        _close(client)
+        raise ScheduleError(
+            f"the scheduler at {scheduler} has no worker after 60 s; start some with "
+            f"`dask worker {scheduler}`"
+        ) from None
+    return client

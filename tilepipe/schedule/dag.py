@@ -1,0 +1,183 @@
+"""``Dag``: which units may run now. Geometry says who needs whom; nothing here knows Dask.
+
+State is one byte a unit, so a job of 10**6 units costs a megabyte and no object per unit.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.tiling import Grid, Unit
+
+WAITING, READY, RUNNING, DONE, FAILED, SKIPPED = range(6)
+Node = tuple[int, int]
+"""(stage number, unit index)"""
+
+
+def _nothing(_: Unit) -> Iterable[Node]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One kind of work on one grid of units."""
+
+    name: str
+    level: int
+    grid: Grid
+    rank: int = 0
+    """Ready units of the highest rank are handed out first."""
+    needs: Callable[[Unit], Iterable[Node]] = _nothing
+    """Nodes that must be done before the unit may run."""
+    feeds: Callable[[Unit], Iterable[Node]] = _nothing
+    """Nodes that may have become ready when the unit is done."""
+    on_device: bool = False
+    """Needs the device; few of these are in flight at a time."""
+    root: bool = False
+    """Needs nothing: handed out in reading order without being queued."""
+
+
+class Dag:
+    """The units of a job and their states."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.stages = tuple(stages)
+        self._state: list[NDArray[np.uint8]] = [
+            np.full(len(stage.grid), WAITING, np.uint8) for stage in self.stages
+        ]
+        self._ready: list[list[int]] = [[] for _ in self.stages]
+        self._cursor = [0] * len(self.stages)
+        self._done = [0] * len(self.stages)
+        self._order = sorted(range(len(self.stages)), key=lambda number: -self.stages[number].rank)
+        self.failed: dict[Node, str] = {}
+
+    def start(
+        self,
+        recorded: Mapping[int, Iterable[int]],
+        wanted: Mapping[int, Iterable[int]] | None = None,
+    ) -> None:
+        """Mark what is ``recorded`` (stage number → unit indices) as done and find what may run.
+
+        With ``wanted``, everything else is left alone, for another part of the job.
+        """
+        if wanted is not None:
+            for number, state in enumerate(self._state):
+                state[:] = SKIPPED
+                state[np.fromiter(wanted.get(number, ()), dtype=np.int64)] = WAITING
+        for number, indices in recorded.items():
+            found = np.fromiter(indices, dtype=np.int64)
+            self._state[number][found] = DONE
+            self._done[number] = int(np.count_nonzero(self._state[number] == DONE))
+        for number, stage in enumerate(self.stages):
+            if stage.root:
+                continue
+            for index in np.flatnonzero(self._state[number] == WAITING):
+                self._offer((number, int(index)))
+
+    def count(self, number: int) -> tuple[int, int]:
+        """Return (done, total) units of a stage."""
+        return self._done[number], len(self._state[number])
+
+    def is_done(self, node: Node) -> bool:
+        """Tell whether a unit is done."""
+        return bool(self._state[node[0]][node[1]] == DONE)
+
+    def take(
+        self, *, device: bool, limit: Callable[[Stage], int] = lambda _: 1
+    ) -> tuple[int, list[int]] | None:
+        """Hand out up to ``limit(stage)`` ready units of one stage; None where nothing may run now.
+
+        ``device`` False passes over the stages that need the device.
+        """
+        for number in self._order:
+            stage = self.stages[number]
+            if stage.on_device and not device:
+                continue
+            most = limit(stage)
+            taken = self._take_root(number, most) if stage.root else self._take(number, most)
+            if taken:
+                return number, taken
+        return None
+
+    def _take(self, number: int, limit: int) -> list[int]:
+        ready, state = self._ready[number], self._state[number]
+        taken: list[int] = []
+        while ready and len(taken) < limit:
+            index = heapq.heappop(ready)
+            state[index] = RUNNING
+            taken.append(index)
+        return taken
+
+    def _take_root(self, number: int, limit: int) -> list[int]:
+        taken = self._take(number, limit)  # handed back by a lost worker
+        state = self._state[number]
+        cursor = self._cursor[number]
+        while cursor < len(state) and len(taken) < limit:
+            if state[cursor] == WAITING:
+                state[cursor] = RUNNING
+                taken.append(cursor)
+            cursor += 1
+        self._cursor[number] = cursor
+        return taken
+
+    def give_back(self, node: Node) -> None:
+        """Put a running unit back among the ready ones."""
+        number, index = node
+        if self._state[number][index] == RUNNING:
+            self._state[number][index] = READY
+            heapq.heappush(self._ready[number], index)
+
+    def complete(self, node: Node) -> bool:
+        """Mark a unit done and offer what it feeds; False if it was done already."""
+        number, index = node
+        if self._state[number][index] == DONE:
+            return False
+        self._state[number][index] = DONE
+        self._done[number] += 1
+        stage = self.stages[number]
+        for fed in stage.feeds(stage.grid.at(index)):
+            self._offer(fed)
+        return True
+
+    def fail(self, node: Node, reason: str) -> None:
+        """Mark a unit failed; what needs it stays waiting for good."""
+        self._state[node[0]][node[1]] = FAILED
+        self.failed[node] = reason
+
+    @property
+    def finished(self) -> bool:
+        """Whether every unit that is this run's is done."""
+        return all(bool(np.all((state == DONE) | (state == SKIPPED))) for state in self._state)
+
+    @property
+    def skipped(self) -> int:
+        """Units that are left to other parts of the job."""
+        return sum(int(np.count_nonzero(state == SKIPPED)) for state in self._state)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing may run and nothing runs: done, or stopped by failures."""
+        return not any(
+            ready or np.any(state == RUNNING) or (stage.root and np.any(state == WAITING))
+            for stage, ready, state in zip(self.stages, self._ready, self._state, strict=True)
+        )
+
+    @property
+    def blocked(self) -> int:
+        """Units that wait for a failed one."""
+        return sum(int(np.count_nonzero(state == WAITING)) for state in self._state)
+
+    def _offer(self, node: Node) -> None:
+        number, index = node
+        state = self._state[number]
+        if state[index] != WAITING:
+            return
+        stage = self.stages[number]
+        if all(self.is_done(need) for need in stage.needs(stage.grid.at(index))):
+            state[index] = READY
+            heapq.heappush(self._ready[number], index)

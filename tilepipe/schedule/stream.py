@@ -1,0 +1,327 @@
+"""``drive``: jobs through a Dask client, a bounded window of tasks at a time.
+
+The scheduler never sees more than the window, so its memory and this process's do not grow with
+the number of units. Tasks are idempotent: a unit that a lost worker had finished is only done
+again, to the same bytes. What fails is tried again elsewhere; what keeps failing is recorded and
+the rest goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tilepipe.errors import ScheduleError
+from tilepipe.schedule.dag import Dag, Node, Stage
+from tilepipe.schedule.task import Outcome, Task
+
+if TYPE_CHECKING:
+    from distributed import Future
+
+    from tilepipe.schedule.cluster import Connection
+
+TASK_S = 0.05
+"""Quick units are put together into tasks of about this length: Dask takes 1-2 ms for each."""
+MOST_UNITS = 64
+MOST_LOSSES = 25
+"""Times that the worker of one unit may die before the unit is held to be what kills it."""
+SILENCE_S = 120.0
+"""A scheduler that cannot be reached for this long is lost."""
+
+Run = Callable[[Any, int, tuple[int, ...]], list[Outcome]]
+
+
+class Work(Protocol):
+    """A job as the stream sees it."""
+
+    dag: Dag
+    ticket: Any
+    """What a worker needs to do any unit of the job; small, pickled with each task."""
+
+    def record(self, stage: int, outcome: Outcome) -> None:
+        """Take note of a done unit."""
+
+    def close(self, reason: str | None) -> None:
+        """Called once, when nothing of the job can run any more; ``reason`` if it was given up."""
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What went wrong with one unit so far."""
+
+    attempts: int = 0
+    losses: int = 0
+    workers: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A job in the stream."""
+
+    number: int
+    work: Work
+    running: int = 0
+    trouble: dict[Node, _Trouble] = field(default_factory=dict)
+    full: set[str] = field(default_factory=set)
+    """Workers on which the output refused bytes."""
+    given_up: str | None = None
+
+
+class Stream:
+    """The state of one call of ``drive``."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        run: Run,
+        *,
+        retries: int,
+        on_tick: Callable[[dict[str, int]], None],
+    ) -> None:
+        self._connection = connection
+        self._client = connection.client
+        self._run = run
+        self._retries = retries
+        self._on_tick = on_tick
+        self._finished: SimpleQueue[Future] = SimpleQueue()
+        self._flying: dict[str, tuple[Future, Task]] = {}
+        self._open: dict[int, _Open] = {}
+        self._device = 0
+        self._mean_s: dict[str, float] = {}
+        self._workers: dict[str, int] = {}
+        self._workers_read_s = 0.0
+        self._started = 0
+
+    def drive(self, works: Iterator[Work]) -> None:
+        """Run every job to its end."""
+        more = True
+        silent_since: float | None = None
+        try:
+            while True:
+                self._read_workers()
+                while more and self._hungry():
+                    work = next(works, None)
+                    if work is None:
+                        more = False
+                        break
+                    self._open[self._started] = _Open(self._started, work)
+                    self._started += 1
+                    self._fill()
+                self._fill()
+                self._close_idle()
+                if not self._flying and not self._open and not more:
+                    return
+                if not self._flying:
+                    continue
+                batch = self._wait()
+                if batch:
+                    self._take_in(batch)
+                    silent_since = None
+                elif self._client.status != "running":
+                    silent_since = silent_since or time.monotonic()
+                    if (
+                        self._client.status in ("closed", "closing")
+                        or time.monotonic() - silent_since > SILENCE_S
+                    ):
+                        raise ScheduleError(
+                            "the Dask scheduler is gone; what was done is recorded: start a "
+                            "scheduler and give the same command again to go on"
+                        )
+                self._on_tick(self._workers)
+        finally:
+            for future, _ in self._flying.values():
+                self._forget(future, cancel=True)
+
+    # -- handing out ---------------------------------------------------------------------------
+
+    def _window(self) -> int:
+        return 2 * sum(self._workers.values()) + 2
+
+    def _hungry(self) -> bool:
+        """Open the next job when those at hand cannot fill the window."""
+        return len(self._flying) < self._window() and len(self._open) < 4
+
+    def _fill(self) -> None:
+        for job in list(self._open.values()):
+            if job.given_up:
+                continue
+            while len(self._flying) < self._window():
+                device = self._device < 2 * max(1, len(self._workers))
+                taken = job.work.dag.take(device=device, limit=self._limit)
+                if taken is None:
+                    break
+                stage, units = taken
+                fresh = [u for u in units if (stage, u) not in job.trouble]
+                if fresh:
+                    self._submit(job, Task(job.number, stage, tuple(fresh)))
+                for unit in units:
+                    if (stage, unit) in job.trouble:
+                        self._submit(job, Task(job.number, stage, (unit,)))
+
+    def _limit(self, stage: Stage) -> int:
+        """Return how many units of a stage make a task: one, until they are known to be quick."""
+        mean_s = self._mean_s.get(stage.name)
+        if mean_s is None:
+            return 1
+        return max(1, min(MOST_UNITS, int(TASK_S / max(1e-6, mean_s))))
+
+    def _submit(self, job: _Open, task: Task) -> None:
+        stage = job.work.dag.stages[task.stage]
+        options: dict[str, Any] = {}
+        if len(task.units) == 1:
+            trouble = job.trouble.get((task.stage, task.units[0]))
+            if trouble is not None:
+                others = sorted(set(self._workers) - trouble.workers)
+                if others and len(others) < len(self._workers):
+                    options = {"workers": others, "allow_other_workers": True}
+        future = self._client.submit(
+            self._run,
+            job.work.ticket,
+            task.stage,
+            task.units,
+            pure=False,
+            # Of several jobs the earlier first; within one, what is nearest to a finished pyramid.
+            priority=stage.rank - 10 * task.job,
+            **options,
+        )
+        self._flying[future.key] = (future, task)
+        job.running += 1
+        self._device += stage.on_device
+        future.add_done_callback(self._finished.put)
+
+    # -- taking in -----------------------------------------------------------------------------
+
+    def _wait(self) -> list[Future]:
+        try:
+            batch = [self._finished.get(timeout=0.5)]
+        except Empty:
+            return []
+        while True:
+            try:
+                batch.append(self._finished.get_nowait())
+            except Empty:
+                return batch
+
+    def _take_in(self, batch: list[Future]) -> None:
+        arrived: list[tuple[Future, Task]] = []
+        for future in batch:
+            entry = self._flying.get(future.key)
+            if entry is None:
+                continue
+            if future.status == "finished":
+                arrived.append(entry)
+            else:
+                self._lost(*entry, reason=self._reason(future))
+        if not arrived:
+            return
+        try:
+            results = self._client.gather([future for future, _ in arrived])
+        except Exception as error:  # results that died with their worker
+            for future, task in arrived:
+                self._lost(future, task, reason=f"{type(error).__name__}: {error}")
+            return
+        for (future, task), outcomes in zip(arrived, results, strict=True):
+            self._land(future, task)
+            for outcome in outcomes:
+                self._judge(self._open[task.job], task.stage, outcome)
+
+    def _reason(self, future: Future) -> str:
+        if future.status == "error":
+            try:
+                error = future.exception(timeout=5)
+            except Exception as problem:  # whatever it is, the unit goes again
+                error = problem
+            return f"{type(error).__name__}: {error}"
+        return str(future.status)
+
+    def _land(self, future: Future, task: Task) -> None:
+        del self._flying[future.key]
+        job = self._open[task.job]
+        job.running -= 1
+        self._device -= job.work.dag.stages[task.stage].on_device
+        self._forget(future)
+
+    def _forget(self, future: Future, *, cancel: bool = False) -> None:
+        try:
+            if cancel:
+                future.cancel()
+            future.release()
+        except Exception:  # the scheduler that held it may be gone
+            return
+
+    def _lost(self, future: Future, task: Task, *, reason: str) -> None:
+        """Put the units of a task back whose worker or scheduler died under it."""
+        self._land(future, task)
+        job = self._open[task.job]
+        whole = future.status in ("cancelled", "lost")
+        for unit in task.units:
+            node = (task.stage, unit)
+            trouble = job.trouble.setdefault(node, _Trouble())
+            trouble.losses += not whole
+            if trouble.losses > MOST_LOSSES or (
+                "KilledWorker" not in reason and not whole and trouble.losses > self._retries
+            ):
+                job.work.dag.fail(node, f"its worker was lost {trouble.losses} times: {reason}")
+            else:
+                job.work.dag.give_back(node)
+
+    def _judge(self, job: _Open, stage: int, outcome: Outcome) -> None:
+        node = (stage, outcome.unit)
+        dag = job.work.dag
+        name = dag.stages[stage].name
+        if outcome.ok:
+            job.trouble.pop(node, None)
+            mean = self._mean_s.get(name, outcome.elapsed_s)
+            self._mean_s[name] = 0.9 * mean + 0.1 * outcome.elapsed_s
+            if dag.complete(node):
+                job.work.record(stage, outcome)
+            return
+        trouble = job.trouble.setdefault(node, _Trouble())
+        trouble.attempts += 1
+        trouble.workers.add(outcome.worker)
+        if outcome.no_space:
+            job.full.add(outcome.worker)
+            if not set(self._workers) - job.full:
+                job.given_up = outcome.error
+                dag.fail(node, outcome.error)
+                return
+        if outcome.permanent or trouble.attempts > self._retries:
+            dag.fail(node, outcome.error)
+        else:
+            dag.give_back(node)
+
+    def _close_idle(self) -> None:
+        for number, job in list(self._open.items()):
+            if job.running == 0 and (job.given_up or job.work.dag.exhausted):
+                job.work.close(job.given_up)
+                del self._open[number]
+
+    def _read_workers(self) -> None:
+        now = time.monotonic()
+        if self._workers and now - self._workers_read_s < 2:
+            return
+        self._workers_read_s = now
+        try:
+            self._workers = self._connection.workers() or self._workers
+        except Exception:  # asked again in two seconds
+            return
+
+
+def drive(
+    connection: Connection,
+    works: Iterator[Work],
+    run: Run,
+    *,
+    retries: int = 3,
+    on_tick: Callable[[dict[str, int]], None] = lambda _: None,
+) -> None:
+    """Run every job of ``works`` to its end through ``connection``; jobs are opened as needed.
+
+    ``run(ticket, stage, units)`` is called on a worker and must return one Outcome a unit.
+    ``on_tick`` is called about twice a second with the workers now known. Failures stand in each
+    job's ``dag.failed``. Raises ScheduleError if the scheduler is lost.
+    """
+    Stream(connection, run, retries=retries, on_tick=on_tick).drive(works)
