@@ -58,11 +58,12 @@ def group_key(group: str, name: str) -> str:
 
 def find_version(files: Files, group: str = "") -> Version | None:
     """Tell which Zarr format the group at ``group`` has; None if there is no group."""
-    raw = files.get(group_key(group, "zarr.json"), limit_bytes=_LIMIT_BYTES)
-    if raw is not None:
+    if files.get(group_key(group, "zarr.json"), limit_bytes=_LIMIT_BYTES) is not None:
         return "0.5"
-    if files.get(group_key(group, ".zgroup"), limit_bytes=_LIMIT_BYTES) is not None:
-        return "0.4"
+    # Creation writes .zattrs first and removal removes it last: alone, it still tells whose it is.
+    for name in (".zattrs", ".zgroup"):
+        if files.get(group_key(group, name), limit_bytes=_LIMIT_BYTES) is not None:
+            return "0.4"
     return None
 
 

@@ -178,5 +178,5 @@ def _make_room(files: Files, *, overwrite: bool) -> None:
     # goes on with it.
     _write_root(files, version, StoreFacts(state="creating"), {})
     files.delete_tree("", keep=("zarr.json", ".zattrs", ".zgroup"))
-    for name in ("zarr.json", ".zattrs", ".zgroup"):
+    for name in ("zarr.json", ".zgroup", ".zattrs"):
         files.delete(name)

@@ -80,7 +80,7 @@ def create_array(
                 BloscCodec(
                     typesize=dtype.itemsize,
                     cname="zstd",
-                    clevel=3,
+                    clevel=1,
                     shuffle="bitshuffle" if dtype.itemsize == 1 else "shuffle",
                 ),
                 Crc32cCodec(),
@@ -104,7 +104,7 @@ def create_array(
         if is_label
         else Blosc(
             cname="zstd",
-            clevel=3,
+            clevel=1,
             shuffle=Blosc.BITSHUFFLE if dtype.itemsize == 1 else Blosc.SHUFFLE,
         )
     )
