@@ -102,9 +102,10 @@ def _coarse(slide: Slide, number: int) -> tuple[Pixels, int]:
     shape = slide.levels[number].shape
     factor = max(1, max(shape) // _WANTED_PX)
     rows = max(1, _BAND_BYTES // (3 * shape[1] * factor)) * factor
-    bands = []
-    for box in Box.of_shape(shape).split((rows, shape[1])):
-        bands.append(_block_mean(slide.read(box, level=number), factor))
+    bands = [
+        _block_mean(slide.read(box, level=number), factor)
+        for box in Box.of_shape(shape).split((rows, shape[1]))
+    ]
     return np.concatenate(bands, axis=1), factor
 
 
