@@ -155,14 +155,13 @@ def forget(output: str) -> None:
 
 
 def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
-    from tilepipe.infer import Engine, keep_memory
+    from tilepipe.infer import Engine
     from tilepipe.models import load_model
 
     key = repr((spec.model, spec.weights, spec.classes, spec.base, spec.options, ticket.in_channels,
                 ticket.settings))  # fmt: skip
     with _engine_lock:
         if key not in _engines:
-            keep_memory()
             model = load_model(
                 spec.model,
                 weights=spec.weights,
@@ -325,9 +324,9 @@ def _segment(context: Context, level: int, index: int) -> dict[str, Any]:
         ids: NDArray[np.uint8] = np.zeros(unit.box.shape, np.uint8)
         facts: dict[str, Any] = {"gated": True}
     else:
-        result = context.engine().segment(
-            context.level_reader(), unit.box, skip=_no_tissue(context)
-        )
+        skip = _no_tissue(context)
+        options: dict[str, Any] = {} if skip is None else {"skip": skip}
+        result = context.engine().segment(context.level_reader(), unit.box, **options)
         ids, facts = result.ids, dict(result.facts)
     seconds: dict[str, float] = facts.pop("seconds", {})
     clock = _Clock()
