@@ -1,0 +1,40 @@
+"""The device engine: settings chosen and recorded, units computed, results verified."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tilepipe.infer.account import Account, account_json, merge_seconds, trace_json
+    from tilepipe.infer.engine import Engine, UnitResult
+    from tilepipe.infer.settings import Settings, choose_settings
+
+_HOME = {
+    "Account": "account",
+    "account_json": "account",
+    "merge_seconds": "account",
+    "trace_json": "account",
+    "Engine": "engine",
+    "UnitResult": "engine",
+    "Settings": "settings",
+    "choose_settings": "settings",
+}
+
+__all__ = [
+    "Account",
+    "Engine",
+    "Settings",
+    "UnitResult",
+    "account_json",
+    "choose_settings",
+    "merge_seconds",
+    "trace_json",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room when it is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tilepipe.infer.{_HOME[name]}"), name)

@@ -1,0 +1,147 @@
+"""``Account``: where the time of a worker went, step by step, and a timeline of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+STEPS = (
+    "read",
+    "decode",
+    "ingest-write",
+    "host-to-device",
+    "compute",
+    "device-to-host",
+    "encode",
+    "write",
+    "reduce",
+)
+"""What a lane can be busy with; the rest of its time is ``idle``."""
+
+MAX_EVENTS = 200_000
+
+# Seconds spent in inner spans, per open span of a thread, whichever account they belong to.
+_SPANS = threading.local()
+
+
+class Account:
+    """Adds up seconds per step over the threads of one process; thread-safe.
+
+    A span inside another span of the same thread is taken out of the outer one, so that no second
+    is counted twice. What is added to an account with a ``parent`` is added there too.
+    """
+
+    def __init__(
+        self,
+        *,
+        trace: bool = False,
+        parent: Account | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock = clock
+        self._parent = parent
+        self._lock = threading.Lock()
+        self._seconds: dict[str, float] = {}
+        self._trace = trace
+        self._events: list[dict[str, Any]] = []
+        # perf_counter has no common origin across processes; the epoch has.
+        self._epoch_s = time.time() - clock()
+
+    @contextmanager
+    def span(self, step: str) -> Iterator[None]:
+        """Count the time inside as ``step``."""
+        stack: list[float] = _SPANS.__dict__.setdefault("inner_s", [])
+        stack.append(0.0)
+        started_s = self._clock()
+        try:
+            yield
+        finally:
+            whole_s = self._clock() - started_s
+            own_s = whole_s - stack.pop()
+            if stack:
+                stack[-1] += whole_s
+            self.add(step, own_s)
+            self._record(step, started_s, whole_s)
+
+    def add(self, step: str, seconds: float) -> None:
+        """Add seconds that were measured elsewhere."""
+        with self._lock:
+            self._seconds[step] = self._seconds.get(step, 0.0) + max(0.0, seconds)
+        if self._parent is not None:
+            self._parent.add(step, seconds)
+
+    def _record(self, step: str, started_s: float, whole_s: float) -> None:
+        if self._parent is not None:
+            self._parent._record(step, started_s, whole_s)
+        if not self._trace:
+            return
+        event = {
+            "name": step,
+            "ph": "X",
+            "ts": (self._epoch_s + started_s) * 1e6,
+            "dur": whole_s * 1e6,
+            "pid": os.getpid(),
+            "tid": threading.get_native_id(),
+        }
+        with self._lock:
+            if len(self._events) < MAX_EVENTS:
+                self._events.append(event)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds per step so far."""
+        with self._lock:
+            return dict(self._seconds)
+
+    def drain_events(self) -> list[dict[str, Any]]:
+        """Return the timeline so far and forget it."""
+        with self._lock:
+            events, self._events = self._events, []
+        return events
+
+    def to_json(self, *, wall_s: float, lanes: int) -> dict[str, Any]:
+        """Return seconds and shares of ``wall_s * lanes``; see ``account_json``."""
+        return account_json(self.seconds, wall_s=wall_s, lanes=lanes)
+
+
+def account_json(seconds: Mapping[str, float], *, wall_s: float, lanes: int) -> dict[str, Any]:
+    """Return the account of ``lanes`` threads over ``wall_s`` seconds as plain values.
+
+    ``shares`` are per cent of ``wall_s * lanes``; what no step explains is ``idle``, so that they
+    add up to 100 unless more was measured than there was time for.
+    """
+    available_s = wall_s * lanes
+    busy = {step: seconds[step] for step in (*STEPS, *sorted(set(seconds) - set(STEPS)))
+            if seconds.get(step, 0.0) > 0.0}  # fmt: skip
+    busy["idle"] = max(0.0, available_s - sum(busy.values()))
+    share = 100.0 / available_s if available_s > 0 else 0.0
+    return {
+        "wall_s": wall_s,
+        "lanes": lanes,
+        "seconds": {step: round(value, 6) for step, value in busy.items()},
+        "shares": {step: round(value * share, 3) for step, value in busy.items()},
+    }
+
+
+def merge_seconds(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Add up seconds per step of several units or workers."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for step, value in part.items():
+            if step != "idle":
+                total[step] = total.get(step, 0.0) + float(value)
+    return total
+
+
+def trace_json(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a timeline that chrome://tracing and Perfetto open; times start at zero."""
+    ordered = sorted(events, key=lambda event: float(event["ts"]))
+    origin = float(ordered[0]["ts"]) if ordered else 0.0
+    return {
+        "traceEvents": [{**event, "ts": float(event["ts"]) - origin} for event in ordered],
+        "displayTimeUnit": "ms",
+    }

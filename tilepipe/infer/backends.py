@@ -1,0 +1,192 @@
+"""``Backend``: what runs a batch of tiles, and the one for torch on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tilepipe.errors import ModelError
+from tilepipe.infer.account import Account
+from tilepipe.infer.network import Output, TileNetwork
+from tilepipe.models import Model
+from tilepipe.tiling import TilePlan
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What the device made of a batch."""
+
+    values: torch.Tensor
+    """Class ids (B, y, x) uint8, or float32 (B, K, y, x), on ``Backend.result_device``."""
+    finite: bool
+    """False where a number overflowed: the values cannot be trusted."""
+
+
+class Backend(Protocol):
+    """Runs batches of tiles of one shape; used by one thread at a time."""
+
+    name: str
+    precision: str
+    depth: int
+    """Batches that may be under way at once."""
+    result_device: str
+
+    def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> Any:
+        """Start on tiles (C, Y, X), at most the batch; returns a ticket."""
+        ...
+
+    def collect(self, ticket: Any, account: Account) -> BatchResult:
+        """Wait for a ticket, in the order of ``submit``."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the device holds."""
+        ...
+
+
+class OutOfDeviceMemoryError(RuntimeError):
+    """A batch did not fit; a smaller batch or tile may."""
+
+
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad alloc",
+                 "bad_alloc", "failed to allocate", "could not create a memory")  # fmt: skip
+
+
+def means_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of a back-end says that memory ran out."""
+    if isinstance(error, (MemoryError, OutOfDeviceMemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _MEMORY_WORDS)
+
+
+def stack_tiles(tiles: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[Any]:
+    """Copy tiles (C, Y, X) of one shape into the first corner of ``out``; returns that part."""
+    height, width = tiles[0].shape[1:]
+    part = out[: len(tiles), :, :height, :width]
+    for place, tile in enumerate(tiles):
+        np.copyto(part[place], tile, casting="same_kind" if out.dtype.kind == "f" else "safe")
+    return part
+
+
+def staging_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return what pixels of ``dtype`` travel to the device as: bytes stay, the rest is float32."""
+    return np.dtype(np.uint8) if dtype == np.uint8 else np.dtype(np.float32)
+
+
+class TorchCpuBackend:
+    """torch on the processor: channels-last, weights in the precision itself (no autocast)."""
+
+    name = "torch"
+    depth = 1
+    result_device = "cpu"
+
+    def __init__(
+        self,
+        network: TileNetwork,
+        *,
+        shape: tuple[int, int, int, int],
+        dtype: np.dtype[Any],
+        precision: str,
+        threads: int | None = None,
+    ) -> None:
+        self.precision = precision
+        self._threads = threads
+        self._network = network.channels_last()
+        self._staging = np.empty(shape, staging_dtype(dtype))
+
+    def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> BatchResult:
+        """Run the batch here and now."""
+        if self._threads is not None and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        with account.span("host-to-device"):
+            pixels = torch.from_numpy(stack_tiles(tiles, self._staging))
+        with account.span("compute"), torch.inference_mode():
+            values, sums = self._network(pixels)
+            return BatchResult(values, bool(torch.isfinite(sums).all()))
+
+    def collect(self, ticket: BatchResult, account: Account) -> BatchResult:
+        """Return the result that ``submit`` made."""
+        return ticket
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def supported_precisions(device: str) -> tuple[str, ...]:
+    """Return the precisions that ``device`` computes faster than, or as, fp32."""
+    if device.startswith("cuda"):
+        return ("fp32", "fp16", "bf16") if torch.cuda.is_bf16_supported() else ("fp32", "fp16")
+    return ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
+
+
+def cpu_has_bf16() -> bool:
+    """Tell whether this processor multiplies bfloat16 in hardware (AMX or AVX512-BF16)."""
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    found: list[Callable[[], bool]] = [
+        getattr(torch.cpu, name) for name in checks if hasattr(torch.cpu, name)
+    ]
+    return any(check() for check in found)
+
+
+def resolve_device(asked: str) -> str:
+    """Return ``cpu`` or ``cuda:N`` for what the settings ask; ModelError if it is not there."""
+    if asked == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(asked.partition(":")[2] or 0)
+        if index >= count:
+            raise ModelError(
+                f"--device {asked}: this machine has {count} CUDA devices that torch can use; "
+                "use --device cpu"
+            )
+        return f"cuda:{index}"
+    return asked
+
+
+def make_backend(
+    name: str,
+    model: Model,
+    plan: TilePlan,
+    *,
+    batch: int,
+    dtype: np.dtype[Any],
+    device: str,
+    precision: str,
+    threads: int | None = None,
+    output: Output = "ids",
+    gated: bool = False,
+) -> Backend:
+    """Build the back-end called ``name`` for batches of a plan's tiles of pixels of ``dtype``.
+
+    Raises ModelError for one that is unknown or cannot take this network.
+    """
+    if name not in ("torch", "openvino"):
+        raise ModelError(f"back-end {name!r} is unknown; the back-ends are torch and openvino")
+    network = TileNetwork(
+        model,
+        plan,
+        dtype=dtype,
+        # OpenVINO takes the float32 network and reduces the precision itself.
+        precision="fp32" if name == "openvino" else precision,
+        output=output,
+        gated=gated,
+    )
+    shape = (batch, model.in_channels, plan.input_px, plan.input_px)
+    if name == "openvino":
+        from tilepipe.infer.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(
+            network, shape=shape, dtype=dtype, precision=precision, threads=threads
+        )
+    if device.startswith("cuda"):
+        from tilepipe.infer.cuda import CudaBackend
+
+        return CudaBackend(network, shape=shape, dtype=dtype, device=device, precision=precision)
+    return TorchCpuBackend(network, shape=shape, dtype=dtype, precision=precision, threads=threads)

@@ -1,0 +1,353 @@
+"""``Engine``: one unit in, its class ids out; read once, cut, batched, computed, stitched."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import ModelError
+from tilepipe.infer.account import Account
+from tilepipe.infer.backends import Backend, make_backend, means_out_of_memory
+from tilepipe.infer.blend import Blend, blend_boxes
+from tilepipe.infer.gate import gate_of
+from tilepipe.models import Model
+from tilepipe.tiling import Box, Shape, Tile, TilePlan, read_mirrored, round_up
+from tilepipe.tiling.plan import legal_input
+
+Read = Callable[[Box], NDArray[Any]]
+MakeBackend = Callable[..., Backend]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitResult:
+    """What became of one unit."""
+
+    ids: NDArray[np.uint8]
+    """Class ids (y, x) of the unit's box."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Plain values: precision, backend, tiles, seconds per step, and, where it happened,
+    ``oom`` (what was made smaller), ``redone_fp32``, ``not_finite_px``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    plan: TilePlan
+    batch: int
+
+
+class _OverflowError(ArithmeticError):
+    """Reduced precision did not hold the numbers of a unit."""
+
+
+class _StaleLayoutError(RuntimeError):
+    """Another lane made batch or tile smaller meanwhile."""
+
+
+class Engine:
+    """Runs one model on one device; made once per worker process.
+
+    Thread-safe: several lanes may call ``segment`` at once; each reads its own unit while one
+    thread alone, the device's, runs forwards in the order of arrival.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        plan: TilePlan,
+        device: str = "cpu",
+        precision: str = "fp32",
+        backend: str = "torch",
+        batch: int = 1,
+        account: Account | None = None,
+        threads: int | None = None,
+        cgm: str = "off",
+        make: MakeBackend = make_backend,
+    ) -> None:
+        if cgm != "off" and not model.has_gate:
+            raise ModelError(
+                f"model {model.name}: --cgm {cgm} needs a classification gate and this network has "
+                "none; build unet3plus with the option cgm, or leave --cgm off"
+            )
+        self.model = model
+        self.account = account or Account()
+        self.device, self.precision, self.backend = device, precision, backend
+        self._threads = threads
+        self._cgm = cgm
+        self._make = make
+        self._layout = _Layout(plan, max(1, batch))
+        self._lock = threading.Lock()
+        self._backends: dict[tuple[Any, ...], Backend] = {}
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="tilepipe-device")
+
+    @property
+    def plan(self) -> TilePlan:
+        """The plan now in use; smaller tiles than asked for after memory ran out."""
+        return self._layout.plan
+
+    @property
+    def batch(self) -> int:
+        """The batch now in use."""
+        return self._layout.batch
+
+    def close(self) -> None:
+        """End the device's thread and give back what the back-ends hold."""
+        self._device.shutdown(wait=True)
+        self._drop_backends()
+
+    def segment(self, read: Read, box: Box) -> UnitResult:
+        """Return the class ids of ``box``, a box of the level.
+
+        ``read`` takes a box inside the level and returns pixels (c, y, x); it is called once with
+        everything that the tiles need. Raises ModelError where the pixels do not fit the network
+        or even the smallest tile does not fit the device.
+        """
+        account = Account(parent=self.account)
+        facts: dict[str, Any] = {"backend": self.backend, "precision": self.precision}
+        precision = self.precision
+        while True:
+            layout = self._layout
+            try:
+                ids = self._segment(layout, precision, read, box, account, facts)
+                break
+            except _StaleLayoutError:
+                continue
+            except _OverflowError:
+                facts.update(redone_fp32=True, precision="fp32")
+                precision = "fp32"
+            except Exception as error:
+                if not means_out_of_memory(error):
+                    raise
+                smaller = self._shrink(layout, error)
+                facts.setdefault("oom", []).append(smaller)
+        facts["seconds"] = {step: round(value, 6) for step, value in account.seconds.items()}
+        return UnitResult(ids, facts)
+
+    def gate(self, read: Read, box: Box) -> float:
+        """Return the largest gate logit of the tiles of ``box``, from the encoder alone.
+
+        For ``--cgm slide``: the slide's gate is open where the maximum over all units is above 0.
+        """
+        if not self.model.has_gate:
+            raise ModelError(f"model {self.model.name} has no classification gate")
+        plan = self._layout.plan
+        tiles = self._tiles(plan, box)
+        hull, pixels = self._read(plan, tiles, read, self.account, {})
+        job = self._device.submit(
+            gate_of, self.model, plan, tiles, hull, pixels, self.account, self.device
+        )
+        return job.result()
+
+    def _segment(
+        self,
+        layout: _Layout,
+        precision: str,
+        read: Read,
+        box: Box,
+        account: Account,
+        facts: dict[str, Any],
+    ) -> NDArray[np.uint8]:
+        ids = np.empty(box.shape, np.uint8)
+        facts["tiles"] = 0
+        facts.pop("not_finite_px", None)
+        for part in blend_boxes(layout.plan, box, self.model.n_outputs):
+            tiles = self._tiles(layout.plan, part)
+            facts["tiles"] += len(tiles)
+            hull, pixels = self._read(layout.plan, tiles, read, account, facts)
+            job = self._device.submit(
+                self._compute, layout, precision, tiles, hull, pixels, part, account
+            )
+            ids[part.shift(-box.y0, -box.x0).slices] = job.result()
+        return ids
+
+    def _tiles(self, plan: TilePlan, box: Box) -> list[Tile]:
+        """Return the tiles of a box; torch on a processor takes each as small as its core allows.
+
+        Every other back-end is compiled for one shape. In float32 the shape does not change a
+        label (test_seams_tiling.py), and at the borders of a slide it saves most of the work.
+        """
+        tiles = list(plan.tiles(box))
+        if _blends(plan) or self.backend != "torch" or self.device != "cpu":
+            return tiles
+        return sorted((self._trimmed(plan, tile) for tile in tiles), key=_shape_of)
+
+    def _trimmed(self, plan: TilePlan, tile: Tile) -> Tile:
+        locality = self.model.locality
+        height, width = (
+            min(
+                plan.input_px,
+                legal_input(
+                    side + 2 * plan.halo_px,
+                    least_px=locality.least_input_px,
+                    step_px=max(1, locality.input_step_px),
+                ),
+            )
+            for side in tile.core.shape
+        )
+        y0, x0 = tile.padded.y0, tile.padded.x0
+        return Tile(tile.core, Box(y0, x0, y0 + height, x0 + width))
+
+    def _read(
+        self,
+        plan: TilePlan,
+        tiles: Sequence[Tile],
+        read: Read,
+        account: Account,
+        facts: dict[str, Any],
+    ) -> tuple[Box, NDArray[Any]]:
+        """Return the hull of what the tiles read and its pixels (c, y, x), mirrored outside."""
+        hull = Box(
+            min(tile.padded.y0 for tile in tiles),
+            min(tile.padded.x0 for tile in tiles),
+            max(tile.padded.y1 for tile in tiles),
+            max(tile.padded.x1 for tile in tiles),
+        )
+        with account.span("read"):
+            pixels = read_mirrored(read, hull, plan.extent)
+        channels = self.model.in_channels
+        if pixels.ndim != 3 or pixels.shape[0] != channels:
+            got = pixels.shape[0] if pixels.ndim == 3 else f"{pixels.ndim} axes, not"
+            raise ModelError(
+                f"model {self.model.name} takes {channels} channels and the image has {got}; "
+                "use weights made for this kind of image"
+            )
+        if pixels.dtype.kind == "f":
+            wrong = ~np.isfinite(pixels)
+            if wrong.any():
+                # No-data pixels would spoil every pixel within the context.
+                facts["not_finite_px"] = facts.get("not_finite_px", 0) + int(wrong.sum())
+                pixels = np.where(wrong, pixels.dtype.type(0), pixels)
+        return hull, pixels
+
+    def _compute(
+        self,
+        layout: _Layout,
+        precision: str,
+        tiles: Sequence[Tile],
+        hull: Box,
+        pixels: NDArray[Any],
+        box: Box,
+        account: Account,
+    ) -> NDArray[np.uint8]:
+        """Run the tiles of a unit; in the device's thread."""
+        if layout is not self._layout:
+            raise _StaleLayoutError
+        plan = layout.plan
+        backend = self._backend(layout, precision, pixels.dtype)
+        ids = np.empty(box.shape, np.uint8)
+        blend = Blend(plan, box, self.model, backend.result_device) if _blends(plan) else None
+        finite = True
+
+        def finish(group: Sequence[Tile], ticket: Any) -> None:
+            nonlocal finite
+            result = backend.collect(ticket, account)
+            finite = finite and result.finite
+            if blend is not None:
+                with account.span("compute"):
+                    blend.add(group, result.values)
+                return
+            with account.span("device-to-host"):
+                values = result.values.numpy()
+                for tile, core_ids in zip(group, values, strict=False):
+                    height, width = tile.core.shape
+                    target = tile.core.shift(-box.y0, -box.x0)
+                    ids[target.slices] = core_ids[:height, :width]
+
+        pending: deque[tuple[Sequence[Tile], Any]] = deque()
+        try:
+            for group in _groups(tiles, layout.batch):
+                views = [_cut(pixels, hull, tile.padded) for tile in group]
+                pending.append((group, backend.submit(views, account)))
+                if len(pending) >= backend.depth:
+                    finish(*pending.popleft())
+            while pending:
+                finish(*pending.popleft())
+        except Exception as error:
+            if means_out_of_memory(error):
+                self._drop_backends()
+            raise
+        if not finite and precision in ("bf16", "fp16"):
+            raise _OverflowError
+        if blend is not None:
+            with account.span("compute"):
+                return blend.ids()
+        return ids
+
+    def _backend(self, layout: _Layout, precision: str, dtype: np.dtype[Any]) -> Backend:
+        plan = layout.plan
+        key = (plan.input_px, layout.batch, precision, dtype.str)
+        if key not in self._backends:
+            # What reduced precision could not hold is redone by the plainest of back-ends.
+            name = self.backend if precision == self.precision else "torch"
+            self._backends[key] = self._make(
+                name,
+                self.model,
+                plan,
+                batch=layout.batch,
+                dtype=dtype,
+                device=self.device,
+                precision=precision,
+                threads=self._threads,
+                output="probabilities" if _blends(plan) else "ids",
+                gated=self._cgm == "tile",
+            )
+        return self._backends[key]
+
+    def _drop_backends(self) -> None:
+        for backend in self._backends.values():
+            backend.close()
+        self._backends.clear()
+
+    def _shrink(self, layout: _Layout, error: Exception) -> str:
+        """Halve the batch, then the tile; returns what was done, ModelError where nothing can."""
+        with self._lock:
+            if layout is not self._layout:
+                return "retried with the smaller batch or tile of another lane"
+            plan, batch = layout.plan, layout.batch
+            if batch > 1:
+                self._layout = _Layout(plan, batch // 2)
+                return f"batch {batch} -> {batch // 2}"
+            core_px = round_up(max(1, plan.core_px // 2), plan.alignment_px)
+            if _blends(plan) or core_px >= plan.core_px:
+                raise ModelError(
+                    f"model {self.model.name}: one tile of {plan.input_px} px does not fit the "
+                    f"memory of {self.device} ({str(error).splitlines()[0][:200]}); use a smaller "
+                    "--tile or another --device"
+                ) from error
+            locality = self.model.locality
+            input_px = legal_input(
+                core_px + 2 * plan.halo_px,
+                least_px=locality.least_input_px,
+                step_px=max(1, locality.input_step_px),
+            )
+            self._layout = _Layout(replace(plan, core_px=core_px, input_px=input_px), batch)
+            return f"tile {plan.input_px} -> {input_px} px"
+
+
+def _blends(plan: TilePlan) -> bool:
+    return plan.mode == "blended"
+
+
+def _shape_of(tile: Tile) -> Shape:
+    return tile.padded.shape
+
+
+def _groups(tiles: Sequence[Tile], batch: int) -> Iterator[Sequence[Tile]]:
+    """Cut the tiles into batches of one shape each, keeping their order."""
+    for _, same in groupby(tiles, key=_shape_of):
+        alike = list(same)
+        for start in range(0, len(alike), batch):
+            yield alike[start : start + batch]
+
+
+def _cut(pixels: NDArray[Any], hull: Box, box: Box) -> NDArray[Any]:
+    rows, columns = box.shift(-hull.y0, -hull.x0).slices
+    return pixels[:, rows, columns]

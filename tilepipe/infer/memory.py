@@ -1,0 +1,146 @@
+"""Memory: what a forward needs, what is free, and an allocator that keeps what it got."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tilepipe.infer.caches import key_of
+from tilepipe.models import Model
+from tilepipe.tiling import TilePlan
+
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_THRESHOLD = -3
+_M_MMAP_MAX = -4
+
+PROCESS_BYTES = 450 << 20
+"""Resident memory of a worker with torch, zarr and dask loaded and nothing done."""
+OPENVINO_BYTES = 200 << 20
+
+
+def keep_memory(*, keep_bytes: int = 1 << 30) -> bool:
+    """Let malloc keep up to ``keep_bytes`` of freed memory for the next tile.
+
+    glibc gives large blocks back to the kernel at once and gets them again zeroed, page by page:
+    a third of a forward's time on a processor. Returns False where there is no glibc. Call it
+    early in each worker process; child processes do not inherit it.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    threshold = min(keep_bytes, 2**31 - 1)
+    done = [
+        mallopt(_M_MMAP_MAX, 0),
+        mallopt(_M_TRIM_THRESHOLD, threshold),
+        mallopt(_M_TOP_PAD, 16 << 20),
+    ]
+    return all(done)
+
+
+def free_bytes(device: str = "cpu") -> int:
+    """Return the memory that is free on a device."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = 4 << 30
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        available = min(available, max(0, limit - used))
+    return available
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the storages alive while a network runs on tensors without data."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._watch(tensor)
+        return result
+
+    def _watch(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+_MEASURED: dict[str, float] = {}
+
+
+def peak_activation_bytes(model: Model, *, precision: str = "fp32") -> float:
+    """Return the bytes per input px that a forward of one tile holds at its peak.
+
+    The network runs on tensors without data; only what is alive at once counts.
+    """
+    key = key_of(model.name, dict(model.arguments), model.in_channels, model.n_outputs)
+    if key not in _MEASURED:
+        locality = model.locality
+        step_px = max(1, locality.input_step_px)
+        side = locality.least_input_px + -(-512 // step_px) * step_px
+        network = copy.deepcopy(model.module).to("meta")
+        tracker = _LiveBytes()
+        with torch.inference_mode(mode=False), torch.no_grad(), tracker:
+            network(torch.empty((1, model.in_channels, side, side), device="meta"))
+        _MEASURED[key] = tracker.peak / side**2
+    return _MEASURED[key] * {"fp64": 2.0, "fp32": 1.0}.get(precision, 0.5)
+
+
+def worker_bytes(
+    model: Model,
+    plan: TilePlan,
+    *,
+    batch: int = 1,
+    precision: str = "fp32",
+    backend: str = "torch",
+    itemsize: int = 1,
+    lanes: int = 2,
+    device: str = "cpu",
+) -> int:
+    """Return the resident bytes that one worker process is expected to reach at its peak."""
+    side = plan.unit_px
+    hull_px = (side + 2 * plan.halo_px) ** 2
+    per_lane = model.in_channels * itemsize * (hull_px + side**2) + 2 * side**2
+    if plan.mode == "blended":
+        per_lane += 4 * (model.n_outputs + 1) * side**2
+    weights = 4 * sum(parameter.numel() for parameter in model.module.parameters())
+    forward = 0.0
+    if device == "cpu":
+        forward = peak_activation_bytes(model, precision=precision) * batch * plan.input_px**2
+        weights *= 2
+    extra = OPENVINO_BYTES if backend == "openvino" else 0
+    return int(PROCESS_BYTES + extra + weights + forward + lanes * per_lane)

@@ -1,0 +1,126 @@
+"""OpenVINO on Intel processors: the network converted in memory, compiled for one shape."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tilepipe.errors import ModelError
+from tilepipe.infer.account import Account
+from tilepipe.infer.backends import BatchResult, cpu_has_bf16, stack_tiles, staging_dtype
+from tilepipe.infer.caches import usable_cache
+from tilepipe.infer.network import TileNetwork
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+@cache
+def is_intel() -> bool:
+    """Tell whether this machine has an Intel processor."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def openvino_fits(device: str, precision: str, *, gated: bool = False) -> str:
+    """Return "" if OpenVINO can be used, else why not."""
+    if importlib.util.find_spec("openvino") is None:
+        return "OpenVINO is not installed (pip install 'tilepipe[openvino]')"
+    if device != "cpu":
+        return f"it runs on Intel processors, not on {device}"
+    if not is_intel():
+        return "this processor is not an Intel one"
+    if precision not in HINTS:
+        return f"it has no {precision} on processors"
+    if precision == "bf16" and not cpu_has_bf16():
+        return "this processor has no bf16"
+    if gated:
+        return "a gate in each tile (--cgm tile) runs on torch only"
+    return ""
+
+
+class OpenVinoBackend:
+    """One compiled network of static shape (B, C, Y, X); a smaller batch is filled up."""
+
+    name = "openvino"
+    depth = 1
+    result_device = "cpu"
+
+    def __init__(
+        self,
+        network: TileNetwork,
+        *,
+        shape: tuple[int, int, int, int],
+        dtype: np.dtype[Any],
+        precision: str,
+        threads: int | None = None,
+    ) -> None:
+        import openvino
+
+        self.precision = precision
+        self._staging = np.zeros(shape, staging_dtype(dtype))
+        properties: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads is not None:
+            properties["INFERENCE_NUM_THREADS"] = threads
+        folder = usable_cache()
+        if folder is not None:
+            properties["CACHE_DIR"] = str(folder / "openvino")
+        try:
+            converted = _convert(network, shape, staging_dtype(dtype))
+            compiled = openvino.Core().compile_model(converted, "CPU", properties)
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"OpenVINO cannot take this network: {first[:300]}") from error
+        self._request = compiled.create_infer_request()
+        self._input = openvino.Tensor(self._staging, shared_memory=True)
+
+    def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> BatchResult:
+        """Run the batch here and now."""
+        with account.span("host-to-device"):
+            stack_tiles(tiles, self._staging)
+        with account.span("compute"):
+            self._request.infer([self._input])
+            values = self._request.get_output_tensor(0).data
+            sums = self._request.get_output_tensor(1).data
+            finite = bool(np.isfinite(sums[: len(tiles)]).all())
+            # Views of the request's memory: used up before the next submit (depth 1).
+            return BatchResult(torch.from_numpy(values[: len(tiles)]), finite)
+
+    def collect(self, ticket: BatchResult, account: Account) -> BatchResult:
+        """Return the result that ``submit`` made."""
+        return ticket
+
+    def close(self) -> None:
+        """Free the compiled network."""
+        del self._request
+
+
+def _convert(network: TileNetwork, shape: tuple[int, int, int, int], dtype: np.dtype[Any]) -> Any:
+    """Return the OpenVINO form of a float32 network for tiles of ``shape``.
+
+    It is traced on the smallest tile that leaves a core, not on the real one: tracing runs the
+    network in torch, which takes longer than everything else for a large tile.
+    """
+    import openvino
+
+    side = network.trace_px
+    example = torch.zeros(
+        (1, shape[1], side, side), dtype=torch.from_numpy(np.empty(0, dtype)).dtype
+    )
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        return openvino.convert_model(
+            network, example_input=example, input=[openvino.PartialShape(list(shape))]
+        )

@@ -1,0 +1,151 @@
+"""``Settings``: how a job runs its network; chosen once, recorded, the same again on resume."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tilepipe.errors import ModelError, PlanError
+from tilepipe.infer import guard, tuning
+from tilepipe.infer.backends import resolve_device, supported_precisions
+from tilepipe.infer.openvino import openvino_fits
+from tilepipe.infer.plans import choose_unit, plan_for
+from tilepipe.models import Model
+from tilepipe.spec import JobSpec
+from tilepipe.tiling import Box, Shape, TilePlan
+
+SMALL_PX = 4096 * 4096
+"""Levels smaller than this run in fp32 on torch: they take seconds, and exactness is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that decides the pixels of a mask, and how fast they come."""
+
+    plan: TilePlan
+    device: str
+    precision: str
+    backend: str
+    batch: int
+    threads: int
+    """Threads of the device's back-end in one worker process (CPU only)."""
+    cgm: str = "off"
+    notes: tuple[str, ...] = ()
+    """What was decided and why, for people."""
+    guard: dict[str, Any] | None = None
+    """What the precision guard measured, if it did."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, as the store records them."""
+        return {**asdict(self), "plan": self.plan.to_json(), "notes": list(self.notes)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Settings:
+        """Read what ``to_json`` wrote; PlanError if it is not that."""
+        try:
+            settings = cls(
+                **{
+                    **values,
+                    "plan": TilePlan.from_json(values["plan"]),
+                    "notes": tuple(str(note) for note in values.get("notes", ())),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise PlanError(f"recorded settings cannot be read: {error}") from error
+        return settings
+
+
+def choose_settings(
+    model: Model,
+    *,
+    extent: Shape,
+    spec: JobSpec,
+    dtype: DTypeLike = np.uint8,
+    channels: int | None = None,
+    unit_px: int | None = None,
+    workers: int = 1,
+    read: Callable[[Box], NDArray[Any]] | None = None,
+) -> Settings:
+    """Choose plan, device, precision, back-end, batch and threads for a level of ``extent``.
+
+    ``read`` gives pixels of the level for the precision guard and the blend's error; without it
+    ``--precision auto`` means fp32. Precision and back-end follow from what the machine can do and
+    from the guard, never from a measured speed, so that a resumed job computes the same pixels.
+
+    Raises PlanError, ModelError where the job cannot run as asked.
+    """
+    if channels is not None and channels != model.in_channels:
+        raise ModelError(
+            f"model {model.name} takes {model.in_channels} channels and the image has {channels}; "
+            "use weights made for this kind of image"
+        )
+    device = resolve_device(spec.device)
+    unit = choose_unit(model, extent, spec.unit if spec.unit is not None else unit_px)
+    plan, notes = plan_for(model, extent, spec, unit_px=unit, device=device)
+    settings = Settings(
+        plan=plan,
+        device=device,
+        precision="fp32",
+        backend="torch",
+        batch=spec.batch or 1,
+        threads=max(1, (os.cpu_count() or 1) // max(1, workers)),
+        cgm=spec.cgm,
+        notes=tuple(notes),
+    )
+    settings = _with_precision(settings, model, spec, np.dtype(dtype), read)
+    if spec.tune and extent[0] * extent[1] >= SMALL_PX:
+        settings = tuning.tuned(settings, model, spec, dtype=np.dtype(dtype), workers=workers)
+    return settings
+
+
+def _with_precision(
+    settings: Settings,
+    model: Model,
+    spec: JobSpec,
+    dtype: np.dtype[Any],
+    read: Callable[[Box], NDArray[Any]] | None,
+) -> Settings:
+    """Choose precision, then the back-end for it."""
+    able = supported_precisions(settings.device)
+    notes: list[str] = []
+    small = settings.plan.extent[0] * settings.plan.extent[1] < SMALL_PX
+    if spec.precision != "auto":
+        if spec.precision not in able:
+            notes.append(f"{settings.device} has no fast {spec.precision}: it will be slow")
+        chosen = spec.precision
+        return _noted(_with_backend(replace(settings, precision=chosen), spec, small), notes)
+    reduced = next((name for name in ("bf16", "fp16") if name in able), None)
+    full = _with_backend(settings, spec, small)
+    if small or reduced is None:
+        return full
+    if read is None:
+        return _noted(full, ["fp32: no pixels to compare a reduced precision with"])
+    trial = _with_backend(replace(settings, precision=reduced), spec, small)
+    found = guard.compare(trial, model, dtype=dtype, read=read)
+    facts = found.to_json()
+    if found.flips <= spec.tolerance:
+        note = f"{reduced}: flips {found.flips:.3%} of sampled pixels, within {spec.tolerance:.3%}"
+        return _noted(replace(trial, guard=facts), [note])
+    note = f"fp32: {reduced} flips {found.flips:.3%} of sampled pixels, above {spec.tolerance:.3%}"
+    return _noted(replace(full, guard=facts), [note])
+
+
+def _with_backend(settings: Settings, spec: JobSpec, small: bool) -> Settings:
+    fits = openvino_fits(settings.device, settings.precision, gated=settings.cgm == "tile")
+    if spec.backend == "openvino":
+        if fits:
+            raise ModelError(f"--backend openvino: {fits}; use --backend torch")
+        return replace(settings, backend="openvino")
+    # Converting and compiling takes seconds: worth it only for a large level.
+    if spec.backend == "auto" and not small and not fits:
+        return replace(settings, backend="openvino")
+    return replace(settings, backend="torch")
+
+
+def _noted(settings: Settings, notes: list[str]) -> Settings:
+    return replace(settings, notes=(*settings.notes, *notes))

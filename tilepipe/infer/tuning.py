@@ -1,0 +1,162 @@
+"""Tuning: tile and batch by a short measurement on this device with this network.
+
+Only speed is decided here. In float32 tile and batch do not change a label; in reduced precision
+they may change a last bit, so what was chosen is recorded and used again on resume.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tilepipe.infer.account import Account
+from tilepipe.infer.backends import make_backend, means_out_of_memory
+from tilepipe.infer.caches import device_name, key_of, read_cached, version_of, write_cached
+from tilepipe.infer.memory import free_bytes, peak_activation_bytes
+from tilepipe.infer.plans import plan_for
+from tilepipe.models import Model
+from tilepipe.spec import JobSpec
+from tilepipe.tiling import TilePlan
+
+if TYPE_CHECKING:
+    from tilepipe.infer.settings import Settings
+
+AIMS_PX = {"cpu": (384, 768, 1024, 1344, 2048), "cuda": (1024, 2048, 4096)}
+"""Cores that are tried."""
+BUDGET_S = 8.0
+MEMORY_SHARE = 0.5
+"""Part of the free memory that a forward may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One measured way to run the network."""
+
+    input_px: int
+    core_px: int
+    batch: int
+    mpix_per_s: float
+    """Output px that a unit keeps, per second."""
+
+
+def tuned(
+    settings: Settings, model: Model, spec: JobSpec, *, dtype: np.dtype[Any], workers: int
+) -> Settings:
+    """Return the settings with the fastest tile and batch; measured once per machine and model."""
+    candidates = list(candidate_plans(settings, model, spec, workers=workers))
+    if len(candidates) <= 1:
+        return settings
+    name = "tune-" + key_of(
+        device_name(settings.device),
+        [model.name, dict(model.arguments), model.in_channels, model.n_outputs],
+        [settings.precision, settings.backend, settings.threads, str(dtype)],
+        [version_of("torch"), version_of("openvino"), version_of("tilepipe")],
+        [(plan.input_px, plan.core_px, batch) for plan, batch in candidates],
+    )
+    kept = read_cached(name)
+    for plan, batch in candidates:
+        if kept is not None and (kept.get("input_px"), kept.get("batch")) == (plan.input_px, batch):
+            return _with(settings, plan, batch, "from an earlier measurement")
+    trials = measure(settings, model, candidates, dtype=dtype)
+    if not trials:
+        return settings
+    best = max(trials, key=lambda trial: trial.mpix_per_s)
+    write_cached(name, {"input_px": best.input_px, "batch": best.batch,
+                        "mpix_per_s": best.mpix_per_s})  # fmt: skip
+    plan = next(plan for plan, _ in candidates if plan.input_px == best.input_px)
+    return _with(settings, plan, best.batch, f"measured {best.mpix_per_s:.2f} MPix/s")
+
+
+def _with(settings: Settings, plan: TilePlan, batch: int, how: str) -> Settings:
+    note = f"tile {plan.input_px} px, batch {batch}: {how}"
+    return replace(settings, plan=plan, batch=batch, notes=(*settings.notes, note))
+
+
+def candidate_plans(
+    settings: Settings, model: Model, spec: JobSpec, *, workers: int
+) -> Iterator[tuple[TilePlan, int]]:
+    """Plans and batches worth measuring: what the user said is fixed, memory bounds the rest."""
+    kind = settings.device.partition(":")[0]
+    plans = {settings.plan.input_px: settings.plan}
+    if spec.tile is None and settings.plan.mode != "blended":
+        for aim in AIMS_PX[kind]:
+            plan, _ = plan_for(
+                model,
+                settings.plan.extent,
+                spec,
+                unit_px=settings.plan.unit_px,
+                device=settings.device,
+                core_px=aim,
+            )
+            plans.setdefault(plan.input_px, plan)
+    batches = (spec.batch,) if spec.batch else (1,) if kind == "cpu" else (1, 2, 4)
+    allowed = MEMORY_SHARE * free_bytes(settings.device) / max(1, workers if kind == "cpu" else 1)
+    per_px = peak_activation_bytes(model, precision=settings.precision)
+    for input_px, plan in sorted(plans.items()):
+        for batch in batches:
+            if per_px * batch * input_px**2 <= allowed or input_px == settings.plan.input_px:
+                yield plan, batch
+
+
+def measure(
+    settings: Settings,
+    model: Model,
+    candidates: list[tuple[TilePlan, int]],
+    *,
+    dtype: np.dtype[Any],
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Trial]:
+    """Time a forward of each candidate, those nearest the settings' own first, until the budget
+    is used up; what runs out of memory is left out.
+    """
+    own_px = settings.plan.input_px
+    ordered = sorted(candidates, key=lambda pair: abs(pair[0].input_px - own_px))
+    started_s = clock()
+    trials: list[Trial] = []
+    rng = np.random.default_rng(0)
+    account = Account()
+    for plan, batch in ordered:
+        if trials and clock() - started_s > budget_s:
+            break
+        side = plan.input_px
+        tile = rng.integers(0, 255, (model.in_channels, side, side)).astype(dtype)
+        tiles = [tile] * batch
+        try:
+            backend = make_backend(
+                settings.backend,
+                model,
+                plan,
+                batch=batch,
+                dtype=dtype,
+                device=settings.device,
+                precision=settings.precision,
+                threads=settings.threads,
+                output="probabilities" if plan.mode == "blended" else "ids",
+            )
+            backend.collect(backend.submit(tiles, account), account)
+            seconds = []
+            for _ in range(2):
+                before_s = clock()
+                backend.collect(backend.submit(tiles, account), account)
+                seconds.append(max(clock() - before_s, 1e-9))
+            backend.close()
+        except Exception as error:
+            if means_out_of_memory(error):
+                continue
+            raise
+        kept_px = useful_px(plan) * batch
+        trials.append(Trial(side, plan.core_px, batch, kept_px / min(seconds) / 1e6))
+    return trials
+
+
+def useful_px(plan: TilePlan) -> float:
+    """Output px per tile that a whole unit keeps: its last tiles may stick out."""
+    side = min(plan.unit_px, max(plan.extent))
+    if plan.mode == "blended":
+        return float(plan.core_px**2)
+    return side**2 / (-(-side // plan.core_px)) ** 2
