@@ -1,0 +1,103 @@
+"""``find_object``: the next or previous object of some classes, one region read at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from tilepipe.tiling import Box, Grid
+from tilepipe.view.pyramid import ShownPyramid
+
+REGION_PX = 2048
+_REGIONS_PER_CALL = 24
+
+
+def find_object(
+    pyramid: ShownPyramid,
+    *,
+    classes: frozenset[int] | None,
+    cursor: tuple[int, int],
+    backwards: bool,
+) -> dict[str, Any]:
+    """Look for the object after (or before) ``cursor`` = (region, place in it).
+
+    Objects are numbered region by region in reading order; one that crosses regions counts in
+    the first. Looks at a bounded number of regions: ``found`` None says to go on at ``cursor``.
+    """
+    grid = Grid(pyramid.levels[0].shape, REGION_PX)
+    region, place = cursor
+    step = -1 if backwards else 1
+    for _ in range(_REGIONS_PER_CALL):
+        if not 0 <= region < len(grid):
+            return {"found": False, "cursor": [region, place]}
+        objects = _objects_in(pyramid, grid.at(region).box, classes)
+        place = min(place, len(objects)) + step
+        if 0 <= place < len(objects):
+            return {"found": True, "cursor": [region, place], **objects[place]}
+        region += step
+        place = 1 << 40 if backwards else -1
+    return {"found": None, "cursor": [region, place]}
+
+
+def region_at(pyramid: ShownPyramid, y: int, x: int) -> int:
+    """Return the number of the region with a level-0 image pixel."""
+    grid = Grid(pyramid.levels[0].shape, REGION_PX)
+    factor = pyramid.levels[0].downsample * REGION_PX
+    rows, columns = grid.shape
+    return grid.index(min(max(y, 0) // factor, rows - 1), min(max(x, 0) // factor, columns - 1))
+
+
+def _objects_in(
+    pyramid: ShownPyramid, box: Box, classes: frozenset[int] | None
+) -> list[dict[str, Any]]:
+    """Objects whose first part lies in ``box``, in reading order."""
+    # One line more above and to the left shows what began in an earlier region.
+    wide = Box(max(0, box.y0 - 1), max(0, box.x0 - 1), box.y1, box.x1)
+    mask = pyramid.read(0, wide)
+    factor = pyramid.levels[0].downsample
+    found = []
+    for parts, values in _parts(mask, classes):
+        for number, window in enumerate(ndimage.find_objects(parts), start=1):
+            y0, x0 = window[0].start, window[1].start
+            if (box.y0 > 0 and y0 == 0) or (box.x0 > 0 and x0 == 0):
+                continue
+            inside = parts[window] == number
+            rows, columns = np.nonzero(inside)
+            y1, x1 = window[0].stop, window[1].stop
+            found.append(
+                {
+                    "value": values[number - 1],
+                    "area_px": int(inside.sum()) * factor * factor,
+                    "y": (wide.y0 + y0 + float(rows.mean()) + 0.5) * factor,
+                    "x": (wide.x0 + x0 + float(columns.mean()) + 0.5) * factor,
+                    "box": [
+                        (wide.y0 + y0) * factor,
+                        (wide.x0 + x0) * factor,
+                        (wide.y0 + y1) * factor,
+                        (wide.x0 + x1) * factor,
+                    ],
+                }
+            )
+    found.sort(key=lambda one: (one["box"][0], one["box"][1]))
+    return found
+
+
+def _parts(
+    mask: NDArray[Any], classes: frozenset[int] | None
+) -> Iterator[tuple[NDArray[np.int32], list[int]]]:
+    """Numbered parts (0 is none) and the value of each part, from part 1 on.
+
+    An instance is one part whatever its shape; a class has a part per connected region.
+    """
+    if mask.dtype != np.uint8:
+        values, places = np.unique(np.append(mask.reshape(-1), 0), return_inverse=True)
+        yield places[:-1].reshape(mask.shape).astype(np.int32), values[1:].tolist()
+        return
+    for value in np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist():
+        if value and (classes is None or value in classes):
+            parts, count = ndimage.label(mask == value)
+            yield parts.astype(np.int32, copy=False), [value] * count
