@@ -1,0 +1,173 @@
+"""``tilepipe train``: make weights from annotated images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tilepipe.cli import options
+from tilepipe.errors import SpecError
+
+if TYPE_CHECKING:
+    from tilepipe.train.events import Event, TrainResult
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command("train", context_settings={"show_default": False})
+@click.option("--job", type=FILE, help="Settings as TOML; options win over it.")
+@click.option("--images", type=FOLDER, help="Folder of TIFF, PNG or OME-Zarr images.")
+@click.option("--labels", type=FOLDER, help="Folder of their labels, of the same names.")
+@click.option("-o", "--out", type=FILE, help="Weights to write (.safetensors).")
+@click.option("--model", help="Architecture, see `tilepipe models`.")
+@click.option(
+    "--target",
+    type=click.Choice(["classes", "foreground", "foreground+border"]),
+    help="What labels are: class ids, or cells of which to learn inside (and border).",
+)
+@click.option("--classes", type=click.IntRange(1, 255), help="Classes; 1 is a sigmoid network.")
+@click.option("--class-names", help="Names, background first: background,nucleus,...")
+@click.option("--base", type=click.IntRange(1, 1024), help="Channels of the first level.")
+@click.option("--option", "net_options", multiple=True, metavar="KEY=VALUE", help="Of the network.")
+@click.option("--mpp", type=float, help="µm per px of the images, kept with the weights.")
+@click.option("--val", type=FOLDER, help="Folder of validation images; else a seeded split.")
+@click.option("--val-labels", type=FOLDER, help="Folder of their labels.")
+@click.option("--val-share", type=float, help="Share held back for validation (0.1).")
+@click.option("--exclude", type=FILE, help="Names, one a line, not to be used at all.")
+@click.option("--kinds", type=FILE, help="CSV id,kind: metrics and splits per kind.")
+@click.option("--steps", type=click.IntRange(1), help="Stop after so many steps,")
+@click.option("--epochs", type=float, help="or passes over the images,")
+@click.option("--minutes", type=float, help="or minutes.")
+@click.option("--batch", type=click.IntRange(1), help="Samples per step (4).")
+@click.option("--output-px", type=click.IntRange(1), help="Side of what a sample teaches (256).")
+@click.option("--loss", help="ce, weighted-ce, bce, dice, focal, ms-ssim, iou, hybrid; sums: a+b.")
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]))
+@click.option("--lr", type=float, help="Peak learning rate.")
+@click.option("--schedule", type=click.Choice(["one-cycle", "cosine", "constant"]))
+@click.option("--ema", type=float, help="Decay of the averaged weights; 0: none.")
+@click.option("--clip", type=float, help="Largest gradient norm.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]))
+@click.option("--device", help="auto, cpu, cuda, cuda:1.")
+@click.option("--store", type=click.Choice(["fp32", "fp16"]), help="Numbers in the weights file.")
+@click.option("--seed", type=click.IntRange(0))
+@click.option("--no-augment", is_flag=True, help="Learn from images as they are.")
+@click.option("--resume", is_flag=True, help="Go on where a killed training was.")
+@options.json_option
+@options.quiet_option
+@options.debug_option
+def command(as_json: bool, quiet: bool, resume: bool, **flags: Any) -> None:
+    """Train a network on annotated images and write the best weights by validation.
+
+    Beside the weights: a CSV log and a PNG curve.
+
+    \b
+    tilepipe train --images img --labels lab --target foreground --minutes 30 -o w.safetensors
+    """  # noqa: D301
+    from tilepipe.train.loop import train
+    from tilepipe.train.spec import TrainSpec
+
+    given = _given(flags)
+    job = given.pop("job", None)
+    try:
+        spec = TrainSpec.from_toml(job, **given) if job else TrainSpec.checked(given)
+    except SpecError as error:
+        if job is None and not {"images", "labels", "out"} <= set(given):
+            raise click.UsageError("--images, --labels and -o are needed, or --job") from error
+        raise
+    if as_json or quiet:
+        result = train(spec, resume=resume)
+        if as_json:
+            click.echo(json.dumps(result.to_json()))
+        return
+    with _Display() as display:
+        result = train(spec, resume=resume, on_event=display.show)
+    _summary(result)
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """Options that stand on the command line, as settings."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    if names := given.pop("class_names", None):
+        given["class_names"] = tuple(name.strip() for name in names.split(","))
+    pairs = given.pop("net_options")
+    if pairs:
+        given["options"] = dict(_pair(text) for text in pairs)
+    if given.pop("no_augment"):
+        from tilepipe.train.augment import NO_AUGMENT
+
+        given["augment"] = NO_AUGMENT
+    return given
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"--option {text}: KEY=VALUE wanted")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+class _Display:
+    """Live progress: loss, metric, samples/s."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console()
+        self.progress = Progress(
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=self.console,
+        )
+        self.task = self.progress.add_task("", total=1.0)
+        self.metric = float("nan")
+
+    def __enter__(self) -> _Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.progress.stop()
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        from tilepipe.train.events import Started, Stepped
+
+        if isinstance(event, Stepped):
+            text = (
+                f"step {event.step}  loss {event.loss:.4f}  metric {self.metric:.4f}  "
+                f"{event.samples_per_s:.1f} samples/s"
+            )
+            self.progress.update(self.task, completed=event.progress, description=text)
+        elif isinstance(event, Started):
+            resumed = f", from step {event.resumed_step}" if event.resumed_step else ""
+            self.console.print(
+                f"{event.training} images to learn from, {event.validation} to choose by; "
+                f"{event.parameters} parameters; {event.device}, {event.precision}{resumed}"
+            )
+        else:
+            self.metric = event.metric
+            kinds = "; ".join(
+                f"{score.kind or 'all'}: Dice {score.dice:.4f}"
+                + ("" if score.f1 is None else f", F1 {score.f1:.4f}")
+                for score in event.scores
+            )
+            kept = " (kept)" if event.best else ""
+            self.console.print(f"step {event.step}: metric {event.metric:.4f}{kept}  {kinds}")
+
+
+def _summary(result: TrainResult) -> None:
+    click.echo(
+        f"{result.weights}: step {result.best_step} of {result.steps}, metric "
+        f"{result.metric:.4f}, {result.elapsed_s:.0f} s\n"
+        f"next: tilepipe run SLIDE --model NAME --weights {result.weights}"
+    )

@@ -1,0 +1,217 @@
+"""``evaluate``: a mask against the truth, read by boxes; stores or images of any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import SlideError, TrainError
+from tilepipe.tiling import Box, Shape
+from tilepipe.train.cells import THRESHOLDS, match
+from tilepipe.train.em import rand_error_of, warping_error
+from tilepipe.train.images import SUFFIXES, open_raster
+from tilepipe.train.metrics import (
+    ClassScore,
+    class_score,
+    confusion,
+    merge_foreground,
+    pixel_error,
+)
+from tilepipe.train.overlap import OverlapCounter
+from tilepipe.train.targets import separate
+
+Kind = Literal["auto", "classes", "instances"]
+IN_MEMORY_PX = 64 << 20
+"""Warping error and border separation look at whole images up to this size."""
+
+
+@dataclass(frozen=True)
+class LabelImage:
+    """Ids of a label image: (y, x), read by boxes."""
+
+    source: str
+    extent: Shape
+    dtype: np.dtype[Any]
+    read: Callable[[Box], NDArray[Any]]
+    class_names: tuple[str, ...] = ()
+
+    def resolve(self, kind: Kind) -> Literal["classes", "instances"]:
+        """Decide what ids mean: ``auto`` takes ids wider than 8 bit as instances."""
+        if kind != "auto":
+            return kind
+        return "classes" if self.dtype.itemsize == 1 else "instances"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate`` found; shares are 0-1, NaN where there is no case."""
+
+    extent: Shape
+    compared: str
+    """``classes``, or ``foreground`` where one side holds instances."""
+    classes: dict[str, ClassScore]
+    foreground: ClassScore
+    pixel_error: float
+    rand_error: float
+    """Foreground-restricted, 1 - F-score."""
+    warping_error: float | None
+    """None for instances, and where the image is too large to be looked at whole."""
+    f1: dict[str, float]
+    """IoU threshold -> instance F1."""
+    ap: dict[str, float]
+    mean_ap: float
+    objects_truth: int
+    objects_predicted: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; NaN becomes null."""
+        plain = _plain(asdict(self))
+        if not isinstance(plain, dict):
+            raise TypeError("an evaluation is a mapping")
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value
+
+
+def open_labels(location: str | Path, *, name: str | None = None) -> LabelImage:
+    """Open the ids of a store's label (``name``, or its only one) or of a label image.
+
+    Raises TrainError where there is no such label, StoreError or SlideError where it is unreadable.
+    """
+    path = Path(location)
+    if "://" in str(location) or path.is_dir():
+        return _of_store(str(location), name)
+    if path.suffix.lower() not in SUFFIXES:
+        raise SlideError(f"{path}: neither a store nor an image ({', '.join(sorted(SUFFIXES))})")
+    raster = open_raster(path)
+    if raster.channels != 1:
+        raise TrainError(f"{path}: {raster.channels} channels; a label image has one")
+    return LabelImage(str(path), raster.extent, raster.dtype, lambda box: raster.read(box)[0])
+
+
+def _of_store(location: str, name: str | None) -> LabelImage:
+    from tilepipe.store import open_store
+
+    store = open_store(location)
+    if name is None:
+        if len(store.labels) != 1:
+            raise TrainError(
+                f"{location}: labels {', '.join(store.labels) or 'none'}; say which with --label"
+            )
+        name = store.labels[0]
+    label = store.label(name)
+    level = label.level(0)
+    return LabelImage(
+        source=f"{location}:{name}",
+        extent=level.shape,
+        dtype=np.dtype(level.dtype),
+        read=level.read,
+        class_names=tuple(entry.name for entry in label.classes),
+    )
+
+
+def evaluate(
+    predicted: LabelImage,
+    truth: LabelImage,
+    *,
+    predicted_kind: Kind = "auto",
+    truth_kind: Kind = "auto",
+    border: int | None = None,
+    box_px: int = 2048,
+) -> Evaluation:
+    """Compare two label images.
+
+    Parameters
+    ----------
+    predicted, truth
+        Of one extent.
+    predicted_kind, truth_kind
+        Whether ids are classes or instances. Instances of classes are the 4-connected parts of
+        what is not class 0.
+    border
+        Class of ``predicted`` that separates cells: they are then made by ``separate``.
+    box_px
+        Side of what is read at once.
+
+    Raises TrainError where the two cannot be compared.
+    """
+    if predicted.extent != truth.extent:
+        raise TrainError(
+            f"{predicted.source} has {predicted.extent} px (y, x), {truth.source} has "
+            f"{truth.extent}; only images of one size can be compared"
+        )
+    kinds = predicted.resolve(predicted_kind), truth.resolve(truth_kind)
+    by_class = kinds == ("classes", "classes")
+    area = truth.extent[0] * truth.extent[1]
+    if border is not None and (kinds[0] != "classes" or area > IN_MEMORY_PX):
+        raise TrainError(
+            f"{predicted.source}: a border class separates class maps up to {IN_MEMORY_PX} px; "
+            "compare the instances that `tilepipe run --instances` writes"
+        )
+    counter = OverlapCounter(
+        truth.extent,
+        predicted_instances=kinds[0] == "instances" or border is not None,
+        truth_instances=kinds[1] == "instances",
+    )
+    whole = Box.of_shape(truth.extent)
+    cells = None if border is None else separate(predicted.read(whole), border=border)
+    n_classes = 256 if by_class else 2
+    counts = np.zeros((n_classes, n_classes), np.int64)
+    for box in whole.split((box_px, box_px)):
+        mine, theirs = predicted.read(box), truth.read(box)
+        if by_class:
+            counts += confusion(mine, theirs, n_classes)
+        else:
+            counts += confusion(mine != 0, theirs != 0, 2)
+        counter.add(mine if cells is None else cells[box.slices], theirs, box)
+    overlap = counter.result()
+    found = match(
+        overlap.predicted, overlap.truth, {key: n for key, n in overlap.shared.items() if key[1]}
+    )
+    warping = None
+    if by_class and area <= IN_MEMORY_PX:
+        warping = warping_error(predicted.read(whole) != 0, truth.read(whole) != 0)
+    return Evaluation(
+        extent=truth.extent,
+        compared="classes" if by_class else "foreground",
+        classes=_scores(counts, predicted, truth, by_class=by_class),
+        foreground=class_score(merge_foreground(counts), 1),
+        pixel_error=pixel_error(counts),
+        rand_error=rand_error_of(overlap.shared),
+        warping_error=warping,
+        f1={f"{t:.2f}": found.f1(index) for index, t in enumerate(THRESHOLDS)},
+        ap={f"{t:.2f}": found.ap(index) for index, t in enumerate(THRESHOLDS)},
+        mean_ap=found.mean_ap,
+        objects_truth=found.truth,
+        objects_predicted=found.predicted,
+    )
+
+
+def _scores(
+    counts: NDArray[np.int64], predicted: LabelImage, truth: LabelImage, *, by_class: bool
+) -> dict[str, ClassScore]:
+    names = predicted.class_names or truth.class_names
+    scores = {}
+    for value in range(len(counts)):
+        if not counts[value].any() and not counts[:, value].any():
+            continue
+        if by_class:
+            name = names[value] if value < len(names) else f"class {value}"
+        else:
+            name = "foreground" if value else "background"
+        scores[name] = class_score(counts, value)
+    return scores

@@ -1,0 +1,184 @@
+"""Annotated images: pairs by name, and pixels of any file that tilepipe reads."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tilepipe.errors import TrainError
+from tilepipe.tiling import Box, Shape
+
+PILLOW_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
+SUFFIXES = PILLOW_SUFFIXES | {".tif", ".tiff", ".zarr", ".svs", ".ndpi", ".scn", ".npy"}
+IN_MEMORY_PX = 64 << 20
+"""Images up to this many px are read once and kept."""
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Pixels of one image or label file: (c, y, x), read by boxes."""
+
+    path: str
+    extent: Shape
+    channels: int
+    dtype: np.dtype[Any]
+    read: Callable[[Box], NDArray[Any]] = field(repr=False)
+    """Box inside the extent -> (c, y, x)."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the image is small enough to be kept."""
+        return self.extent[0] * self.extent[1] <= IN_MEMORY_PX
+
+
+def open_raster(path: Path) -> Raster:
+    """Open an image or label file; TrainError (or the reader's own) says what is wrong with it."""
+    if path.suffix.lower() in PILLOW_SUFFIXES:
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise TrainError(f"{path}: cannot be read as an image: {error}") from error
+        if pixels.dtype == bool:
+            pixels = pixels.astype(np.uint8)
+        planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+        return of_array(planes[:3] if planes.shape[0] == 4 else planes, path=str(path))
+    if path.suffix.lower() == ".npy":
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        return of_array(loaded[None] if loaded.ndim == 2 else loaded, path=str(path))
+    from tilepipe.slide import open_slide
+
+    slide = open_slide(path)
+    return Raster(
+        path=str(path),
+        extent=slide.levels[0].shape,
+        channels=slide.channels,
+        dtype=np.dtype(slide.dtype),
+        read=slide.read,
+    )
+
+
+def of_array(planes: NDArray[Any], *, path: str = "array") -> Raster:
+    """Wrap a (c, y, x) array."""
+    if planes.ndim != 3 or min(planes.shape) < 1:
+        raise TrainError(f"{path}: got an array of shape {planes.shape}; (c, y, x) wanted")
+    extent = (int(planes.shape[1]), int(planes.shape[2]))
+    return Raster(
+        path=path,
+        extent=extent,
+        channels=int(planes.shape[0]),
+        dtype=planes.dtype,
+        read=lambda box: planes[(slice(None), *box.slices)],
+    )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One annotated image."""
+
+    name: str
+    image: Path
+    labels: Path
+    kind: str = ""
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise TrainError(f"{folder}: no such folder")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            continue
+        name = path.name[: -len(path.suffix)].removesuffix(".ome")
+        if name in found:
+            raise TrainError(f"{folder}: {found[name].name} and {path.name} have one name")
+        found[name] = path
+    return found
+
+
+def find_pairs(
+    images: Path,
+    labels: Path,
+    *,
+    kinds: Mapping[str, str] | None = None,
+    exclude: Sequence[str] = (),
+) -> tuple[Pair, ...]:
+    """Pair images and labels by file name without suffix; TrainError names what has no partner."""
+    pictures, truths = _by_name(images), _by_name(labels)
+    if not pictures:
+        raise TrainError(f"{images}: no images (looked for {', '.join(sorted(SUFFIXES))})")
+    alone = sorted(set(pictures) - set(truths))
+    if alone:
+        raise TrainError(
+            f"{images}: {len(alone)} of {len(pictures)} images have no labels in {labels}, "
+            f"first {alone[0]!r}; labels have the image's name"
+        )
+    left_out = set(exclude)
+    return tuple(
+        Pair(name, pictures[name], truths[name], (kinds or {}).get(name, ""))
+        for name in sorted(pictures)
+        if name not in left_out
+    )
+
+
+def read_kinds(path: Path) -> dict[str, str]:
+    """Read a CSV with columns ``id`` (file name without suffix) and ``kind``."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {row["id"]: row["kind"] for row in rows}
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise TrainError(f"{path}: a CSV with columns id and kind wanted: {error!r}") from error
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Read names, one a line; ``#`` starts a comment."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainError(f"{path}: a list of names, one a line, wanted: {error}") from error
+    stripped = (line.split("#")[0].strip() for line in lines)
+    return tuple(line for line in stripped if line)
+
+
+def split(
+    pairs: Sequence[Pair], *, share: float, seed: int
+) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """Split into (rest, held back), the same share of every kind, by ``seed``.
+
+    Each kind gives at least one image if it has more than one.
+    """
+    held: set[str] = set()
+    for kind in sorted({pair.kind for pair in pairs}):
+        names = sorted(pair.name for pair in pairs if pair.kind == kind)
+        # Order by a hash of name and seed: adding an image does not reshuffle the others.
+        names.sort(key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).hexdigest())
+        count = round(share * len(names))
+        if share > 0 and len(names) > 1:
+            count = max(1, min(count, len(names) - 1))
+        held.update(names[:count])
+    rest = tuple(pair for pair in pairs if pair.name not in held)
+    return rest, tuple(pair for pair in pairs if pair.name in held)
+
+
+def data_hash(pairs: Sequence[Pair]) -> str:
+    """sha256 over names and bytes of all files of the pairs (names and sizes for folders)."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for path in (pair.image, pair.labels):
+            digest.update(f"{pair.name}\0".encode())
+            if path.is_dir():
+                for part in sorted(path.rglob("*")):
+                    digest.update(f"{part.relative_to(path)} {part.stat().st_size}\0".encode())
+            else:
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,306 @@
+"""``train``: from annotated images to weights; returns and emits, prints nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tilepipe.errors import TrainError
+from tilepipe.models import Net, Normalisation, build, locality_of, save_checkpoint
+from tilepipe.train.curve import draw_curve
+from tilepipe.train.dataset import Samples, Teaching
+from tilepipe.train.events import Event, Started, Stepped, TrainResult, Validated
+from tilepipe.train.images import data_hash, open_raster
+from tilepipe.train.log import TrainLog
+from tilepipe.train.losses import gate_loss, make_loss, supervised
+from tilepipe.train.predict import autocast, choose_precision
+from tilepipe.train.schedule import make_optimizer, rate
+from tilepipe.train.setup import choose_classes, choose_device, fingerprint_of, gather
+from tilepipe.train.spec import TrainSpec
+from tilepipe.train.state import Averaged, Counters, load_state, save_state
+from tilepipe.train.validate import KindScore, overall, score_images
+
+N_VALIDATIONS = 12
+"""Validations in a budget, if their distance is not given."""
+
+
+def train(
+    spec: TrainSpec,
+    *,
+    resume: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> TrainResult:
+    """Train, and write the best weights by validation, a CSV log and a curve beside them.
+
+    Raises TrainError for settings and data that do not fit.
+    """
+    return Training(spec, resume=resume, on_event=on_event or _ignore).run()
+
+
+def _ignore(event: Event) -> None:
+    del event
+
+
+class Training:
+    """One training: the parts, and the steps."""
+
+    def __init__(self, spec: TrainSpec, *, resume: bool, on_event: Callable[[Event], None]) -> None:
+        self.spec, self.on_event = spec, on_event
+        self.device = choose_device(spec.device)
+        self.precision = choose_precision(spec.precision, self.device)
+        training, self.validation = gather(spec)
+        if not training:
+            raise TrainError(f"{spec.images}: no image is left to learn from")
+        self.classes = choose_classes(spec)
+        channels = spec.in_channels or open_raster(training[0].image).channels
+        self.outputs = 1 if spec.classes == 1 else len(self.classes)
+        torch.manual_seed(spec.seed)
+        self.net: Net = build(
+            spec.model,
+            in_channels=channels,
+            classes=self.outputs,
+            base=spec.base,
+            **spec.options,
+        )
+        self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.teaching = Teaching(
+            target=spec.target,
+            n_classes=len(self.classes),
+            ring_px=spec.ring_px,
+            weighted="weighted-ce" in spec.loss.split("+"),
+            class_weights=spec.class_weights,
+            w0=spec.w0,
+            sigma=spec.sigma,
+        )
+        # In the weight map w_c is already counted.
+        self.loss = make_loss(
+            spec.loss, class_weights=None if self.teaching.weighted else spec.class_weights
+        )
+        input_px = self.net.next_legal(spec.output_px + 2 * self.net.margin_px)
+        self.samples = Samples(
+            training,
+            teaching=self.teaching,
+            channels=channels,
+            input_px=input_px,
+            output_px=input_px - 2 * self.net.margin_px,
+            augment=spec.augment,
+            kind_weights=spec.kind_weights,
+            seed=spec.seed,
+        )
+        self.averaged = Averaged(self.net, spec.ema)
+        self.optimizer = make_optimizer(spec, self.net)
+        self.scaler = torch.amp.GradScaler(enabled=self.precision == "fp16")
+        self.data_hash = data_hash((*training, *self.validation))
+        self.counters = Counters()
+        self.state_path = spec.out.with_name(spec.out.name + ".state")
+        self.log = TrainLog(spec.out.with_suffix(".csv"))
+        self.fingerprint = fingerprint_of(spec, self.data_hash)
+        self.last_scores: tuple[KindScore, ...] = ()
+        self.sha256 = ""
+        if resume:
+            self._resume()
+        spec.out.parent.mkdir(parents=True, exist_ok=True)
+        self.log.start(self.counters.step)
+        self.on_event(
+            Started(
+                training=len(training),
+                validation=len(self.validation),
+                device=str(self.device),
+                precision=self.precision,
+                parameters=sum(part.numel() for part in self.net.parameters()),
+                resumed_step=self.counters.step,
+            )
+        )
+
+    def _resume(self) -> None:
+        if not self.state_path.is_file():
+            if self.spec.out.is_file():
+                raise TrainError(
+                    f"{self.spec.out}: no state beside it to resume: that training is finished; "
+                    "without --resume a new one begins"
+                )
+            return
+        self.counters = load_state(
+            self.state_path,
+            module=self.net,
+            averaged=self.averaged,
+            optimizer=self.optimizer,
+            fingerprint=self.fingerprint,
+        )
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the budget, or None if only time bounds it."""
+        bounds = [] if self.spec.steps is None else [self.spec.steps]
+        if self.spec.epochs is not None:
+            epoch = len(self.samples.pairs) / self.spec.batch
+            bounds.append(max(1, round(self.spec.epochs * epoch)))
+        return min(bounds) if bounds else None
+
+    def progress(self, elapsed_s: float) -> float:
+        """Share of the budget used: of steps or of time, whichever is further."""
+        shares = [0.0]
+        if self.total_steps is not None:
+            shares.append(self.counters.step / self.total_steps)
+        if self.spec.minutes is not None:
+            shares.append(elapsed_s / (60 * self.spec.minutes))
+        return min(1.0, max(shares))
+
+    def run(self) -> TrainResult:
+        """Step until the budget is used; validate on the way and at the end."""
+        counters = self.counters
+        started_s = time.monotonic() - counters.elapsed_s
+        saved_s = time.monotonic()
+        next_validation = self._next_validation(self.progress(counters.elapsed_s))
+        while (progress := self.progress(time.monotonic() - started_s)) < 1.0:
+            began_s = time.monotonic()
+            lr = rate(self.spec, progress)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            loss = self.step()
+            counters.step += 1
+            counters.loss_sum += loss
+            counters.loss_count += 1
+            self.averaged.update(self.net, counters.step)
+            now_s = time.monotonic()
+            counters.elapsed_s = now_s - started_s
+            progress = self.progress(counters.elapsed_s)
+            rate_per_s = self.spec.batch / max(1e-9, now_s - began_s)
+            self.on_event(Stepped(counters.step, progress, loss, lr, rate_per_s))
+            due = (
+                counters.step % self.spec.validate_every == 0
+                if self.spec.validate_every
+                else progress >= next_validation
+            )
+            if due or progress >= 1.0:
+                next_validation = self._next_validation(progress)
+                self.validate(lr)
+                saved_s = -float("inf")
+            if time.monotonic() - saved_s >= self.spec.save_every_s:
+                counters.elapsed_s = time.monotonic() - started_s
+                self.save()
+                saved_s = time.monotonic()
+        if not self.spec.out.is_file():
+            self.validate(0.0)
+        self.state_path.unlink(missing_ok=True)
+        return TrainResult(
+            weights=self.spec.out,
+            sha256=self.sha256,
+            steps=counters.step,
+            elapsed_s=counters.elapsed_s,
+            metric=counters.best,
+            best_step=counters.best_step,
+            scores=self.last_scores,
+        )
+
+    @staticmethod
+    def _next_validation(progress: float) -> float:
+        return (int(progress * N_VALIDATIONS) + 1) / N_VALIDATIONS
+
+    def step(self) -> float:
+        """Learn from one batch; return its loss."""
+        batch = self.samples.batch(self.counters.step, self.spec.batch, self.device)
+        self.net.train()
+        # Dropout draws from the global generator: seeded per step, a resumed run draws the same.
+        torch.manual_seed(self.spec.seed * 1_000_003 + self.counters.step)
+        with autocast(self.device, self.precision):
+            output = self.net(batch.images.contiguous(memory_format=torch.channels_last))
+        loss = supervised(
+            [logits.float() for logits in output["logits"]],
+            batch.targets,
+            batch.weights,
+            loss=self.loss,
+            output_weights=self.spec.output_weights,
+        )
+        if "cls" in output and self.spec.gate_weight > 0:
+            loss = loss + self.spec.gate_weight * gate_loss(output["cls"].float(), batch.targets)
+        value = float(loss.detach())
+        if not torch.isfinite(loss):
+            raise TrainError(
+                f"step {self.counters.step}: the loss is {value}; try a lower --lr, --clip 1 or "
+                "--precision fp32"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(loss))
+        if self.spec.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.spec.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return value
+
+    def validate(self, lr: float) -> None:
+        """Try the averaged weights; keep them if they are the best so far; write log and curve."""
+        counters = self.counters
+        module = self.averaged.module
+
+        def forward(x: Tensor) -> Tensor:
+            logits: Tensor = module.infer(x)  # type: ignore[operator]
+            return logits
+
+        scores = score_images(
+            forward,
+            self.validation,
+            sizes=self.net,
+            teaching=self.teaching,
+            channels=self.samples.channels,
+            device=self.device,
+            precision=self.precision,
+        )
+        loss = counters.loss_sum / max(1, counters.loss_count)
+        # Without validation images the last weights are as good as any.
+        metric = overall(scores) if scores else float(counters.step)
+        best = metric > counters.best or not self.spec.out.is_file()
+        if best:
+            counters.best, counters.best_step = metric, counters.step
+            self.sha256 = self.keep(scores, metric)
+            self.last_scores = scores
+        counters.loss_sum, counters.loss_count = 0.0, 0
+        self.log.add(counters.step, counters.elapsed_s, lr, loss, metric, scores)
+        draw_curve(self.log.rows, self.spec.out.with_suffix(".png"))
+        self.on_event(Validated(counters.step, metric, best, scores))
+
+    def keep(self, scores: Sequence[KindScore], metric: float) -> str:
+        """Write the averaged weights with everything that says where they come from."""
+        spec = self.spec
+        arguments: dict[str, Any] = dict(spec.options)
+        if spec.base is not None:
+            arguments["base"] = spec.base
+        module = self.averaged.module
+        if not isinstance(module, Net):
+            raise TrainError("the network is not one of tilepipe's")
+        return save_checkpoint(
+            spec.out,
+            module,
+            name=spec.model,
+            arguments=arguments,
+            classes=self.classes,
+            normalisation=Normalisation(),
+            mpp=spec.mpp,
+            locality=locality_of(spec.model, arguments),
+            extra={
+                "step": self.counters.step,
+                "metric": metric,
+                "scores": [asdict(score) for score in scores],
+                "images": {"training": len(self.samples.pairs), "validation": len(self.validation)},
+                "data_sha256": self.data_hash,
+                "settings": spec.to_json(),
+            },
+            storage=spec.store,
+        )
+
+    def save(self) -> None:
+        """Write the state that ``--resume`` goes on from."""
+        save_state(
+            self.state_path,
+            module=self.net,
+            averaged=self.averaged,
+            optimizer=self.optimizer,
+            counters=self.counters,
+            fingerprint=self.fingerprint,
+        )

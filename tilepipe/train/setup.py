@@ -1,0 +1,70 @@
+"""From settings to the parts of a training: images, classes, device, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+
+from tilepipe.errors import TrainError
+from tilepipe.spec import LabelClass, default_classes
+from tilepipe.train.images import Pair, find_pairs, read_kinds, read_names, split
+from tilepipe.train.spec import TrainSpec
+from tilepipe.train.targets import BORDER_CLASSES, FOREGROUND_CLASSES
+
+
+def gather(spec: TrainSpec) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """Return the (training, validation) pairs of a spec; TrainError if one cannot be made."""
+    kinds = read_kinds(spec.kinds) if spec.kinds else None
+    exclude = read_names(spec.exclude) if spec.exclude else ()
+    pairs = find_pairs(spec.images, spec.labels, kinds=kinds, exclude=exclude)
+    if spec.val is not None and spec.val_labels is not None:
+        return pairs, find_pairs(spec.val, spec.val_labels, kinds=kinds)
+    return split(pairs, share=spec.val_share, seed=spec.seed)
+
+
+def choose_classes(spec: TrainSpec) -> tuple[LabelClass, ...]:
+    """Return the classes of the mask; TrainError where names and count disagree."""
+    if spec.target == "foreground+border":
+        classes: tuple[LabelClass, ...] = BORDER_CLASSES
+    elif spec.target == "foreground":
+        classes = FOREGROUND_CLASSES
+    else:
+        count = spec.classes or (len(spec.class_names) or 2)
+        classes = default_classes(max(2, count))
+    if spec.classes not in (None, len(classes)) and not (spec.classes == 1 and len(classes) == 2):
+        raise TrainError(
+            f"target {spec.target} has {len(classes)} classes; {spec.classes} were asked for"
+        )
+    if spec.class_names:
+        if len(spec.class_names) != len(classes):
+            raise TrainError(
+                f"{len(spec.class_names)} class names for {len(classes)} classes "
+                "(the first is the background)"
+            )
+        classes = tuple(
+            LabelClass(name=name, color=old.color)
+            for name, old in zip(spec.class_names, classes, strict=True)
+        )
+    if spec.class_weights is not None and len(spec.class_weights) != len(classes):
+        raise TrainError(f"{len(spec.class_weights)} class weights for {len(classes)} classes")
+    return classes
+
+
+def choose_device(name: str) -> torch.device:
+    """Resolve ``auto``; TrainError for a GPU that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise TrainError(f"device {name}: this torch sees no CUDA device; use --device cpu")
+    return torch.device(name)
+
+
+def fingerprint_of(spec: TrainSpec, data: str) -> str:
+    """Hash what shapes the trajectory: settings and data, not where files lie."""
+    values = spec.to_json()
+    for key in ("images", "labels", "out", "val", "val_labels", "save_every_s", "kinds", "exclude"):
+        values.pop(key)
+    text = json.dumps({"settings": values, "data": data}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,116 @@
+"""The frozen settings of ``tilepipe train``: flags or TOML in, JSON in the weights' header out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tilepipe.errors import SpecError
+from tilepipe.spec import explain, read_toml
+from tilepipe.train.augment import AugmentSpec
+from tilepipe.train.targets import Target
+
+_PATHS = ("images", "labels", "val", "val_labels", "kinds", "exclude", "out")
+
+
+class TrainSpec(BaseModel):
+    """Every setting of a training. Paths may be relative to the job file that names them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: Path
+    labels: Path
+    out: Path
+    model: str = "unet"
+    val: Path | None = None
+    """Folder of validation images with ``val_labels`` beside; None: a seeded split."""
+    val_labels: Path | None = None
+    val_share: float = Field(default=0.1, ge=0, lt=1)
+    exclude: Path | None = None
+    """File of names, one a line, that are neither learnt from nor chosen by."""
+    kinds: Path | None = None
+    """CSV ``id,kind``: splits are even over kinds, metrics are reported per kind."""
+    kind_weights: dict[str, float] = Field(default_factory=dict)
+    """How much more often an image of a kind is drawn; 1 if not named."""
+
+    target: Target = "classes"
+    classes: int | None = Field(default=None, ge=1, le=255)
+    class_names: tuple[str, ...] = ()
+    ring_px: float = Field(default=2.0, ge=0.5, le=32)
+    in_channels: int | None = Field(default=None, ge=1, le=64)
+    base: int | None = Field(default=None, ge=1, le=1024)
+    options: dict[str, Any] = Field(default_factory=dict)
+    mpp: float | None = Field(default=None, gt=0)
+
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+    batch: int = Field(default=4, ge=1, le=4096)
+    output_px: int = Field(default=256, ge=1, le=8192)
+    """Side of what a sample teaches; the network's own margin is read around it, mirrored."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate; None: 0.002 for adamw, 0.01 for sgd."""
+    momentum: float = Field(default=0.99, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    ema: float = Field(default=0.998, ge=0, lt=1)
+    """Decay of the averaged weights, which are what is validated and kept; 0: none."""
+    clip: float | None = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+
+    loss: str = "weighted-ce"
+    class_weights: tuple[float, ...] | None = None
+    w0: float = Field(default=10.0, ge=0)
+    sigma: float = Field(default=5.0, gt=0)
+    output_weights: tuple[float, ...] | None = None
+    """Deep supervision: the say of each output; None: equal."""
+    gate_weight: float = Field(default=1.0, ge=0)
+    """UNet 3+ with CGM: weight of its classification loss."""
+
+    augment: AugmentSpec = AugmentSpec()
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    store: Literal["fp32", "fp16"] = "fp32"
+    """Precision of the numbers in the weights file."""
+    seed: int = Field(default=0, ge=0)
+    validate_every: int | None = Field(default=None, ge=1)
+    """Steps between validations; None: about twelve times in the budget."""
+    save_every_s: float = Field(default=60.0, ge=0)
+    """Seconds between saves of the state that ``--resume`` reads."""
+
+    @model_validator(mode="after")
+    def _budget(self) -> TrainSpec:
+        if self.steps is None and self.epochs is None and self.minutes is None:
+            raise ValueError("one of steps, epochs, minutes is needed: when to stop")
+        if (self.val is None) != (self.val_labels is None):
+            raise ValueError("val and val_labels go together")
+        return self
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], *, source: str = "settings") -> TrainSpec:
+        """Build from plain values; SpecError names each wrong setting."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise SpecError(f"{source}: {explain(error)}") from error
+
+    @classmethod
+    def from_toml(cls, path: Path, **flags: Any) -> TrainSpec:
+        """Read a job file; ``flags`` win. Paths in it are relative to the file's folder."""
+        values = read_toml(path)
+        for key in _PATHS:
+            if isinstance(values.get(key), str):
+                values[key] = (path.parent / values[key]).resolve()
+        return cls.checked({**values, **flags}, source=str(path))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain values; of paths only their last part, no one's folders."""
+        values = self.model_dump(mode="json")
+        for key in _PATHS:
+            if values[key] is not None:
+                values[key] = Path(values[key]).name
+        return values
