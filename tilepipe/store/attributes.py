@@ -108,6 +108,16 @@ def update_attributes(files: Files, group: str, version: Version, changes: dict[
     write_attributes(files, group, version, kept)
 
 
+def drop_consolidated(files: Files, version: Version) -> None:
+    """Remove the root's consolidated metadata, in which a label added later would be invisible."""
+    if version == "0.4":
+        files.delete(".zmetadata")
+        return
+    raw = files.get("zarr.json", limit_bytes=_LIMIT_BYTES) or b""
+    if b'"consolidated_metadata"' in raw:
+        write_attributes(files, "", version, read_attributes(files, "", version) or {})
+
+
 def _json(files: Files, document: dict[str, Any]) -> bytes:
     try:
         return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()

@@ -19,24 +19,19 @@ from tilepipe.store.attributes import (
     write_attributes,
 )
 from tilepipe.store.files import Files, LocalFiles, explained, open_files
-from tilepipe.store.layout import IMAGE_DTYPES, OWN, Version, create_array, downsampled
+from tilepipe.store.layout import (
+    IMAGE_DTYPES,
+    OWN,
+    Version,
+    create_array,
+    downsampled,
+    put_own_folder,
+)
 from tilepipe.store.metadata import multiscales, omero
 from tilepipe.store.open import open_store
 from tilepipe.store.store import Store
 from tilepipe.tiling import Shape
 from tilepipe.tiling.grid import level_extents
-
-_HOLDER = (
-    b'{"zarr_format": 3, "node_type": "array", "shape": [0], "data_type": "uint8", '
-    b'"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}}, '
-    b'"chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}}, '
-    b'"fill_value": 0, "codecs": [{"name": "bytes"}], '
-    b'"attributes": {"about": "records of tilepipe: which units are done"}}'
-)
-_HOLDER_V2 = (
-    b'{"zarr_format": 2, "shape": [0], "chunks": [1], "dtype": "|u1", "compressor": null, '
-    b'"fill_value": 0, "order": "C", "filters": null, "dimension_separator": "/"}'
-)
 
 
 def create_store(
@@ -93,10 +88,7 @@ def create_store(
     )
     _make_room(files, overwrite=overwrite)
     _write_root(files, ome_zarr, facts, {})
-    files.put(
-        f"{OWN}/zarr.json" if ome_zarr == "0.5" else f"{OWN}/.zarray",
-        _HOLDER if ome_zarr == "0.5" else _HOLDER_V2,
-    )
+    put_own_folder(files, ome_zarr)
     parts: dict[str, Any] = {}
     if with_image:
         _create_levels(files, ome_zarr, facts)
@@ -117,10 +109,9 @@ def create_store(
 
 def _create_levels(files: Files, version: Version, facts: StoreFacts) -> None:
     with explained(files.location, "create the image"):
-        store = files.zarr_store(read_only=False)
         for index, shape in enumerate(downsampled(facts.extent, facts.n_levels)):
             create_array(
-                store,
+                files,
                 str(index),
                 version=version,
                 axes=("c", "y", "x"),

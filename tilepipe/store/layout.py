@@ -8,10 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 from numcodecs import Blosc, Zstd
-from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from tilepipe.errors import StoreError
+from tilepipe.store.files import Files
 from tilepipe.tiling import Shape
 
 Version = Literal["0.5", "0.4"]
@@ -24,6 +26,29 @@ LABEL_DTYPES = ("uint8", "uint16", "uint32", "int32")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+ -]{0,99}")
 _RESERVED = {"zarr.json", "con", "nul"}
+
+
+_OWN_V3 = (
+    b'{"zarr_format": 3, "node_type": "array", "shape": [0], "data_type": "uint8", '
+    b'"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}}, '
+    b'"chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}}, '
+    b'"fill_value": 0, "codecs": [{"name": "bytes"}], '
+    b'"attributes": {"about": "records of tilepipe: which units are done"}}'
+)
+_OWN_V2 = (
+    b'{"zarr_format": 2, "shape": [0], "chunks": [1], "dtype": "|u1", "compressor": null, '
+    b'"fill_value": 0, "order": "C", "filters": null, "dimension_separator": "/"}'
+)
+
+
+def put_own_folder(files: Files, version: Version) -> None:
+    """Make the store's own folder an empty array in zarr's eyes.
+
+    zarr warns of every folder that is neither group nor array, and never looks inside an array:
+    so neither the folder nor the records in it disturb a reader that walks through the store.
+    """
+    key, value = ("zarr.json", _OWN_V3) if version == "0.5" else (".zarray", _OWN_V2)
+    files.put(f"{OWN}/{key}", value)
 
 
 def check_label_name(location: str, name: str) -> None:
@@ -52,7 +77,7 @@ def chunk_side(unit_px: int, chunk_px: int) -> int:
 
 
 def create_array(
-    store: ZarrStore,
+    files: Files,
     key: str,
     *,
     version: Version,
@@ -67,7 +92,12 @@ def create_array(
 
     Version 0.5: chunks in a shard of ``unit_px`` a side. Version 0.4: Zarr v2 has no shards, so a
     unit is several chunks, each a file.
+
+    zarr writes the metadata into memory and they are put from there: an array is one put, and the
+    groups above it stay as they are.
     """
+    written: dict[str, Buffer] = {}
+    store = MemoryStore(written)
     side = chunk_side(unit_px, chunk_px)
     leading = shape[:-2]
     chunks = (*leading, side, side)
@@ -98,6 +128,7 @@ def create_array(
             dimension_names=axes,
             zarr_format=3,
         )
+        files.put(f"{key}/zarr.json", written[f"{key}/zarr.json"].to_bytes(), durable=True)
         return
     compressor = (
         Zstd(level=3, checksum=True)
@@ -119,6 +150,7 @@ def create_array(
         chunk_key_encoding={"name": "v2", "separator": "/"},
         zarr_format=2,
     )
+    files.put(f"{key}/.zarray", written[f"{key}/.zarray"].to_bytes(), durable=True)
 
 
 def downsampled(extent: Shape, count: int) -> tuple[Shape, ...]:

@@ -12,6 +12,7 @@ from tilepipe.errors import StoreError
 from tilepipe.spec import LabelClass
 from tilepipe.store.attributes import (
     LabelFacts,
+    drop_consolidated,
     names_in,
     ome_attributes,
     ome_of,
@@ -31,6 +32,7 @@ from tilepipe.store.layout import (
     check_label_name,
     create_array,
     downsampled,
+    put_own_folder,
 )
 from tilepipe.store.level import Level
 from tilepipe.store.metadata import Pyramid, image_label, multiscales, read_classes, read_pyramid
@@ -172,15 +174,17 @@ class Store:
         group = f"{LABELS}/{name}"
         self.files.check_inside(group)
         self._forget(name)
+        if not self.own:
+            put_own_folder(self.files, self.version)
+            drop_consolidated(self.files, self.version)
         facts = LabelFacts(state="creating", image_level=level, unit_px=unit_px)
         self._write_label(group, {OWN: {"store": facts.model_dump(mode="json")}})
         extents = downsampled(self.level_shape(level), self.n_levels)
         base = self._downsample(level)
         with explained(self.location, f"create label {name}"):
-            store = self.files.zarr_store(read_only=False)
             for index, extent in enumerate(extents):
                 create_array(
-                    store,
+                    self.files,
                     f"{group}/{index}",
                     version=self.version,
                     axes=("y", "x"),

@@ -1,0 +1,234 @@
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import ome_zarr_models.v04
+import ome_zarr_models.v05
+import pytest
+import zarr
+from ome_zarr.io import parse_url
+from ome_zarr.writer import write_image
+
+from tilepipe.errors import StoreError
+from tilepipe.spec import default_classes
+from tilepipe.store import open_store
+from tilepipe.tiling import Box
+
+
+def foreign(
+    path, *, version="0.5", axes="tczyx", shape=(1, 3, 1, 301, 200), scales=None, unit=None
+):
+    """Write an image as another program might: odd chunks, its own pyramid."""
+    pixels = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    group = zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2)
+    datasets = []
+    for index, step in enumerate((1, 2, 4)):
+        data = pixels[..., ::step, ::step]
+        options = (
+            {} if version == "0.5" else {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+        )
+        if version == "0.5":
+            options["dimension_names"] = tuple(axes)
+        array = group.create_array(
+            f"scale{index}",
+            shape=data.shape,
+            dtype=data.dtype,
+            chunks=(*(1 for _ in data.shape[:-2]), 70, 90),
+            **options,
+        )
+        array[...] = data
+        scale = [1.0] * (len(axes) - 2) + [step * 0.25, step * 0.25]
+        datasets.append(
+            {
+                "path": f"scale{index}",
+                "coordinateTransformations": [{"type": "scale", "scale": scale}],
+            }
+        )
+    kinds = {"t": "time", "c": "channel"}
+    described = [
+        {
+            "name": axis,
+            "type": kinds.get(axis, "space"),
+            **({"unit": unit} if unit and axis in "zyx" else {}),
+        }
+        for axis in axes
+    ]
+    entry = {"axes": described, "datasets": datasets, "name": "theirs"}
+    if version == "0.5":
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [entry]}
+    else:
+        group.attrs["multiscales"] = [{**entry, "version": "0.4"}]
+    return pixels
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+@pytest.mark.parametrize(
+    "axes, shape",
+    [
+        ("tczyx", (1, 3, 1, 301, 200)),
+        ("czyx", (2, 1, 301, 200)),
+        ("cyx", (3, 301, 200)),
+        ("tyx", (1, 301, 200)),
+        ("yx", (301, 200)),
+    ],
+)
+def test_every_arrangement_of_axes_is_read(tmp_path, version, axes, shape):
+    path = str(tmp_path / "theirs.zarr")
+    pixels = foreign(path, version=version, axes=axes, shape=shape)
+    store = open_store(path)
+    channels = shape[axes.index("c")] if "c" in axes else 1
+    assert (store.channels, store.extent, store.n_levels) == (channels, (301, 200), 3)
+    assert not store.own
+    assert store.mpp is None
+    expected = pixels.reshape(channels, 301, 200)
+    np.testing.assert_array_equal(store.image(0).read(Box(0, 0, 301, 200)), expected)
+    np.testing.assert_array_equal(
+        store.image(1).read(Box(3, 5, 100, 71)), expected[:, ::2, ::2][:, 3:100, 5:71]
+    )
+    assert [store.image(k).downsample for k in range(3)] == [1, 2, 4]
+    with pytest.raises(StoreError, match="writable=True"):
+        unit = store.image(0).grid.unit(0, 0)
+        store.image(0).write_unit(unit, np.zeros((channels, *unit.box.shape), np.uint8))
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_labels_are_added_without_touching_the_image(tmp_path, version):
+    path = tmp_path / "theirs.zarr"
+    foreign(str(path), version=version, axes="cyx", shape=(3, 301, 200), unit="nanometer")
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    store = open_store(str(path), writable=True)
+    assert store.mpp == pytest.approx((0.00025, 0.00025))
+    label = store.create_label("m", classes=default_classes(2), unit_px=128)
+    mask = np.random.default_rng(1).integers(0, 2, (301, 200)).astype(np.uint8)
+    journal = store.journal("m", "f")
+    for unit in label.level(0).grid:
+        journal.write(
+            "segment", 0, unit, checksum=label.level(0).write_unit(unit, mask[unit.box.slices])
+        )
+    label.write_record({"state": "done"})
+    assert {p: p.read_bytes() for p in before} == before
+    store.write_record({"model": "unet"})
+    again = open_store(str(path))
+    assert again.record == {"model": "unet"}
+    assert again.labels == ("m",)
+    assert len(again.journal("m", "f").recorded("segment", 0)) == 6
+    np.testing.assert_array_equal(again.label("m").level(0).read(Box(0, 0, 301, 200)), mask)
+    models = ome_zarr_models.v05 if version == "0.5" else ome_zarr_models.v04
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        group = zarr.open_group(str(path), mode="r")
+        assert models.Image.from_zarr(group).labels is not None
+        list(group.members(max_depth=None))
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_a_label_is_seen_in_a_store_with_consolidated_metadata(tmp_path, version):
+    path = tmp_path / "theirs.zarr"
+    foreign(str(path), version=version, axes="cyx", shape=(3, 301, 200))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(str(path))
+    store = open_store(str(path), writable=True)
+    store.create_label("m", classes=default_classes(2), unit_px=128)
+    group = zarr.open_group(str(path), mode="r")
+    assert "m" in dict(group["labels"].members())
+    assert ("ome" if version == "0.5" else "multiscales") in group.attrs
+
+
+def test_what_ome_zarr_py_writes_is_read(tmp_path):
+    path = tmp_path / "theirs.zarr"
+    pixels = np.random.default_rng(0).integers(0, 60000, (2, 260, 300), np.uint16)
+    root = zarr.open_group(str(path), mode="w")
+    write_image(pixels, root, axes="cyx")
+    assert parse_url(path) is not None
+    store = open_store(str(path), writable=True)
+    assert store.dtype == np.uint16
+    np.testing.assert_array_equal(store.image(0).read(Box(0, 0, 260, 300)), pixels)
+    store.create_label("m", classes=default_classes(2), unit_px=128)
+
+
+def test_labels_of_others_are_read(tmp_path):
+    path = tmp_path / "theirs.zarr"
+    foreign(str(path), axes="cyx", shape=(3, 301, 200))
+    mask = foreign(str(path / "labels/nuclei"), axes="tczyx", shape=(1, 1, 1, 301, 200))
+    document = {"zarr_format": 3, "node_type": "group"}
+    document["attributes"] = {"ome": {"version": "0.5", "labels": ["nuclei", "../evil", 7]}}
+    (path / "labels/zarr.json").write_text(json.dumps(document))
+    store = open_store(str(path), writable=True)
+    assert store.labels == ("nuclei",)
+    label = store.label("nuclei")
+    np.testing.assert_array_equal(label.level(0).read(Box(0, 0, 301, 200)), mask[0, 0, 0])
+    assert label.classes == ()
+    store.create_label("m", classes=default_classes(2), unit_px=128)
+    assert store.labels == ("nuclei", "m")
+    with pytest.raises(StoreError, match="no label 'x'; there are: nuclei, m"):
+        store.label("x")
+
+
+@pytest.mark.parametrize(
+    "axes, shape, said",
+    [
+        ("tcyx", (2, 1, 301, 200), "only one plane of one time point"),
+        ("zyx", (5, 301, 200), "only one plane of one time point"),
+        ("cxy", (1, 301, 200), "its axes are c, x, y"),
+        ("yxc", (301, 200, 3), "its axes are y, x, c"),
+    ],
+)
+def test_what_cannot_be_read_is_told(tmp_path, axes, shape, said):
+    path = str(tmp_path / "theirs.zarr")
+    foreign(path, axes=axes, shape=shape)
+    with pytest.raises(StoreError, match=said):
+        open_store(path)
+
+
+BROKEN = {
+    "no multiscales": {},
+    "empty multiscales": {"multiscales": []},
+    "no datasets": {"multiscales": [{"axes": [{"name": "y"}, {"name": "x"}], "datasets": []}]},
+    "datasets of another kind": {
+        "multiscales": [{"axes": [{"name": "y"}, {"name": "x"}], "datasets": [7]}]
+    },
+    "an array that is not there": {
+        "multiscales": [{"axes": [{"name": "y"}, {"name": "x"}], "datasets": [{"path": "no"}]}]
+    },
+    "a path that leaves": {
+        "multiscales": [{"axes": [{"name": "y"}, {"name": "x"}], "datasets": [{"path": "../x"}]}]
+    },
+    "more axes than the array": {
+        "multiscales": [
+            {
+                "axes": [{"name": a} for a in "tczyx"],
+                "datasets": [{"path": "scale0"}],
+            }
+        ]
+    },
+    "a list": [1],
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_metadata_is_one_error(tmp_path, kind):
+    path = tmp_path / "theirs.zarr"
+    foreign(str(path), axes="cyx", shape=(3, 301, 200))
+    document = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": BROKEN[kind]}}
+    (path / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(StoreError, match=str(path)):
+        open_store(str(path))
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'{"attributes": 1}', b"[" * 100_000])
+def test_a_broken_root_is_one_error(tmp_path, raw):
+    path = Path(tmp_path, "a.zarr")
+    path.mkdir()
+    (path / "zarr.json").write_bytes(raw)
+    with pytest.raises(
+        StoreError, match=r"cannot|not JSON|not a JSON|does not describe|without OME|broken"
+    ):
+        open_store(str(path))
+    (path / "zarr.json").unlink()
+    (path / ".zattrs").write_bytes(raw)
+    with pytest.raises(
+        StoreError, match=r"cannot|not JSON|not a JSON|does not describe|without OME|broken"
+    ):
+        open_store(str(path))
