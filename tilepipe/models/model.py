@@ -161,7 +161,7 @@ def from_net(
         classes=tuple(classes or default_classes(2 if net.classes == 1 else net.classes)),
         normalisation=normalisation or Normalisation(),
         mpp=mpp,
-        locality=locality or locality_of(name, arguments),
+        locality=locality_of(name, arguments, locality),
         sha256=hash_weights(weights_of(net)),
         source=source,
         policy=module.policy,
@@ -202,11 +202,18 @@ def _from_file(
     )
 
 
-def locality_of(name: str, arguments: Mapping[str, Any]) -> Locality:
-    """Return the locality of an architecture: from the table, or by probing its thin form."""
+def locality_of(
+    name: str, arguments: Mapping[str, Any], recorded: Locality | None = None
+) -> Locality:
+    """Return the locality of an architecture: the table's, ``recorded``, or the probe's.
+
+    ``recorded`` is a checkpoint's own word, believed only where the table has none.
+    """
     options = {key: value for key, value in arguments.items() if key not in _WIDTH_ONLY}
     if not options and name in recorded_localities():
         return recorded_localities()[name]
+    if recorded is not None:
+        return recorded
     frozen = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in options.items()))
     return _probed(name, frozen)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,13 @@ import torch
 
 from tilepipe.errors import ModelError
 from tilepipe.models.net import Net
+from tilepipe.models.u2net import U2Net
 from tilepipe.models.unet import UNet
+from tilepipe.models.unet3plus import UNet3Plus
+from tilepipe.models.unet_bilinear import UNetBilinear
+from tilepipe.models.unet_dilated import UNetDilated
+from tilepipe.models.unet_same import UNetSame
+from tilepipe.models.unetpp import UNetPlusPlus
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +32,85 @@ class Architecture:
     """The paper's own number, or what is said about it."""
     exactness: str
     """How a tiled mask becomes exact, or why it cannot, in one line."""
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     """Arguments that make this name what it is."""
     default_base: int = 64
-    probe_base: int = 4
+    probe_base: int = 2
     """Channels of the thin form that the locality probe runs."""
 
+
+_PLAIN = "tiles with the full context on the alignment equal the whole image"
 
 ARCHITECTURES: dict[str, Architecture] = {
     entry.name: entry
     for entry in (
         Architecture(
-            "unet",
-            UNet,
-            "Ronneberger, Fischer, Brox 2015, arXiv:1505.04597",
-            "31.03 M",
-            "local: tiles with the full context are exact",
-            {},
+            name="unet",
+            net=UNet,
+            paper="Ronneberger, Fischer, Brox 2015, arXiv:1505.04597",
+            paper_parameters="31.03 M (counted from fig. 1)",
+            exactness=_PLAIN,
+        ),
+        Architecture(
+            name="unet-same",
+            net=UNetSame,
+            paper="Ronneberger, Fischer, Brox 2015, padded, with BatchNorm (Ioffe, Szegedy 2015)",
+            paper_parameters="not given",
+            exactness=_PLAIN,
+        ),
+        Architecture(
+            name="unet-bilinear",
+            net=UNetBilinear,
+            paper="Ronneberger, Fischer, Brox 2015, bilinear upsampling behind a 1x1",
+            paper_parameters="not given",
+            exactness=f"{_PLAIN}; never with align_corners=true",
+        ),
+        Architecture(
+            name="unet-dilated",
+            net=UNetDilated,
+            paper="Ronneberger et al. 2015, dilation as in Yu, Koltun 2016, arXiv:1511.07122",
+            paper_parameters="not given",
+            exactness="never: skips and output are resized by a factor that depends on the tile",
+        ),
+        Architecture(
+            name="unetpp",
+            net=UNetPlusPlus,
+            paper="Zhou, Siddiquee, Tajbakhsh, Liang 2018, arXiv:1807.10165",
+            paper_parameters="9.04 M",
+            exactness=_PLAIN,
+            default_base=32,
+        ),
+        Architecture(
+            name="u2net",
+            net=U2Net,
+            paper="Qin et al. 2020, arXiv:2005.09007",
+            paper_parameters="44.0 M (176.3 MB)",
+            exactness=f"{_PLAIN}, but the context is very wide: blended unless --exact",
+            fixed={"small": False},
+        ),
+        Architecture(
+            name="u2netp",
+            net=U2Net,
+            paper="Qin et al. 2020, arXiv:2005.09007",
+            paper_parameters="1.13 M (4.7 MB)",
+            exactness=f"{_PLAIN}, but the context is very wide: blended unless --exact",
+            fixed={"small": True},
+        ),
+        Architecture(
+            name="unet3plus",
+            net=UNet3Plus,
+            paper="Huang et al. 2020, arXiv:2004.08790",
+            paper_parameters="26.97 M",
+            exactness=_PLAIN,
+            fixed={"cgm": False},
+        ),
+        Architecture(
+            name="unet3plus-cgm",
+            net=UNet3Plus,
+            paper="Huang et al. 2020, arXiv:2004.08790",
+            paper_parameters="26.97 M (without the gate)",
+            exactness="in two passes: masks and the gate's global maximum, then the gate",
+            fixed={"cgm": True},
         ),
     )
 }
