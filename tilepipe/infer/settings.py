@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from tilepipe.errors import ModelError, PlanError
 from tilepipe.infer import guard, tuning
 from tilepipe.infer.backends import resolve_device, supported_precisions
+from tilepipe.infer.blend_error import estimate_blend_error
 from tilepipe.infer.openvino import openvino_fits
 from tilepipe.infer.plans import choose_unit, plan_for
 from tilepipe.models import Model
@@ -39,6 +40,8 @@ class Settings:
     """What was decided and why, for people."""
     guard: dict[str, Any] | None = None
     """What the precision guard measured, if it did."""
+    blend_error: dict[str, Any] | None = None
+    """How far blended tiles are from a much larger context, where they are blended."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, as the store records them."""
@@ -98,6 +101,9 @@ def choose_settings(
         notes=tuple(notes),
     )
     settings = _with_precision(settings, model, spec, np.dtype(dtype), read)
+    if plan.mode == "blended" and read is not None:
+        error = estimate_blend_error(model, plan, read, device=device, threads=settings.threads)
+        settings = _noted(replace(settings, blend_error=error.to_json()), [str(error)])
     if spec.tune and extent[0] * extent[1] >= SMALL_PX:
         settings = tuning.tuned(settings, model, spec, dtype=np.dtype(dtype), workers=workers)
     return settings

@@ -1,0 +1,356 @@
+"""The engine: reads once, cuts, stitches; what it does when memory or precision runs out."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tilepipe.errors import ModelError
+from tilepipe.infer import Account, Engine
+from tilepipe.infer.backends import BatchResult, make_backend, means_out_of_memory
+from tilepipe.models import Locality, Model, Normalisation
+from tilepipe.spec import default_classes
+from tilepipe.tiling import Box, plan_tiles
+
+
+class Sum(nn.Module):
+    """Sum over a (2r + 1)² neighbourhood, zero padded: shows which pixels were read."""
+
+    def __init__(self, channels: int, reach: int) -> None:
+        super().__init__()
+        side = 2 * reach + 1
+        self.conv = nn.Conv2d(channels, 2, side, padding=reach)
+        nn.init.ones_(self.conv.weight)
+        with torch.no_grad():
+            self.conv.weight[0] = 0
+            self.conv.bias.copy_(torch.tensor([0.0, -0.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def model_of(module: nn.Module, *, reach: int = 3, channels: int = 1, outputs: int = 2) -> Model:
+    return Model(
+        name="toy",
+        module=module.eval().requires_grad_(False),
+        arguments={},
+        in_channels=channels,
+        n_outputs=outputs,
+        classes=default_classes(max(2, outputs)),
+        normalisation=Normalisation(),
+        mpp=None,
+        locality=Locality("local", "", (reach,) * 4, reach, 4, 0, 8, 4),
+        sha256="0" * 64,
+        source="test",
+    )
+
+
+def plan_of(model: Model, extent, *, unit_px=32, input_px=24, mode="exact", halo_px=None):
+    locality = model.locality
+    return plan_tiles(
+        extent,
+        unit_px=unit_px,
+        context_px=locality.context_px,
+        alignment_px=locality.alignment_px,
+        margin_px=locality.margin_px,
+        least_input_px=locality.least_input_px,
+        input_step_px=locality.input_step_px,
+        input_px=input_px,
+        halo_px=halo_px,
+        mode=mode,
+    )
+
+
+def zeros(box: Box) -> np.ndarray:
+    return np.zeros((1, *box.shape), np.uint8)
+
+
+def reader(image):
+    return lambda box: image[(slice(None), *box.slices)]
+
+
+def run(engine: Engine, image, plan):
+    out = np.full(plan.extent, 255, np.uint8)
+    for unit in plan.grid:
+        out[unit.box.slices] = engine.segment(reader(image), unit.box).ids
+    return out
+
+
+@pytest.mark.parametrize("extent", [(32, 32), (1, 1), (70, 41), (5, 100)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_lone_pixel_is_seen_exactly_as_far_as_the_network_reaches(extent, batch):
+    model = model_of(Sum(1, 3))
+    plan = plan_of(model, extent)
+    for y, x in {(0, 0), (extent[0] // 2, extent[1] // 2), (extent[0] - 1, extent[1] - 1)}:
+        image = np.zeros((1, *extent), np.uint8)
+        image[0, y, x] = 255
+        padded = np.pad(image[0], 8, mode="reflect") if min(extent) > 8 else None
+        out = run(Engine(model, plan=plan, batch=batch), image, plan)
+        rows = slice(max(0, y - 3), y + 4)
+        columns = slice(max(0, x - 3), x + 4)
+        assert out[rows, columns].all()
+        if padded is not None:
+            lit = np.argwhere(padded)
+            expected = np.zeros(extent, bool)
+            for py, px in lit - 8:
+                expected[max(0, py - 3) : max(0, py + 4), max(0, px - 3) : max(0, px + 4)] = True
+            np.testing.assert_array_equal(out.astype(bool), expected)
+
+
+def test_reads_each_unit_once_and_inside_the_level():
+    model = model_of(Sum(1, 3))
+    plan = plan_of(model, (70, 41))
+    boxes = []
+
+    def read(box: Box) -> np.ndarray:
+        boxes.append(box)
+        assert Box(0, 0, 70, 41).contains(box)
+        return np.zeros((1, *box.shape), np.uint8)
+
+    engine = Engine(model, plan=plan)
+    for unit in plan.grid:
+        engine.segment(read, unit.box)
+        assert plan.footprint(unit.box).contains(boxes[-1])
+    assert len(boxes) == len(plan.grid)
+
+
+def test_lanes_share_one_engine():
+    model = model_of(Sum(1, 3))
+    rng = np.random.default_rng(0)
+    image = (rng.random((1, 128, 128)) < 0.02).astype(np.uint8) * 255
+    plan = plan_of(model, (128, 128))
+    expected = run(Engine(model, plan=plan), image, plan)
+    account = Account()
+    engine = Engine(model, plan=plan, account=account)
+    out = np.zeros_like(expected)
+
+    def lane(unit) -> None:
+        result = engine.segment(reader(image), unit.box)
+        out[unit.box.slices] = result.ids
+
+    with ThreadPoolExecutor(4) as lanes:
+        list(lanes.map(lane, plan.grid))
+    engine.close()
+    np.testing.assert_array_equal(out, expected)
+    assert {"read", "compute"} <= set(account.seconds)
+
+
+def test_facts_are_plain_and_say_the_seconds():
+    model = model_of(Sum(1, 3))
+    plan = plan_of(model, (32, 32))
+    result = Engine(model, plan=plan).segment(zeros, Box(0, 0, 32, 32))
+    assert result.facts["precision"] == "fp32"
+    assert result.facts["tiles"] == 4
+    assert "compute" in result.facts["seconds"]
+    assert "oom" not in result.facts
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32, ">u2", np.int16])
+def test_other_dtypes(dtype):
+    model = model_of(Sum(1, 3))
+    plan = plan_of(model, (40, 40))
+    image = np.zeros((1, 40, 40), dtype)
+    image[0, 20, 20] = 65535 if np.dtype(dtype).kind == "u" else 1
+    out = run(Engine(model, plan=plan), image, plan)
+    assert out.sum() == 49
+
+
+def test_not_finite_pixels_do_not_spoil_their_neighbours():
+    model = model_of(Sum(1, 3))
+    plan = plan_of(model, (16, 16), unit_px=16)
+    image = np.ones((1, 16, 16), np.float32)
+    image[0, 8, 8] = np.nan
+    result = Engine(model, plan=plan).segment(reader(image), Box(0, 0, 16, 16))
+    assert result.ids.all()
+    assert result.facts["not_finite_px"] >= 1
+
+
+def test_wrong_channels_are_named():
+    model = model_of(Sum(3, 1), channels=3)
+    plan = plan_of(model, (16, 16))
+    with pytest.raises(ModelError, match="takes 3 channels and the image has 1"):
+        Engine(model, plan=plan).segment(zeros, Box(0, 0, 16, 16))
+
+
+def test_cgm_without_a_gate_is_refused():
+    model = model_of(Sum(1, 3))
+    with pytest.raises(ModelError, match="--cgm slide needs a classification gate"):
+        Engine(model, plan=plan_of(model, (16, 16)), cgm="slide")
+
+
+def test_many_classes_and_sigmoid():
+    class Steps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([-((x * 255 - level) ** 2) for level in range(30)], dim=1)
+
+    image = np.arange(32, dtype=np.uint8)[None, None].repeat(32, axis=1) % 30
+    for outputs in (3, 30):
+        model = model_of(Steps(), outputs=outputs)
+        plan = plan_of(model, (32, 32))
+
+        class Some(nn.Module):
+            def forward(self, x: Tensor, outputs: int = outputs) -> Tensor:
+                return Steps()(x)[:, :outputs]
+
+        model = replace(model, module=Some())
+        out = run(Engine(model, plan=plan), image, plan)
+        np.testing.assert_array_equal(out, np.minimum(image[0], outputs - 1))
+
+    class Above(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - 0.5
+
+    model = model_of(Above(), outputs=1)
+    plan = plan_of(model, (32, 32))
+    image = (np.arange(1024, dtype=np.uint16).reshape(1, 32, 32) % 256).astype(np.uint8)
+    np.testing.assert_array_equal(run(Engine(model, plan=plan), image, plan), image[0] > 127)
+
+
+class Limited:
+    """A back-end that has room for so many pixels in a batch, and no more."""
+
+    def __init__(self, inner, batch: int, most_px: int) -> None:
+        self.inner, self.batch, self.most_px = inner, batch, most_px
+        self.name, self.precision, self.depth = inner.name, inner.precision, inner.depth
+        self.result_device = inner.result_device
+
+    def submit(self, tiles, account):
+        side = tiles[0].shape[-1]
+        if self.batch * side**2 > self.most_px:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
+        return self.inner.submit(tiles, account)
+
+    def collect(self, ticket, account):
+        return self.inner.collect(ticket, account)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def limited(most_px: int):
+    def make(name, model, plan, **options):
+        return Limited(make_backend(name, model, plan, **options), options["batch"], most_px)
+
+    return make
+
+
+def test_out_of_memory_halves_the_batch_then_the_tile():
+    model = model_of(Sum(1, 3))
+    rng = np.random.default_rng(0)
+    image = (rng.random((1, 64, 64)) < 0.02).astype(np.uint8) * 255
+    plan = plan_of(model, (64, 64), unit_px=64, input_px=72)
+    expected = run(Engine(model, plan=plan), image, plan)
+    engine = Engine(model, plan=plan, batch=4, make=limited(44 * 44))
+    result = engine.segment(reader(image), Box(0, 0, 64, 64))
+    np.testing.assert_array_equal(result.ids, expected)
+    assert result.facts["oom"] == ["batch 4 -> 2", "batch 2 -> 1", "tile 72 -> 40 px"]
+    assert engine.plan.input_px == 40
+    assert engine.batch == 1
+    again = engine.segment(reader(image), Box(0, 0, 64, 64))
+    assert "oom" not in again.facts
+
+
+def test_out_of_memory_for_the_smallest_tile_is_an_error_with_a_way_out():
+    model = model_of(Sum(1, 3))
+    plan = plan_of(model, (64, 64))
+    engine = Engine(model, plan=plan, make=limited(10))
+    with pytest.raises(ModelError, match=r"does not fit the memory of cpu.*smaller --tile"):
+        engine.segment(zeros, Box(0, 0, 32, 32))
+
+
+def test_lanes_that_meet_out_of_memory_together_shrink_once():
+    model = model_of(Sum(1, 3))
+    plan = plan_of(model, (128, 128), unit_px=32, input_px=40)
+    engine = Engine(model, plan=plan, batch=4, make=limited(2 * 40 * 40))
+    barrier = threading.Barrier(4)
+
+    def lane(unit):
+        barrier.wait(timeout=20)
+        return engine.segment(zeros, unit.box)
+
+    with ThreadPoolExecutor(4) as lanes:
+        results = list(lanes.map(lane, list(plan.grid)[:4]))
+    assert engine.batch == 2
+    done = [fact for result in results for fact in result.facts.get("oom", [])]
+    assert done.count("batch 4 -> 2") == 1
+
+
+def test_other_errors_pass_through():
+    model = model_of(Sum(1, 3))
+
+    def read(box: Box) -> np.ndarray:
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        Engine(model, plan=plan_of(model, (16, 16))).segment(read, Box(0, 0, 16, 16))
+
+
+class Overflowing(nn.Module):
+    """Finite in float32, not in float16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        big = x * 1e30 if x.dtype == torch.float32 else x * float("inf")
+        return torch.cat([torch.full_like(big, 1e29), big], dim=1)
+
+
+def test_overflow_is_redone_in_float32():
+    model = model_of(Overflowing())
+    plan = plan_of(model, (32, 32))
+    image = np.zeros((1, 32, 32), np.uint8)
+    image[0, :, 16:] = 255
+    engine = Engine(model, plan=plan, precision="bf16")
+    result = engine.segment(reader(image), Box(0, 0, 32, 32))
+    np.testing.assert_array_equal(result.ids, image[0] > 0)
+    assert result.facts["redone_fp32"] is True
+    assert result.facts["precision"] == "fp32"
+
+
+def test_words_that_mean_out_of_memory():
+    assert means_out_of_memory(MemoryError())
+    assert means_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert means_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert not means_out_of_memory(RuntimeError("shape mismatch"))
+    assert not means_out_of_memory(ValueError("out of memory"))
+
+
+@dataclass
+class Recorder:
+    """A back-end of depth 2 that answers late and in order, as a device with streams does."""
+
+    depth: int = 2
+    name: str = "fake"
+    precision: str = "fp32"
+    result_device: str = "cpu"
+    waiting: int = 0
+    most_waiting: int = 0
+
+    def submit(self, tiles, account):
+        self.waiting += 1
+        self.most_waiting = max(self.most_waiting, self.waiting)
+        return [tile.copy() for tile in tiles]
+
+    def collect(self, ticket, account):
+        self.waiting -= 1
+        cores = np.stack([tile[0, 4:-4, 4:-4] for tile in ticket])
+        return BatchResult(torch.from_numpy(cores), finite=True)
+
+    def close(self) -> None:
+        pass
+
+
+def test_depth_keeps_two_batches_under_way_and_order():
+    model = model_of(Sum(1, 3))
+    plan = plan_of(model, (64, 64), unit_px=64, input_px=24)
+    fake = Recorder()
+    engine = Engine(model, plan=plan, backend="fake", make=lambda *a, **k: fake)
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64)).astype(np.uint8)
+    result = engine.segment(reader(image), Box(0, 0, 64, 64))
+    np.testing.assert_array_equal(result.ids, image[0])
+    assert fake.most_waiting == 2
+    assert fake.waiting == 0

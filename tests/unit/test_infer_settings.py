@@ -1,0 +1,210 @@
+"""Settings: mode, halo, precision and back-end follow from the network, the machine, the guard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tilepipe.errors import ModelError, PlanError
+from tilepipe.infer import Settings, choose_settings, guard
+from tilepipe.infer import settings as room
+from tilepipe.infer.backends import resolve_device
+from tilepipe.infer.plans import even_core
+from tilepipe.models import Locality, Model, Normalisation, load_model
+from tilepipe.spec import JobSpec, default_classes
+
+BIG = (9000, 9000)
+
+
+class Level(nn.Module):
+    """Class 1 where the pixel is above ``at``; reduced precision turns a share of them."""
+
+    def __init__(self, at: float = 0.5) -> None:
+        super().__init__()
+        self.at = nn.Parameter(torch.tensor(at), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(x), x - self.at.to(x.dtype)], dim=1)
+
+
+def toy(module: nn.Module | None = None, **locality) -> Model:
+    values = {
+        "kind": "local",
+        "reason": "",
+        "context": (3,) * 4,
+        "reach_px": 3,
+        "alignment_px": 4,
+        "margin_px": 0,
+        "least_input_px": 16,
+        "input_step_px": 4,
+        **locality,
+    }
+    return Model(
+        name="toy",
+        module=(module or Level()).eval(),
+        arguments={},
+        in_channels=1,
+        n_outputs=2,
+        classes=default_classes(2),
+        normalisation=Normalisation(),
+        mpp=None,
+        locality=Locality(**values),
+        sha256="0" * 64,
+        source="test",
+    )
+
+
+def noise(box) -> np.ndarray:
+    rows, columns = np.ogrid[box.slices]
+    return (((rows * 7919 + columns * 104729) >> 3) % 251).astype(np.uint8)[None]
+
+
+def choose(model: Model | None = None, extent=(500, 700), read=None, **spec) -> Settings:
+    return choose_settings(
+        model or toy(), extent=extent, spec=JobSpec(tune=False, **spec), channels=1, read=read
+    )
+
+
+def test_the_papers_network_writes_384_of_388():
+    model = load_model("unet", weights="random:0", base=2)
+    plan = choose_settings(model, extent=BIG, spec=JobSpec(tile=572, tune=False)).plan
+    assert (plan.input_px, plan.core_px, plan.output_px) == (572, 384, 388)
+    assert plan.mode == "exact"
+
+
+def test_a_small_level_is_exact_fp32_on_torch():
+    chosen = choose(read=noise)
+    assert (chosen.precision, chosen.backend, chosen.plan.mode) == ("fp32", "torch", "exact")
+    assert chosen.guard is None
+
+
+def test_json_round_trip():
+    chosen = choose(extent=BIG, read=noise)
+    assert Settings.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+    with pytest.raises(PlanError, match="recorded settings cannot be read"):
+        Settings.from_json({"plan": chosen.plan.to_json(), "wings": 2})
+    with pytest.raises(PlanError):
+        Settings.from_json({})
+
+
+def test_a_halo_that_is_too_small_is_corrected_and_says_both_numbers():
+    chosen = choose(toy(context=(58,) * 4, reach_px=58), halo=32)
+    assert chosen.plan.halo_px == 60
+    note = next(note for note in chosen.notes if "warning" in note)
+    assert "--halo 32 px" in note
+    assert "58 px" in note
+    assert "60 px" in note
+
+
+def test_a_wider_halo_is_kept():
+    assert choose(halo=40).plan.halo_px == 40
+    assert choose(halo=40).notes == ()
+
+
+@pytest.mark.parametrize("kind", ["never", "global"])
+def test_what_cannot_be_exact_is_blended_and_says_why(kind):
+    model = toy(kind=kind, reason="instance norm in net.norm")
+    chosen = choose(model, read=noise)
+    assert chosen.plan.mode == "blended"
+    assert "instance norm in net.norm" in chosen.notes[0]
+    assert chosen.blend_error is not None
+    assert chosen.blend_error["flips"] == 0
+    with pytest.raises(PlanError, match="can never be tiled exactly: instance norm"):
+        choose(model, exact=True)
+
+
+def test_wide_context_is_blended_unless_exact_is_forced():
+    wide = toy(context=(600,) * 4, reach_px=600)
+    assert choose(wide).plan.mode == "blended"
+    forced = choose(wide, extent=(1000, 1000), exact=True)
+    assert forced.plan.mode == "exact"
+    assert forced.plan.halo_px == 600
+    assert any("costs" in note or "cost" in note for note in forced.notes)
+
+
+def test_blended_halo_can_be_chosen_and_margin_counts():
+    model = toy(kind="never", reason="skips are stretched", margin_px=20)
+    assert choose(model).plan.halo_px == 148
+    assert choose(model, halo=220).plan.halo_px == 220
+
+
+def test_channels_that_do_not_fit():
+    with pytest.raises(ModelError, match="takes 1 channels and the image has 3"):
+        choose_settings(toy(), extent=BIG, spec=JobSpec(), channels=3)
+
+
+def test_a_tile_the_network_cannot_take():
+    with pytest.raises(PlanError, match="next legal one is --tile 36"):
+        choose(tile=33)
+
+
+def test_guard_lets_reduced_precision_through_or_not(monkeypatch):
+    monkeypatch.setattr(room, "supported_precisions", lambda device: ("fp32", "bf16"))
+    monkeypatch.setattr(room, "openvino_fits", lambda *a, **k: "not here")
+    # 0.999 is above all pixels; 0.501957 is just below the pixel 128 / 255 and the same number in
+    # bf16.
+    passed = choose(toy(Level(0.999)), extent=BIG, read=noise)
+    assert passed.precision == "bf16"
+    assert passed.guard is not None
+    assert passed.guard["flips"] == 0
+    fell = choose(toy(Level(0.501957)), extent=BIG, read=noise, tolerance=0.0)
+    assert fell.precision == "fp32"
+    assert fell.guard is not None
+    assert fell.guard["flips"] > 0
+    assert any("fp32: bf16 flips" in note for note in fell.notes)
+
+
+def test_without_pixels_there_is_nothing_to_compare(monkeypatch):
+    monkeypatch.setattr(room, "supported_precisions", lambda device: ("fp32", "bf16"))
+    chosen = choose(extent=BIG)
+    assert chosen.precision == "fp32"
+    assert any("no pixels to compare" in note for note in chosen.notes)
+
+
+def test_asked_precision_is_taken(monkeypatch):
+    monkeypatch.setattr(room, "supported_precisions", lambda device: ("fp32",))
+    chosen = choose(precision="bf16")
+    assert chosen.precision == "bf16"
+    assert any("no fast bf16" in note for note in chosen.notes)
+
+
+def test_asked_backend_that_cannot_run(monkeypatch):
+    monkeypatch.setattr(room, "openvino_fits", lambda *a, **k: "OpenVINO is not installed")
+    with pytest.raises(ModelError, match="--backend openvino: OpenVINO is not installed"):
+        choose(backend="openvino")
+
+
+def test_a_device_that_is_not_there():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ModelError, match=r"--device cuda:3: this machine has 0 CUDA devices"):
+        resolve_device("cuda:3")
+    assert resolve_device("auto") == "cpu"
+
+
+def test_even_cores_cut_a_unit_without_rest():
+    assert even_core(4096, (9000, 9000), 1024, 16) == 1024
+    assert even_core(2048, (9000, 9000), 1344, 16) == 1024
+    assert even_core(4096, (9000, 9000), 1344, 16) == 1376
+    assert even_core(4096, (100, 130), 1024, 16) == 144
+
+
+def test_samples_are_on_the_alignment_and_where_there_is_texture():
+    plan = choose(extent=BIG).plan
+
+    def read(box) -> np.ndarray:
+        image = np.full((1, *box.shape), 240, np.uint8)
+        if box.y0 > 6000 and box.x0 < 3000:
+            image[:] = noise(box)
+        return image
+
+    boxes = list(guard.sample_boxes(replace(plan, core_px=512), read))
+    assert len(boxes) == guard.SAMPLES
+    assert all((box.y0 + plan.halo_px) % 4 == 0 for box in boxes)
+    assert boxes[0].y0 > 5000
+    assert boxes[0].x0 < 3000
