@@ -1,0 +1,51 @@
+"""Every command has help, loads nothing heavy for it, and stands in the README."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tilepipe.cli.main import COMMANDS, main
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_help_and_is_in_the_readme(name):
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage: " in result.output
+    assert f"tilepipe {name}" in README.read_text()
+
+
+def test_help_lists_every_command():
+    result = CliRunner().invoke(main, ["--help"])
+    assert all(name in result.output for name in COMMANDS)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from tilepipe.cli.main import main, COMMANDS\n"
+        "import importlib\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'dask', 'distributed', 'zarr', 'tifffile', 'numpy', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "for module, _ in COMMANDS.values(): importlib.import_module(module)\n"
+        "heavy = {'torch', 'dask', 'distributed', 'zarr'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_wrong_usage_exits_with_2():
+    assert CliRunner().invoke(main, ["run", "--nonsense"]).exit_code == 2
+    assert CliRunner().invoke(main, ["fly"]).exit_code == 2

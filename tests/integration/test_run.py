@@ -1,0 +1,236 @@
+"""The main job from end to end: TIFF in, OME-Zarr mask pyramid out, exact, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import zarr
+from click.testing import CliRunner
+
+from tilepipe.cli.main import main
+from tilepipe.models import load_model
+from tilepipe.store import open_store
+from tilepipe.tiling import mirror_index
+
+RANDOM = ["--model", "unet", "--weights", "random:0", "--base", "4", "--no-tune"]
+
+
+def tilepipe(*args, code=0):
+    """Run the command in this process; returns its JSON when asked for."""
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout) if "--json" in args and code == 0 else result.output
+
+
+def pixels(store, path):
+    return zarr.open_group(str(store), mode="r")[path][:]
+
+
+@pytest.fixture(scope="module")
+def done(small_slide, tmp_path_factory):
+    """A finished run."""
+    out = tmp_path_factory.mktemp("done") / "small.zarr"
+    facts = tilepipe("run", small_slide, "-o", out, *RANDOM, "--json")
+    return out, facts
+
+
+def test_the_image_is_the_slide_and_the_mask_has_its_size(done, small_slide):
+    out, facts = done
+    image = pixels(out, "0")
+    assert np.array_equal(image, np.moveaxis(tifffile.imread(small_slide), -1, 0))
+    store = open_store(str(out))
+    assert store.mpp == pytest.approx((0.5, 0.5))
+    label = store.label("unet")
+    assert [label.level(k).shape for k in range(label.n_levels)] == [
+        store.image(k).shape for k in range(store.n_levels)
+    ]
+    assert facts["state"] == "done"
+    assert label.read_record()["state"] == "done"
+    assert sum(facts["class_px"].values()) == 700 * 500
+    # Both classes of these seeded weights occur, so that equality below means something.
+    assert min(facts["class_fractions"].values()) > 0.01
+
+
+def whole_image_mask(small_slide):
+    """One forward over the whole level, mirrored once at its true borders."""
+    model = load_model("unet", weights="random:0", in_channels=3, base=4)
+    image = np.moveaxis(tifffile.imread(small_slide), -1, 0)
+    height, width = image.shape[1:]
+    rows = mirror_index(-92, model.next_legal(height + 184) - 92, height)
+    columns = mirror_index(-92, model.next_legal(width + 184) - 92, width)
+    padded = torch.from_numpy(image[:, rows[:, None], columns][None])
+    with torch.no_grad():
+        logits = model.module(model.normalise(padded))
+    return model.class_ids(logits)[0, :height, :width].numpy()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--tile", "572", "--batch", "1"],
+        ["--tile", "316", "--batch", "2", "--unit", "256"],
+        ["--unit", "128", "--backend", "torch"],
+        ["--in-place"],
+        ["--ome-zarr", "0.4", "--unit", "256"],
+    ],
+    ids=" ".join,
+)
+def test_the_tiled_mask_is_the_whole_image_mask(small_slide, tmp_path, options):
+    out = tmp_path / "out.zarr"
+    tilepipe("run", small_slide, "-o", out, *RANDOM, *options, "--quiet")
+    assert np.array_equal(pixels(out, "labels/unet/0"), whole_image_mask(small_slide))
+
+
+def test_two_worker_processes_make_the_same_mask(done, small_slide, tmp_path):
+    out = tmp_path / "two.zarr"
+    command = [sys.executable, "-m", "tilepipe", "run", str(small_slide), "-o", str(out), *RANDOM,
+               "--unit", "256", "--workers", "2", "--json"]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["state"] == "done"
+    assert np.array_equal(pixels(out, "labels/unet/0"), pixels(done[0], "labels/unet/0"))
+
+
+def test_a_level_is_chosen_by_number_or_pixel_size(small_slide, tmp_path):
+    out = tmp_path / "out.zarr"
+    facts = tilepipe("run", small_slide, "-o", out, *RANDOM, "--mpp", "1.0", "--json")
+    assert facts["extent"] == [350, 250]
+    store = open_store(str(out))
+    assert store.label("unet").image_level == 1
+    assert store.label("unet").level(0).shape == store.image(1).shape
+    again = tilepipe("run", small_slide, "-o", out, *RANDOM, "--level", "1", "--json")
+    assert again["px"] == 0  # the same job: nothing was left to do
+    text = tilepipe("run", small_slide, "-o", out, *RANDOM, "--mpp", "0.7", code=1)
+    assert "no level is within 10 %" in text
+    assert "level 1: 350 x 250 px, 1 µm/px" in text
+
+
+def test_another_job_in_the_same_output_is_refused_with_the_ways_out(done, small_slide, tmp_path):
+    out, _ = done
+    text = tilepipe("run", small_slide, "-o", out, *RANDOM[:3], "random:1", *RANDOM[4:], code=1)
+    assert "weights" in text
+    assert "--overwrite" in text
+    assert "--name" in text
+    other = tmp_path / "other.tif"
+    pixels_of = tifffile.imread(small_slide)
+    tifffile.imwrite(other, 255 - pixels_of, tile=(128, 128), photometric="rgb")
+    text = tilepipe("run", other, "-o", out, *RANDOM, code=1)
+    assert "another input" in text
+    assert "--overwrite" in text
+
+
+def test_a_second_label_stands_beside_the_first(small_slide, tmp_path):
+    out = tmp_path / "out.zarr"
+    tilepipe("run", small_slide, "-o", out, *RANDOM, "--quiet")
+    before = pixels(out, "labels/unet/0")
+    other = [*RANDOM[:3], "random:5", *RANDOM[4:]]
+    tilepipe("run", small_slide, "-o", out, *other, "--name", "second", "--quiet")
+    store = open_store(str(out))
+    assert set(store.labels) == {"unet", "second"}
+    assert np.array_equal(pixels(out, "labels/unet/0"), before)
+    assert not np.array_equal(pixels(out, "labels/second/0"), before)
+
+
+def test_overwrite_makes_the_label_anew(small_slide, tmp_path):
+    out = tmp_path / "out.zarr"
+    tilepipe("run", small_slide, "-o", out, *RANDOM, "--quiet")
+    facts = tilepipe("run", small_slide, "-o", out, *RANDOM, "--overwrite", "--json")
+    assert facts["px"] == 700 * 500
+    assert facts["state"] == "done"
+
+
+def test_an_existing_ome_zarr_is_segmented_without_a_copy(done, small_slide, tmp_path):
+    out = tmp_path / "image.zarr"
+    tilepipe("ingest", small_slide, "-o", out, "--quiet")
+    facts = tilepipe("run", out, *RANDOM, "--json")
+    assert facts["output"] == str(out)
+    assert np.array_equal(pixels(out, "labels/unet/0"), pixels(done[0], "labels/unet/0"))
+
+
+def test_dry_run_writes_nothing(small_slide, tmp_path):
+    out = tmp_path / "never.zarr"
+    facts = tilepipe("run", small_slide, "-o", out, *RANDOM, "--dry-run", "--json")
+    assert not out.exists()
+    assert facts["tiles"] >= 1
+    assert facts["ram_bytes"] > 0
+    assert facts["disk_bytes"] > 0
+    assert "MB" in tilepipe("run", small_slide, "-o", out, *RANDOM, "--dry-run")
+
+
+def test_job_file_and_flags(small_slide, tmp_path):
+    job = tmp_path / "job.toml"
+    job.write_text('model = "unet"\nweights = "random:0"\nbase = 4\nunit = 256\ntune = false\n')
+    out = tmp_path / "out.zarr"
+    tilepipe("run", small_slide, "-o", out, "--job", job, "--unit", "128", "--quiet")
+    assert open_store(str(out)).image(0).unit_px == 128
+    job.write_text('model = "unet"\nspeed = "ludicrous"\n')
+    assert "speed: no such setting" in tilepipe("run", small_slide, "--job", job, code=1)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["run"], 2, "which slide"),
+        (["run", "missing.tif"], 1, "missing.tif"),
+        (["run", "SLIDE", "--model", "resnet"], 1, "resnet"),
+        (["run", "SLIDE", "--model", "unetpp"], 1, "tilepipe train"),
+        (["run", "SLIDE", *RANDOM, "--tile", "570"], 1, "--tile 572"),
+        (["run", "SLIDE", *RANDOM, "--unit", "100"], 1, "--unit 112"),
+        (["run", "SLIDE", *RANDOM, "--level", "9"], 1, "there is no level 9"),
+        (["run", "SLIDE", *RANDOM, "--scheduler", "tcp://127.0.0.1:1"], 1, "dask scheduler"),
+        (["run", "SLIDE", *RANDOM, "--scheduler", "nowhere.json"], 1, "nowhere.json"),
+        (["run", "SLIDE", *RANDOM, "--part", "3/3"], 1, "0/3 to 2/3"),
+        (["run", "SLIDE", *RANDOM, "-o", "/proc/nothing/out.zarr"], 1, "/proc/nothing"),
+        (["inspect", "missing"], 1, "missing"),
+        (["finish", "missing.zarr"], 1, "missing.zarr"),
+    ],
+)
+def test_a_wrong_request_gets_one_clear_error(small_slide, tmp_path, monkeypatch, args, code, text):
+    monkeypatch.chdir(tmp_path)
+    given = [str(small_slide) if arg == "SLIDE" else arg for arg in args]
+    output = tilepipe(*given, code=code)
+    assert text in output
+    assert "Traceback" not in output
+    # A scheduler that cannot be reached is met after the plan was written; nothing looks done.
+    for left in tmp_path.glob("*.zarr"):
+        assert "--scheduler" in args
+        assert open_store(str(left)).read_record()["state"] == "running"
+
+
+def test_a_damaged_tile_is_named_and_the_rest_kept_or_filled(small_slide, tmp_path):
+    hurt = tmp_path / "hurt.tif"
+    raw = bytearray(small_slide.read_bytes())
+    with tifffile.TiffFile(small_slide) as tif:
+        page = tif.pages[0]
+        offset, count = page.dataoffsets[7], page.databytecounts[7]
+    raw[offset + count // 2 : offset + count // 2 + 40] = bytes(40)
+    hurt.write_bytes(raw)
+    out = tmp_path / "hurt.zarr"
+    text = tilepipe("run", hurt, "-o", out, *RANDOM, "--unit", "128", code=1)
+    assert "hurt.tif" in text
+    assert "y 128:256, x 384:500" in text or "x 384:512" in text
+    store = open_store(str(out))
+    assert store.label("unet").read_record()["state"] == "units failed"
+    filled = tmp_path / "filled.zarr"
+    facts = tilepipe("run", hurt, "-o", filled, *RANDOM, "--on-damage", "fill", "--json")
+    assert facts["state"] == "done"
+    assert facts["damaged_tiles"] == 1
+    assert len(open_store(str(filled)).read_record()["damaged"]) == 1
+
+
+def test_inspect_tells_of_slide_store_and_progress(done, small_slide):
+    out, _ = done
+    slide = tilepipe("inspect", small_slide, "--json")
+    assert (slide["kind"], slide["extent"], slide["channels"]) == ("slide", [700, 500], 3)
+    store = tilepipe("inspect", out, "--json")
+    label = store["labels"]["unet"]
+    assert label["units"]["segment"] == {"done": 1, "total": 1}
+    assert [entry["name"] for entry in label["classes"]] == ["background", "class 1"]
+    assert "1/1 units" in tilepipe("inspect", out)
