@@ -16,7 +16,7 @@ class SegmentCache:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.loads = 0
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._lock = threading.Lock()
         self._arrays: OrderedDict[Hashable, Pixels] = OrderedDict()
         self._pending: dict[Hashable, Future[Pixels]] = {}
@@ -46,10 +46,10 @@ class SegmentCache:
             del self._pending[key]
             if array.nbytes <= self.limit_bytes:
                 self._arrays[key] = array
-                self._held_bytes += array.nbytes
-            while self._held_bytes > self.limit_bytes:
+                self.held_bytes += array.nbytes
+            while self.held_bytes > self.limit_bytes:
                 _, dropped = self._arrays.popitem(last=False)
-                self._held_bytes -= dropped.nbytes
+                self.held_bytes -= dropped.nbytes
         pending.set_result(array)
         return array
 
@@ -57,4 +57,4 @@ class SegmentCache:
         """Drop every array."""
         with self._lock:
             self._arrays.clear()
-            self._held_bytes = 0
+            self.held_bytes = 0

@@ -41,7 +41,8 @@ def read_mpp(series: Any, number: int) -> PixelSize:
         "philips": _from_philips,
         "imagej": _from_imagej,
     }
-    reader = readers.get(series.kind)
+    # A Philips file without overviews is no Philips series to tifffile.
+    reader = readers.get("philips" if series.keyframe.is_philips else series.kind)
     try:
         found = reader(series, number) if reader is not None else None
         return found if found is not None else _from_resolution(series.keyframe)

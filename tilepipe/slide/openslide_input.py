@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -117,6 +117,12 @@ class OpenSlideSlide:
     def close(self) -> None:
         """Close the file."""
         self._slide.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _tile(properties: Any, level: int) -> tuple[int, int] | None:

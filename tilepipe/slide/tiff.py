@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -122,7 +122,7 @@ class TiffSlide:
             os.close(descriptor)
         self.cache.clear()
 
-    def __enter__(self) -> TiffSlide:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

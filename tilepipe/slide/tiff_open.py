@@ -194,4 +194,6 @@ def _compression_name(compression: Any) -> str:
 def _kind(kind: str, keyframe: Any) -> str:
     if kind in ("svs", "ndpi", "ome", "scn", "philips", "imagej", "qpi"):
         return {"qpi": "qptiff"}.get(kind, kind)
+    if keyframe.is_philips:
+        return "philips"
     return "geotiff" if keyframe.is_geotiff else "tiff"

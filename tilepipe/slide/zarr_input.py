@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -181,6 +181,12 @@ class OmeZarrSlide:
 
     def close(self) -> None:
         """Nothing is held open between reads."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _axis_names(path: str, image: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,0 +1,221 @@
+"""Damage is an error that names file, level, tile and box, or a filled tile that is recorded."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+import numpy as np
+import pytest
+import tifffile
+
+from tilepipe.errors import DamageError, SlideError
+from tilepipe.slide import DamagedTile, open_slide
+from tilepipe.tiling import Box
+
+
+def texture(shape):
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    planes = [127 + 100 * np.sin(y / 9) * np.cos(x / (5 + k)) for k in range(shape[2])]
+    noise = np.random.default_rng(0).normal(0, 6, shape)
+    return np.clip(np.stack(planes, -1) + noise, 0, 255).astype(np.uint8)
+
+
+def write(path, **layout):
+    image = texture((128, 192, 3))
+    tifffile.imwrite(path, image, tile=(64, 64), photometric="rgb", **layout)
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        return page.asarray(), page.dataoffsets, page.databytecounts
+
+
+def spoil(path, offset, new):
+    data = bytearray(path.read_bytes())
+    data[offset : offset + len(new)] = new
+    path.write_bytes(data)
+
+
+def half_missing(path, offset, count):
+    spoil(path, offset + count // 2, bytes(count - count // 2))
+
+
+def entropy_byte(path, offset, count):
+    # A marker in the middle of the scan: what a flipped byte after 0xFF does.
+    spoil(path, offset + count * 2 // 3, b"\xff\x01\xff\xd5")
+
+
+def no_header(path, offset, count):
+    spoil(path, offset, b"\0\0")
+
+
+@pytest.mark.parametrize("harm", [half_missing, entropy_byte, no_header])
+def test_damaged_jpeg_tile_is_named(tmp_path, harm):
+    path = tmp_path / "slide.tif"
+    image, offsets, counts = write(path, compression="jpeg")
+    harm(path, offsets[4], counts[4])
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(
+            slide.read(Box(0, 0, 64, 192)), np.moveaxis(image[:64], -1, 0)
+        )
+        wanted = re.escape(f"{path}: level 0, tile 4 (y 64:128, x 64:128) cannot be decoded")
+        for _ in range(2):  # also the second time
+            with pytest.raises(DamageError, match=wanted):
+                slide.read(Box(0, 0, 128, 128))
+
+
+def test_fill_keeps_the_rest_and_records_the_tile(tmp_path):
+    path = tmp_path / "slide.tif"
+    image, offsets, counts = write(path, compression="jpeg")
+    half_missing(path, offsets[4], counts[4])
+    half_missing(path, offsets[5], counts[5])
+    with open_slide(path, on_damage="fill") as slide:
+        got = np.moveaxis(slide.read(Box(0, 0, 128, 192)), 0, -1)
+        slide.read(Box(100, 100, 120, 120))
+        assert [(tile.level, tile.index, tile.box) for tile in slide.damage] == [
+            (0, 4, Box(64, 64, 128, 128)),
+            (0, 5, Box(64, 128, 128, 192)),
+        ]
+        assert slide.damage[0].to_json()["box"] == [64, 64, 128, 128]
+    wanted = image.copy()
+    wanted[64:, 64:] = 255
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_grey_is_filled_with_black(tmp_path):
+    path = tmp_path / "a.tif"
+    image = texture((64, 128, 3))[..., 0]
+    tifffile.imwrite(path, image, tile=(64, 64), compression="zlib")
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[0].dataoffsets[1]
+    spoil(path, offset, b"\xff" * 40)
+    with open_slide(path, on_damage="fill") as slide:
+        got = slide.read(Box(0, 0, 64, 128))[0]
+        np.testing.assert_array_equal(got[:, :64], image[:, :64])
+        assert not got[:, 64:].any()
+        assert len(slide.damage) == 1
+        assert isinstance(slide.damage[0], DamagedTile)
+        assert slide.damage[0].reason.startswith("cannot be decoded")
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzma", "zstd", "packbits", "webp", "jpeg2000"])
+def test_damage_of_other_codecs(tmp_path, compression):
+    path = tmp_path / "a.tif"
+    _, offsets, counts = write(path, compression=compression)
+    spoil(path, offsets[1], b"\xa5" * (counts[1] // 2))
+    spoil(path, offsets[1] + counts[1] // 2, b"\0" * (counts[1] - counts[1] // 2))
+    with (
+        open_slide(path) as slide,
+        pytest.raises(DamageError, match=r"level 0, tile 1 \(y 0:64, x 64:128\)"),
+    ):
+        slide.read(Box(0, 0, 64, 192))
+
+
+def test_a_file_cut_off_is_refused_when_opened(tmp_path):
+    path = tmp_path / "a.tif"
+    _, offsets, counts = write(path, compression="jpeg")
+    data = path.read_bytes()
+    end = offsets[-1] + counts[-1]
+    assert end == len(data)  # tifffile puts the pixels last
+    path.write_bytes(data[: offsets[3] + 10])
+    with pytest.raises(DamageError, match=r"tile 3 \(y 64:128, x 0:64\).* cut off, 3 of 6 tiles"):
+        open_slide(path)
+    with open_slide(path, on_damage="fill") as slide:
+        slide.read(Box(0, 0, 128, 192))
+        assert [tile.index for tile in slide.damage] == [3, 4, 5]
+
+
+def set_entry(path, code, index, value):
+    with tifffile.TiffFile(path) as tiff:
+        tag = tiff.pages[0].tags[code]
+        width = {3: 2, 4: 4, 16: 8}[int(tag.dtype)]
+        at = tag.valueoffset + index * width
+        order = tiff.byteorder
+    spoil(path, at, struct.pack(order + {2: "H", 4: "I", 8: "Q"}[width], value))
+
+
+def test_sparse_tiles_are_not_damage(tmp_path):
+    path = tmp_path / "a.tif"
+    image, _, _ = write(path, compression="zlib")
+    set_entry(path, 324, 2, 0)
+    set_entry(path, 325, 2, 0)
+    with open_slide(path) as slide:
+        got = np.moveaxis(slide.read(Box(0, 0, 128, 192)), 0, -1)
+    np.testing.assert_array_equal(got, tifffile.imread(path))
+    assert not got[:64, 128:].any()
+    np.testing.assert_array_equal(got[64:], image[64:])
+
+
+def test_an_offset_without_bytes_is_damage(tmp_path):
+    path = tmp_path / "a.tif"
+    write(path, compression="zlib")
+    set_entry(path, 325, 2, 0)
+    with open_slide(path) as slide, pytest.raises(DamageError, match=r"tile 2 .* has 0 bytes"):
+        slide.read(Box(0, 0, 64, 192))
+
+
+def test_raw_strip_shorter_than_its_rows(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, texture((64, 64, 3)), rowsperstrip=16, photometric="rgb")
+    set_entry(path, 279, 2, 100)
+    with (
+        open_slide(path) as slide,
+        pytest.raises(DamageError, match=r"tile 2 \(y 32:48, x 0:64\) has 100 bytes, its rows"),
+    ):
+        slide.read(Box(0, 0, 64, 64))
+
+
+def test_jpeg_of_another_size_than_its_tile(tmp_path):
+    path, other = tmp_path / "a.tif", tmp_path / "b.tif"
+    _, offsets, counts = write(path, compression="jpeg")
+    tifffile.imwrite(
+        other, texture((32, 32, 3)), tile=(32, 32), photometric="rgb", compression="jpeg"
+    )
+    with tifffile.TiffFile(other) as tiff:
+        start, count = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]
+    assert count < counts[0]
+    small = other.read_bytes()[start : start + count]
+    spoil(path, offsets[0], small)
+    with open_slide(path) as slide, pytest.raises(DamageError, match="JPEG of 32 x 32 px"):
+        slide.read(Box(0, 0, 10, 10))
+
+
+def test_damage_of_a_turned_image_is_named_where_it_is_shown(tmp_path):
+    path = tmp_path / "a.tif"
+    image = texture((64, 192, 3))
+    tifffile.imwrite(
+        path,
+        image,
+        tile=(64, 64),
+        photometric="rgb",
+        compression="zlib",
+        extratags=[(274, 3, 1, 6, True)],
+    )
+    with tifffile.TiffFile(path) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]
+    spoil(path, offset, bytes(count))
+    with open_slide(path, on_damage="fill") as slide:
+        assert slide.levels[0].shape == (192, 64)
+        got = np.moveaxis(slide.read(Box(0, 0, 192, 64)), 0, -1)
+        assert slide.damage[0].box == Box(0, 0, 64, 64)
+        assert (got[:64] == 255).all()
+        np.testing.assert_array_equal(got[64:], np.rot90(image, -1)[64:])
+
+
+def test_real_slide_with_half_a_tile(data, tmp_path):
+    source = data / "wsi" / "CMU-1-Small-Region.svs"
+    path = tmp_path / "half.svs"
+    path.write_bytes(source.read_bytes())
+    with tifffile.TiffFile(source) as tiff:
+        page = tiff.pages[0]
+        offset, count = page.dataoffsets[57], page.databytecounts[57]
+    half_missing(path, offset, count)
+    with open_slide(path) as slide, pytest.raises(DamageError, match=r"level 0, tile 57 \("):
+        slide.read(Box.of_shape(slide.levels[0].shape))
+    with open_slide(path, on_damage="fill") as slide:
+        slide.read(Box.of_shape(slide.levels[0].shape))
+        assert [tile.index for tile in slide.damage] == [57]
+
+
+def test_damage_error_is_a_slide_error():
+    assert issubclass(DamageError, SlideError)
+    assert issubclass(DamageError, ValueError)

@@ -1,0 +1,94 @@
+"""Tissue masks: glass is found, tissue is never thrown away, fluorescence is left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from tilepipe.errors import SlideError
+from tilepipe.slide import TissueMask, open_slide, tissue_mask
+from tilepipe.tiling import Box
+
+
+def bright_field(path, *, side=2048, spot=None, **options):
+    rng = np.random.default_rng(0)
+    image = np.clip(rng.normal(242, 2, (side, side, 3)), 0, 255).astype(np.uint8)
+    spot = spot or Box(500, 700, 1100, 1500)
+    stained = np.array([200, 150, 190]) + rng.normal(0, 8, (*spot.shape, 3))
+    image[spot.slices] = stained.astype(np.uint8)
+    tifffile.imwrite(path, image, tile=(256, 256), photometric="rgb", **options)
+    return path, spot
+
+
+def test_spot_is_tissue_and_glass_is_not(tmp_path):
+    path, spot = bright_field(tmp_path / "a.tif")
+    with open_slide(path) as slide:
+        mask = tissue_mask(slide)
+    assert mask is not None
+    assert mask.downsample == (2.0, 2.0)
+    assert mask.mask.shape == (1024, 1024)
+    share = spot.area / 2048**2
+    assert share < mask.share < share * 1.1
+    for box in spot.split((64, 64)):
+        assert mask.any(box)
+    assert not mask.any(Box(0, 0, 400, 2048))
+    assert not mask.any(Box(1200, 0, 2048, 2048))
+    assert mask.any(Box(0, 0, 2048, 2048))
+    assert mask.any(Box(499, 699, 500, 700))  # one px of the mask around it counts
+
+
+def test_odd_sides_and_small_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("tilepipe.slide.tissue._BAND_BYTES", 1)
+    path, spot = bright_field(tmp_path / "a.tif", side=2101, spot=Box(400, 500, 900, 800))
+    with open_slide(path) as slide:
+        mask = tissue_mask(slide)
+    assert mask is not None
+    assert mask.mask.shape == (1051, 1051)
+    assert mask.any(spot)
+    assert not mask.any(Box(1000, 0, 2101, 2101))
+
+
+def test_nothing_to_tell_tissue_from(tmp_path):
+    rng = np.random.default_rng(0)
+    dark = rng.integers(0, 60, (300, 300, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "dark.tif", dark, photometric="rgb")
+    tifffile.imwrite(tmp_path / "grey.tif", dark[..., 0])
+    for name in ("dark.tif", "grey.tif"):
+        with open_slide(tmp_path / name) as slide:
+            assert tissue_mask(slide) is None
+
+
+def test_only_glass(tmp_path):
+    path, _ = bright_field(tmp_path / "a.tif", spot=Box(0, 0, 0, 0))
+    with open_slide(path) as slide:
+        mask = tissue_mask(slide)
+    assert mask is not None
+    assert mask.share == 0
+
+
+def test_mask_image(tmp_path):
+    drawn = np.zeros((50, 100), np.uint8)
+    drawn[10:20, 30:40] = 255
+    Image.fromarray(drawn).save(tmp_path / "mask.png")
+    mask = TissueMask.from_image(tmp_path / "mask.png", (500, 1000))
+    assert mask.downsample == (10.0, 10.0)
+    assert mask.any(Box(150, 350, 151, 351))
+    assert not mask.any(Box(300, 500, 400, 600))
+    with pytest.raises(SlideError, match="another aspect"):
+        TissueMask.from_image(tmp_path / "mask.png", (500, 500))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(SlideError, match="not a mask image"):
+        TissueMask.from_image(tmp_path / "bad.png", (500, 500))
+    with pytest.raises(SlideError, match="not a mask image"):
+        TissueMask.from_image(tmp_path / "none.png", (500, 500))
+
+
+def test_real_slides(data):
+    with open_slide(data / "wsi" / "CMU-1-Small-Region.svs") as slide:
+        mask = tissue_mask(slide)
+        assert mask is not None
+        assert 0.2 < mask.share < 0.6
+    with open_slide(data / "wsi" / "test3-DAPI-2-(387).ndpi") as slide:
+        assert tissue_mask(slide) is None

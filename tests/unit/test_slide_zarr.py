@@ -1,0 +1,145 @@
+"""OME-Zarr of others as input: both versions, odd axes, damage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import zarr
+
+from tilepipe.errors import DamageError, SlideError
+from tilepipe.slide import Slide, open_slide
+from tilepipe.tiling import Box
+
+IMAGE = np.random.default_rng(0).integers(0, 255, (3, 100, 90), dtype=np.uint8)
+
+
+def write(path, levels, axes, *, version="0.5", scale=0.5, unit="micrometer", omero=None):
+    group = zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2)
+    for number, level in enumerate(levels):
+        chunks = tuple(min(side, 32) for side in level.shape)
+        group.create_array(str(number), data=level, chunks=chunks)
+    ome = {
+        "multiscales": [
+            {
+                "axes": [
+                    {"name": axis, "type": "space", "unit": unit}
+                    if axis in "zyx"
+                    else {"name": axis}
+                    for axis in axes
+                ],
+                "datasets": [
+                    {
+                        "path": str(number),
+                        "coordinateTransformations": [
+                            {
+                                "type": "scale",
+                                "scale": [scale * 2**number if a in "yx" else 1 for a in axes],
+                            }
+                        ],
+                    }
+                    for number in range(len(levels))
+                ],
+            }
+        ]
+    }
+    if omero:
+        ome["omero"] = omero
+    if version == "0.5":
+        group.attrs["ome"] = {"version": "0.5", **ome}
+    else:
+        group.attrs.update(ome)
+    return path
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_versions(tmp_path, version):
+    path = write(tmp_path / "a.zarr", [IMAGE, IMAGE[:, ::2, ::2]], "cyx", version=version)
+    with open_slide(path) as slide:
+        assert isinstance(slide, Slide)
+        assert (slide.format, slide.channels, slide.rgb) == ("ome-zarr", 3, True)
+        assert slide.mpp == (0.5, 0.5)
+        assert [level.shape for level in slide.levels] == [(100, 90), (50, 45)]
+        np.testing.assert_array_equal(slide.read(Box(7, 3, 77, 90)), IMAGE[:, 7:77, 3:])
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 50, 45), level=1), IMAGE[:, ::2, ::2])
+
+
+@pytest.mark.parametrize(
+    "axes, shape", [("tczyx", (1, 3, 1, 100, 90)), ("yxc", None), ("yx", None), ("xyc", None)]
+)
+def test_axes(tmp_path, axes, shape):
+    if shape:
+        image = IMAGE.reshape(shape)
+    elif axes == "yx":
+        image = IMAGE[0]
+    else:
+        image = np.moveaxis(IMAGE, 0, -1) if axes == "yxc" else IMAGE.transpose(2, 1, 0)
+    with open_slide(write(tmp_path / "a.zarr", [image], axes)) as slide:
+        wanted = IMAGE[:1] if axes == "yx" else IMAGE
+        np.testing.assert_array_equal(slide.read(Box(1, 2, 60, 70)), wanted[:, 1:60, 2:70])
+
+
+def test_dtypes_and_names(tmp_path):
+    image = IMAGE.astype(np.int16)
+    omero = {"channels": [{"label": name, "color": "0000FF"} for name in ("a", "b", "c")]}
+    with open_slide(write(tmp_path / "a.zarr", [image], "cyx", omero=omero)) as slide:
+        assert slide.dtype == np.float32
+        assert slide.channel_names == ("a", "b", "c")
+        assert slide.channel_colors == ("0000FF",) * 3
+        assert not slide.rgb
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 100, 90)), IMAGE)
+
+
+def test_what_is_refused(tmp_path):
+    stack = write(tmp_path / "z.zarr", [IMAGE.reshape(1, 1, 3, 100, 90)], "tczyx")
+    with pytest.raises(SlideError, match="3 planes along z"):
+        open_slide(stack)
+    with pytest.raises(SlideError, match="float64 samples"):
+        open_slide(write(tmp_path / "f.zarr", [IMAGE.astype(float)], "cyx"))
+    with pytest.raises(SlideError, match="more than the limit"):
+        open_slide(write(tmp_path / "b.zarr", [IMAGE], "cyx"), max_pixels=100)
+    zarr.open_group(tmp_path / "n.zarr", mode="w")
+    with pytest.raises(SlideError, match="without OME multiscales"):
+        open_slide(tmp_path / "n.zarr")
+    bad = write(tmp_path / "p.zarr", [IMAGE], "cyx")
+    (bad / "zarr.json").write_text("{")
+    with pytest.raises(SlideError, match="metadata is damaged"):
+        open_slide(bad)
+
+
+def test_missing_level(tmp_path):
+    path = write(tmp_path / "a.zarr", [IMAGE], "cyx")
+    group = zarr.open_group(path)
+    ome = dict(group.attrs["ome"])
+    ome["multiscales"][0]["datasets"].append({"path": "9"})
+    group.attrs["ome"] = ome
+    with pytest.raises(SlideError, match="damaged"):
+        open_slide(path)
+
+
+def test_no_unit_no_pixel_size(tmp_path):
+    with open_slide(write(tmp_path / "a.zarr", [IMAGE], "cyx", unit=None)) as slide:
+        assert slide.mpp is None
+        assert "--slide-mpp" in slide.mpp_source
+    with open_slide(tmp_path / "a.zarr", mpp=0.2) as slide:
+        assert slide.mpp == (0.2, 0.2)
+
+
+def test_damaged_chunk_is_named(tmp_path):
+    path = write(tmp_path / "a.zarr", [IMAGE], "cyx")
+    (path / "0" / "c" / "0" / "1" / "1").write_bytes(b"garbage")
+    with open_slide(path) as slide:
+        slide.read(Box(0, 0, 30, 30))
+        with pytest.raises(DamageError, match=r"level 0, y 40:50, x 40:50: cannot be decoded"):
+            slide.read(Box(40, 40, 50, 50))
+
+
+def test_fingerprint_sees_other_pixels_but_not_new_labels(tmp_path):
+    path = write(tmp_path / "a.zarr", [IMAGE], "cyx")
+    with open_slide(path) as slide:
+        first = slide.fingerprint()
+    zarr.open_group(path).create_group("labels").attrs["ome"] = {"labels": []}
+    with open_slide(path) as slide:
+        assert slide.fingerprint() == first
+    zarr.open_group(path)["0"][0, 0, 0] = int(IMAGE[0, 0, 0]) ^ 1
+    with open_slide(path) as slide:
+        assert slide.fingerprint() != first
