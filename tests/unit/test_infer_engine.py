@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tilepipe.errors import ModelError
 from tilepipe.infer import Account, Engine
 from tilepipe.infer.backends import BatchResult, make_backend, means_out_of_memory
+from tilepipe.infer.cutting import is_checked
 from tilepipe.models import Locality, Model, Normalisation
 from tilepipe.spec import default_classes
 from tilepipe.tiling import Box, plan_tiles
@@ -249,7 +250,8 @@ def test_out_of_memory_halves_the_batch_then_the_tile():
     engine = Engine(model, plan=plan, batch=4, make=limited(44 * 44))
     result = engine.segment(reader(image), Box(0, 0, 64, 64))
     np.testing.assert_array_equal(result.ids, expected)
-    assert result.facts["oom"] == ["batch 4 -> 2", "batch 2 -> 1", "tile 72 -> 40 px"]
+    assert result.facts["oom"] == 3
+    assert result.facts["oom_events"] == ["batch 4 -> 2", "batch 2 -> 1", "tile 72 -> 40 px"]
     assert engine.plan.input_px == 40
     assert engine.batch == 1
     again = engine.segment(reader(image), Box(0, 0, 64, 64))
@@ -277,7 +279,7 @@ def test_lanes_that_meet_out_of_memory_together_shrink_once():
     with ThreadPoolExecutor(4) as lanes:
         results = list(lanes.map(lane, list(plan.grid)[:4]))
     assert engine.batch == 2
-    done = [fact for result in results for fact in result.facts.get("oom", [])]
+    done = [fact for result in results for fact in result.facts.get("oom_events", [])]
     assert done.count("batch 4 -> 2") == 1
 
 
@@ -354,3 +356,44 @@ def test_depth_keeps_two_batches_under_way_and_order():
     np.testing.assert_array_equal(result.ids, image[0])
     assert fake.most_waiting == 2
     assert fake.waiting == 0
+
+
+def test_skipped_tiles_are_background_and_some_are_run_to_know_the_loss():
+    model = model_of(Sum(1, 3))
+    plan = plan_of(model, (256, 256), unit_px=256, input_px=24)
+    image = np.full((1, 256, 256), 255, np.uint8)
+    asked = []
+
+    def skip(box: Box) -> bool:
+        asked.append(box)
+        return box.x0 >= 128
+
+    read_boxes = []
+
+    def read(box: Box) -> np.ndarray:
+        read_boxes.append(box)
+        return image[(slice(None), *box.slices)]
+
+    result = Engine(model, plan=plan).segment(read, Box(0, 0, 256, 256), skip=skip)
+    assert all(box.shape == (22, 22) or box.y1 > 256 or box.x1 > 256 for box in asked)
+    n = result.facts["tiles"] + result.facts["tiles_skipped"]
+    assert n == plan.n_tiles(Box(0, 0, 256, 256)) == len(asked)
+    assert result.ids[:, :128].all()
+    assert not result.ids[:, 150:].any()
+    # All that was skipped here should not have been: the sampled loss says so.
+    assert result.facts["skipped_lost_px"] == result.facts["skipped_checked_px"] > 0
+    assert max(box.x1 for box in read_boxes[:1]) < 160
+
+
+def test_a_unit_that_is_skipped_whole_is_not_even_read():
+    model = model_of(Sum(1, 3))
+    plan = plan_of(model, (64, 64), unit_px=64, input_px=72)
+    assert not is_checked(plan, next(plan.tiles(Box(0, 0, 64, 64))))
+
+    def read(box: Box) -> np.ndarray:
+        raise AssertionError("read")
+
+    engine = Engine(model, plan=plan)
+    result = engine.segment(read, Box(0, 0, 64, 64), skip=lambda box: box.y0 > -100)
+    assert result.facts["tiles_skipped"] == 1 - result.facts["tiles"] == 1
+    assert not result.ids.any()

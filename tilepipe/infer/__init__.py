@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tilepipe.infer.account import Account, account_json, merge_seconds, trace_json
     from tilepipe.infer.engine import Engine, UnitResult
+    from tilepipe.infer.memory import estimate_memory, keep_memory
     from tilepipe.infer.settings import Settings, choose_settings
+    from tilepipe.infer.tuning import estimate_seconds
 
 _HOME = {
     "Account": "account",
@@ -19,6 +21,9 @@ _HOME = {
     "UnitResult": "engine",
     "Settings": "settings",
     "choose_settings": "settings",
+    "estimate_memory": "memory",
+    "estimate_seconds": "tuning",
+    "keep_memory": "memory",
 }
 
 __all__ = [
@@ -28,6 +33,9 @@ __all__ = [
     "UnitResult",
     "account_json",
     "choose_settings",
+    "estimate_memory",
+    "estimate_seconds",
+    "keep_memory",
     "merge_seconds",
     "trace_json",
 ]

@@ -61,7 +61,8 @@ class Blend:
 
     def probabilities(self) -> torch.Tensor:
         """Return (K, y, x) float32."""
-        return self._sums / self._weights
+        # Weight 0: every tile there was skipped as empty; no class has a probability.
+        return self._sums / self._weights.clamp_min(torch.finfo(torch.float32).tiny)
 
     def ids(self) -> NDArray[np.uint8]:
         """Return class ids (y, x)."""

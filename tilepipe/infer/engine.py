@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,14 @@ from tilepipe.errors import ModelError
 from tilepipe.infer.account import Account
 from tilepipe.infer.backends import Backend, make_backend, means_out_of_memory
 from tilepipe.infer.blend import Blend, blend_boxes
+from tilepipe.infer.cutting import cut, groups, hull_of, is_checked, seen_by, trimmed
 from tilepipe.infer.gate import gate_of
 from tilepipe.models import Model
-from tilepipe.tiling import Box, Shape, Tile, TilePlan, read_mirrored, round_up
+from tilepipe.tiling import Box, Tile, TilePlan, read_mirrored, round_up
 from tilepipe.tiling.plan import legal_input
 
 Read = Callable[[Box], NDArray[Any]]
+Skip = Callable[[Box], bool]
 MakeBackend = Callable[..., Backend]
 
 
@@ -33,8 +34,10 @@ class UnitResult:
     ids: NDArray[np.uint8]
     """Class ids (y, x) of the unit's box."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Plain values: precision, backend, tiles, seconds per step, and, where it happened,
-    ``oom`` (what was made smaller), ``redone_fp32``, ``not_finite_px``."""
+    """Plain values: precision, backend, tiles, seconds per step, and, where it happened, ``oom``
+    (how often memory ran out), ``oom_events`` (what was made smaller), ``redone_fp32``,
+    ``not_finite_px``, ``tiles_skipped``, and of the skipped tiles that were run all the same
+    ``skipped_checked_px`` and ``skipped_lost_px`` (their px that are not background)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +106,16 @@ class Engine:
         self._device.shutdown(wait=True)
         self._drop_backends()
 
-    def segment(self, read: Read, box: Box) -> UnitResult:
+    def segment(self, read: Read, box: Box, *, skip: Skip | None = None) -> UnitResult:
         """Return the class ids of ``box``, a box of the level.
 
         ``read`` takes a box inside the level and returns pixels (c, y, x); it is called once with
-        everything that the tiles need. Raises ModelError where the pixels do not fit the network
-        or even the smallest tile does not fit the device.
+        everything that the tiles need. Tiles of which ``skip`` says that they hold nothing, given
+        what the network sees of them (the box may leave the level), become class 0 without being
+        run; one in ``CHECK_SKIPPED`` is run all the same, to know what skipping costs.
+
+        Raises ModelError where the pixels do not fit the network or even the smallest tile does
+        not fit the device.
         """
         account = Account(parent=self.account)
         facts: dict[str, Any] = {"backend": self.backend, "precision": self.precision}
@@ -116,7 +123,7 @@ class Engine:
         while True:
             layout = self._layout
             try:
-                ids = self._segment(layout, precision, read, box, account, facts)
+                ids = self._segment(layout, precision, read, box, account, facts, skip)
                 break
             except _StaleLayoutError:
                 continue
@@ -127,7 +134,8 @@ class Engine:
                 if not means_out_of_memory(error):
                     raise
                 smaller = self._shrink(layout, error)
-                facts.setdefault("oom", []).append(smaller)
+                facts["oom"] = facts.get("oom", 0) + 1
+                facts.setdefault("oom_events", []).append(smaller)
         facts["seconds"] = {step: round(value, 6) for step, value in account.seconds.items()}
         return UnitResult(ids, facts)
 
@@ -154,46 +162,53 @@ class Engine:
         box: Box,
         account: Account,
         facts: dict[str, Any],
+        skip: Skip | None,
     ) -> NDArray[np.uint8]:
-        ids = np.empty(box.shape, np.uint8)
+        ids = np.zeros(box.shape, np.uint8)
         facts["tiles"] = 0
-        facts.pop("not_finite_px", None)
+        for fact in ("not_finite_px", "tiles_skipped", "skipped_checked_px", "skipped_lost_px"):
+            facts.pop(fact, None)
+
+        def run(tiles: Sequence[Tile], part: Box) -> NDArray[np.uint8]:
+            hull, pixels = self._read(layout.plan, tiles, read, account, facts)
+            return self._device.submit(
+                self._compute, layout, precision, tiles, hull, pixels, part, account
+            ).result()
+
         for part in blend_boxes(layout.plan, box, self.model.n_outputs):
             tiles = self._tiles(layout.plan, part)
+            skipped: list[Tile] = []
+            if skip is not None:
+                seen = [(tile, skip(seen_by(layout.plan, tile))) for tile in tiles]
+                skipped = [tile for tile, empty in seen if empty]
+                tiles = [tile for tile, empty in seen if not empty]
+                facts["tiles_skipped"] = facts.get("tiles_skipped", 0) + len(skipped)
             facts["tiles"] += len(tiles)
-            hull, pixels = self._read(layout.plan, tiles, read, account, facts)
-            job = self._device.submit(
-                self._compute, layout, precision, tiles, hull, pixels, part, account
-            )
-            ids[part.shift(-box.y0, -box.x0).slices] = job.result()
+            if tiles:
+                ids[part.shift(-box.y0, -box.x0).slices] = run(tiles, part)
+            for tile in skipped:
+                if is_checked(layout.plan, tile):
+                    core = tile.core
+                    lost = int(np.count_nonzero(run([tile], core)))
+                    facts["skipped_lost_px"] = facts.get("skipped_lost_px", 0) + lost
+                    facts["skipped_checked_px"] = facts.get("skipped_checked_px", 0) + core.area
         return ids
 
     def _tiles(self, plan: TilePlan, box: Box) -> list[Tile]:
         """Return the tiles of a box; torch on a processor takes each as small as its core allows.
 
-        Every other back-end is compiled for one shape. In float32 the shape does not change a
-        label (test_seams_tiling.py), and at the borders of a slide it saves most of the work.
+        Every other back-end is compiled for one shape.
         """
         tiles = list(plan.tiles(box))
         if _blends(plan) or self.backend != "torch" or self.device != "cpu":
             return tiles
-        return sorted((self._trimmed(plan, tile) for tile in tiles), key=_shape_of)
-
-    def _trimmed(self, plan: TilePlan, tile: Tile) -> Tile:
         locality = self.model.locality
-        height, width = (
-            min(
-                plan.input_px,
-                legal_input(
-                    side + 2 * plan.halo_px,
-                    least_px=locality.least_input_px,
-                    step_px=max(1, locality.input_step_px),
-                ),
-            )
-            for side in tile.core.shape
+        return trimmed(
+            plan,
+            tiles,
+            least_px=locality.least_input_px,
+            step_px=max(1, locality.input_step_px),
         )
-        y0, x0 = tile.padded.y0, tile.padded.x0
-        return Tile(tile.core, Box(y0, x0, y0 + height, x0 + width))
 
     def _read(
         self,
@@ -204,12 +219,7 @@ class Engine:
         facts: dict[str, Any],
     ) -> tuple[Box, NDArray[Any]]:
         """Return the hull of what the tiles read and its pixels (c, y, x), mirrored outside."""
-        hull = Box(
-            min(tile.padded.y0 for tile in tiles),
-            min(tile.padded.x0 for tile in tiles),
-            max(tile.padded.y1 for tile in tiles),
-            max(tile.padded.x1 for tile in tiles),
-        )
+        hull = hull_of(tiles)
         with account.span("read"):
             pixels = read_mirrored(read, hull, plan.extent)
         channels = self.model.in_channels
@@ -242,7 +252,7 @@ class Engine:
             raise _StaleLayoutError
         plan = layout.plan
         backend = self._backend(layout, precision, pixels.dtype)
-        ids = np.empty(box.shape, np.uint8)
+        ids = np.zeros(box.shape, np.uint8)
         blend = Blend(plan, box, self.model, backend.result_device) if _blends(plan) else None
         finite = True
 
@@ -263,8 +273,8 @@ class Engine:
 
         pending: deque[tuple[Sequence[Tile], Any]] = deque()
         try:
-            for group in _groups(tiles, layout.batch):
-                views = [_cut(pixels, hull, tile.padded) for tile in group]
+            for group in groups(tiles, layout.batch):
+                views = [cut(pixels, hull, tile.padded) for tile in group]
                 pending.append((group, backend.submit(views, account)))
                 if len(pending) >= backend.depth:
                     finish(*pending.popleft())
@@ -334,20 +344,3 @@ class Engine:
 
 def _blends(plan: TilePlan) -> bool:
     return plan.mode == "blended"
-
-
-def _shape_of(tile: Tile) -> Shape:
-    return tile.padded.shape
-
-
-def _groups(tiles: Sequence[Tile], batch: int) -> Iterator[Sequence[Tile]]:
-    """Cut the tiles into batches of one shape each, keeping their order."""
-    for _, same in groupby(tiles, key=_shape_of):
-        alike = list(same)
-        for start in range(0, len(alike), batch):
-            yield alike[start : start + batch]
-
-
-def _cut(pixels: NDArray[Any], hull: Box, box: Box) -> NDArray[Any]:
-    rows, columns = box.shift(-hull.y0, -hull.x0).slices
-    return pixels[:, rows, columns]

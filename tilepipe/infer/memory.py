@@ -9,22 +9,25 @@ import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tilepipe.infer.blend import MAX_SUM_BYTES
 from tilepipe.infer.caches import key_of
 from tilepipe.models import Model
-from tilepipe.tiling import TilePlan
+
+if TYPE_CHECKING:
+    from tilepipe.infer.settings import Settings
 
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
 
-PROCESS_BYTES = 450 << 20
-"""Resident memory of a worker with torch, zarr and dask loaded and nothing done."""
 OPENVINO_BYTES = 200 << 20
 
 
@@ -120,27 +123,22 @@ def peak_activation_bytes(model: Model, *, precision: str = "fp32") -> float:
     return _MEASURED[key] * {"fp64": 2.0, "fp32": 1.0}.get(precision, 0.5)
 
 
-def worker_bytes(
-    model: Model,
-    plan: TilePlan,
-    *,
-    batch: int = 1,
-    precision: str = "fp32",
-    backend: str = "torch",
-    itemsize: int = 1,
-    lanes: int = 2,
-    device: str = "cpu",
-) -> int:
-    """Return the resident bytes that one worker process is expected to reach at its peak."""
-    side = plan.unit_px
-    hull_px = (side + 2 * plan.halo_px) ** 2
-    per_lane = model.in_channels * itemsize * (hull_px + side**2) + 2 * side**2
-    if plan.mode == "blended":
-        per_lane += 4 * (model.n_outputs + 1) * side**2
+def estimate_memory(model: Model, settings: Settings, *, dtype: DTypeLike = np.uint8) -> int:
+    """Return the bytes that the engine of one worker process adds at its peak (host memory).
+
+    Weights, one forward, and the pixels of a unit with its halo; not the process itself, nor the
+    units that its lanes read and write.
+    """
+    plan = settings.plan
     weights = 4 * sum(parameter.numel() for parameter in model.module.parameters())
-    forward = 0.0
-    if device == "cpu":
-        forward = peak_activation_bytes(model, precision=precision) * batch * plan.input_px**2
-        weights *= 2
-    extra = OPENVINO_BYTES if backend == "openvino" else 0
-    return int(PROCESS_BYTES + extra + weights + forward + lanes * per_lane)
+    side = min(plan.unit_px, max(plan.extent)) + 2 * plan.halo_px
+    pixels = model.in_channels * np.dtype(dtype).itemsize * side**2
+    if plan.mode == "blended":
+        pixels += min(MAX_SUM_BYTES, 4 * (model.n_outputs + 1) * plan.unit_px**2)
+    if settings.device != "cpu":
+        return int(weights + pixels)
+    precision = "fp32" if settings.backend == "openvino" else settings.precision
+    forward = peak_activation_bytes(model, precision=precision)
+    forward *= settings.batch * plan.input_px**2
+    extra = OPENVINO_BYTES if settings.backend == "openvino" else 0
+    return int(2 * weights + pixels + forward + extra)

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from tilepipe.infer.account import Account
 from tilepipe.infer.backends import make_backend, means_out_of_memory
 from tilepipe.infer.caches import device_name, key_of, read_cached, version_of, write_cached
+from tilepipe.infer.guard import sample_plan
 from tilepipe.infer.memory import free_bytes, peak_activation_bytes
 from tilepipe.infer.plans import plan_for
 from tilepipe.models import Model
@@ -160,3 +162,21 @@ def useful_px(plan: TilePlan) -> float:
     if plan.mode == "blended":
         return float(plan.core_px**2)
     return side**2 / (-(-side // plan.core_px)) ** 2
+
+
+def estimate_seconds(
+    model: Model, settings: Settings, *, dtype: DTypeLike = np.uint8, budget_s: float = 5.0
+) -> float:
+    """Return the seconds that one tile of the plan takes, from a smaller one run here and now."""
+    small = sample_plan(settings.plan, model)
+    trials = measure(
+        replace(settings, plan=small),
+        model,
+        [(small, settings.batch)],
+        dtype=np.dtype(dtype),
+        budget_s=budget_s,
+    )
+    if not trials:
+        return 0.0
+    per_px = settings.batch * useful_px(small) / trials[0].mpix_per_s / 1e6
+    return per_px / (settings.batch * small.input_px**2) * settings.plan.input_px**2
