@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 THREADS_PER_WORKER = 3
 """One unit on the device, one being read, one being written."""
+ANSWER_S = 20.0
+"""A scheduler that answers no sooner, at the start or after the connection broke, is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,11 @@ class Connection:
 
 @contextmanager
 def connect(
-    scheduler: str, *, workers: int | None = None, gpus: str | None = None
+    scheduler: str,
+    *,
+    workers: int | None = None,
+    gpus: str | None = None,
+    timeout_s: float = ANSWER_S,
 ) -> Iterator[Connection]:
     """Open a Dask client.
 
@@ -74,7 +80,6 @@ def connect(
         "distributed.worker.memory.terminate": False,
         # Large native stacks are normal for a network: no advice about them.
         "distributed.admin.tick.limit": "1h",
-        "distributed.scheduler.allowed-failures": 10,
     }
     if scheduler == "local":
         # Our own dashboard listens on this machine alone.
@@ -94,7 +99,7 @@ def connect(
                 f"--workers and --gpus start workers on this machine, but --scheduler {scheduler} "
                 "has workers of its own; leave one of them out"
             )
-        client = _remote_client(scheduler)
+        client = _remote_client(scheduler, timeout_s)
         try:
             yield Connection(client, False, _dashboard(client))
         finally:
@@ -188,12 +193,12 @@ def _gpu_cluster(numbers: list[int], common: dict[str, Any]) -> Any:
     )
 
 
-def _remote_client(scheduler: str) -> Client:
+def _remote_client(scheduler: str, timeout_s: float) -> Client:
     from distributed import Client
 
     try:
         if "://" in scheduler:
-            client = Client(scheduler, timeout="20s")
+            client = Client(scheduler, timeout=timeout_s)
         else:
             path = Path(scheduler)
             if not path.is_file():
@@ -201,7 +206,7 @@ def _remote_client(scheduler: str) -> Client:
                     f"--scheduler {scheduler}: neither 'local', an address such as "
                     "tcp://host:8786, nor a scheduler file that exists"
                 )
-            client = Client(scheduler_file=str(path), timeout="20s")
+            client = Client(scheduler_file=str(path), timeout=timeout_s)
     except (OSError, TimeoutError, ValueError, TypeError) as error:
         raise ScheduleError(
             f"no Dask scheduler answers at {scheduler}: {error}; start one with `dask scheduler`"

@@ -26,10 +26,16 @@ if TYPE_CHECKING:
 TASK_S = 0.05
 """Quick units are put together into tasks of about this length: Dask takes 1-2 ms for each."""
 MOST_UNITS = 64
-MOST_LOSSES = 25
-"""Times that the worker of one unit may die before the unit is held to be what kills it."""
+MOST_LOSSES = 8
+"""Times that Dask may give up on one unit because its workers die (each after 3 of them, by
+default) before the unit is held to be what kills them."""
 SILENCE_S = 120.0
 """A scheduler that cannot be reached for this long is lost."""
+NO_WORKER_S = 600.0
+"""A cluster without any worker for this long is given up; a batch system may start some late."""
+STRAGGLER_S = 60.0
+"""A task this old, and 8 times as old as usual, gets a second copy if a worker has nothing to do.
+Both write the same bytes; the first to come back counts."""
 
 Run = Callable[[Any, int, tuple[int, ...]], list[Outcome]]
 
@@ -70,6 +76,15 @@ class _Open:
     given_up: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A task that was handed to Dask."""
+
+    future: Future
+    task: Task
+    since_s: float
+
+
 class Stream:
     """The state of one call of ``drive``."""
 
@@ -87,53 +102,57 @@ class Stream:
         self._retries = retries
         self._on_tick = on_tick
         self._finished: SimpleQueue[Future] = SimpleQueue()
-        self._flying: dict[str, tuple[Future, Task]] = {}
+        self._flying: dict[str, _Flight] = {}
+        self._copied: dict[Task, list[str]] = {}
+        """Keys of the copies of a task, where there are two."""
         self._open: dict[int, _Open] = {}
         self._device = 0
         self._mean_s: dict[str, float] = {}
         self._workers: dict[str, int] = {}
         self._workers_read_s = 0.0
+        self._worker_seen_s = time.monotonic()
+        self._silent_since: float | None = None
         self._started = 0
 
     def drive(self, works: Iterator[Work]) -> None:
         """Run every job to its end."""
         more = True
-        silent_since: float | None = None
         try:
             while True:
-                self._read_workers()
-                while more and self._hungry():
-                    work = next(works, None)
-                    if work is None:
-                        more = False
-                        break
-                    self._open[self._started] = _Open(self._started, work)
-                    self._started += 1
+                if self._reachable():
+                    self._read_workers()
+                    while more and self._hungry():
+                        work = next(works, None)
+                        if work is None:
+                            more = False
+                            break
+                        self._open[self._started] = _Open(self._started, work)
+                        self._started += 1
+                        self._fill()
                     self._fill()
-                self._fill()
                 self._close_idle()
                 if not self._flying and not self._open and not more:
                     return
-                if not self._flying:
-                    continue
-                batch = self._wait()
-                if batch:
-                    self._take_in(batch)
-                    silent_since = None
-                elif self._client.status != "running":
-                    silent_since = silent_since or time.monotonic()
-                    if (
-                        self._client.status in ("closed", "closing")
-                        or time.monotonic() - silent_since > SILENCE_S
-                    ):
-                        raise ScheduleError(
-                            "the Dask scheduler is gone; what was done is recorded: start a "
-                            "scheduler and give the same command again to go on"
-                        )
+                self._take_in(self._wait())
                 self._on_tick(self._workers)
         finally:
-            for future, _ in self._flying.values():
-                self._forget(future, cancel=True)
+            for flight in self._flying.values():
+                self._forget(flight.future, cancel=True)
+
+    def _reachable(self) -> bool:
+        """Tell whether the scheduler can be talked to; ScheduleError once it is held to be lost."""
+        status = self._client.status
+        if status == "running":
+            self._silent_since = None
+            return True
+        now_s = time.monotonic()
+        self._silent_since = self._silent_since or now_s
+        if status in ("closed", "closing") or now_s - self._silent_since > SILENCE_S:
+            raise ScheduleError(
+                "the Dask scheduler is gone; what was done is recorded: start a scheduler and "
+                "give the same command again to go on"
+            )
+        return False
 
     # -- handing out ---------------------------------------------------------------------------
 
@@ -168,29 +187,63 @@ class Stream:
             return 1
         return max(1, min(MOST_UNITS, int(TASK_S / max(1e-6, mean_s))))
 
-    def _submit(self, job: _Open, task: Task) -> None:
+    def _submit(self, job: _Open, task: Task, *, avoid: frozenset[str] = frozenset()) -> None:
         stage = job.work.dag.stages[task.stage]
+        shunned = job.full | avoid
+        for unit in task.units:
+            if (trouble := job.trouble.get((task.stage, unit))) is not None:
+                shunned = shunned | trouble.workers
         options: dict[str, Any] = {}
-        if len(task.units) == 1:
-            trouble = job.trouble.get((task.stage, task.units[0]))
-            if trouble is not None:
-                others = sorted(set(self._workers) - trouble.workers)
-                if others and len(others) < len(self._workers):
-                    options = {"workers": others, "allow_other_workers": True}
-        future = self._client.submit(
-            self._run,
-            job.work.ticket,
-            task.stage,
-            task.units,
-            pure=False,
-            # Of several jobs the earlier first; within one, what is nearest to a finished pyramid.
-            priority=stage.rank - 10 * task.job,
-            **options,
-        )
-        self._flying[future.key] = (future, task)
+        others = sorted(set(self._workers) - shunned)
+        if others and len(others) < len(self._workers):
+            options = {"workers": others, "allow_other_workers": True}
+        try:
+            future = self._client.submit(
+                self._run,
+                job.work.ticket,
+                task.stage,
+                task.units,
+                pure=False,
+                # Of several jobs the earlier first; within one, what is nearest to a finished
+                # pyramid.
+                priority=stage.rank - 10 * task.job,
+                **options,
+            )
+        except Exception:
+            if self._client.status == "running":
+                raise
+            if task not in self._copied:  # the connection broke just now
+                for unit in task.units:
+                    job.work.dag.give_back((task.stage, unit))
+            return
+        self._flying[future.key] = _Flight(future, task, time.monotonic())
+        if task in self._copied:
+            self._copied[task].append(future.key)
         job.running += 1
         self._device += stage.on_device
         future.add_done_callback(self._finished.put)
+
+    def _copy_stragglers(self) -> None:
+        """Give a second copy to tasks that take far longer than usual, if workers idle."""
+        if not self._flying or len(self._flying) >= sum(self._workers.values()):
+            return
+        now_s = time.monotonic()
+        late = []
+        for key, flight in self._flying.items():
+            job = self._open[flight.task.job]
+            name = job.work.dag.stages[flight.task.stage].name
+            usual_s = self._mean_s.get(name, 0.0) * len(flight.task.units)
+            if flight.task not in self._copied and now_s - flight.since_s > max(
+                STRAGGLER_S, 8 * usual_s
+            ):
+                late.append((key, job, flight.task))
+        if not late:
+            return
+        at = {key: worker for worker, keys in self._client.processing().items() for key in keys}
+        for key, job, task in late:
+            if key in at and set(self._workers) - {at[key]}:
+                self._copied[task] = [key]
+                self._submit(job, task, avoid=frozenset({at[key]}))
 
     # -- taking in -----------------------------------------------------------------------------
 
@@ -206,27 +259,32 @@ class Stream:
                 return batch
 
     def _take_in(self, batch: list[Future]) -> None:
-        arrived: list[tuple[Future, Task]] = []
+        arrived: list[_Flight] = []
         for future in batch:
-            entry = self._flying.get(future.key)
-            if entry is None:
+            flight = self._flying.get(future.key)
+            if flight is None:
                 continue
             if future.status == "finished":
-                arrived.append(entry)
+                arrived.append(flight)
             else:
-                self._lost(*entry, reason=self._reason(future))
+                self._lost(flight, reason=self._reason(future))
         if not arrived:
             return
         try:
-            results = self._client.gather([future for future, _ in arrived])
+            results = self._client.gather([flight.future for flight in arrived])
         except Exception as error:  # results that died with their worker
-            for future, task in arrived:
-                self._lost(future, task, reason=f"{type(error).__name__}: {error}")
+            for flight in arrived:
+                self._lost(flight, reason=f"{type(error).__name__}: {error}", counts=False)
             return
-        for (future, task), outcomes in zip(arrived, results, strict=True):
-            self._land(future, task)
+        for flight, outcomes in zip(arrived, results, strict=True):
+            if flight.future.key not in self._flying:
+                continue  # its copy came back with the same batch
+            self._land(flight)
+            for key in self._copied.pop(flight.task, ()):
+                if (twin := self._flying.get(key)) is not None:
+                    self._land(twin, cancel=True)
             for outcome in outcomes:
-                self._judge(self._open[task.job], task.stage, outcome)
+                self._judge(self._open[flight.task.job], flight.task.stage, outcome)
 
     def _reason(self, future: Future) -> str:
         if future.status == "error":
@@ -237,12 +295,12 @@ class Stream:
             return f"{type(error).__name__}: {error}"
         return str(future.status)
 
-    def _land(self, future: Future, task: Task) -> None:
-        del self._flying[future.key]
-        job = self._open[task.job]
+    def _land(self, flight: _Flight, *, cancel: bool = False) -> None:
+        del self._flying[flight.future.key]
+        job = self._open[flight.task.job]
         job.running -= 1
-        self._device -= job.work.dag.stages[task.stage].on_device
-        self._forget(future)
+        self._device -= job.work.dag.stages[flight.task.stage].on_device
+        self._forget(flight.future, cancel=cancel)
 
     def _forget(self, future: Future, *, cancel: bool = False) -> None:
         try:
@@ -252,18 +310,23 @@ class Stream:
         except Exception:  # the scheduler that held it may be gone
             return
 
-    def _lost(self, future: Future, task: Task, *, reason: str) -> None:
-        """Put the units of a task back whose worker or scheduler died under it."""
-        self._land(future, task)
+    def _lost(self, flight: _Flight, *, reason: str, counts: bool = True) -> None:
+        """Put the units of a task back whose worker or scheduler died under it.
+
+        ``counts`` False: nothing speaks against the units themselves.
+        """
+        task = flight.task
+        counts = counts and flight.future.status not in ("cancelled", "lost")
+        most = MOST_LOSSES if "KilledWorker" in reason else self._retries
+        self._land(flight)
+        if any(key in self._flying for key in self._copied.pop(task, ())):
+            return  # its copy goes on
         job = self._open[task.job]
-        whole = future.status in ("cancelled", "lost")
         for unit in task.units:
             node = (task.stage, unit)
             trouble = job.trouble.setdefault(node, _Trouble())
-            trouble.losses += not whole
-            if trouble.losses > MOST_LOSSES or (
-                "KilledWorker" not in reason and not whole and trouble.losses > self._retries
-            ):
+            trouble.losses += counts
+            if counts and trouble.losses > most:
                 job.work.dag.fail(node, f"its worker was lost {trouble.losses} times: {reason}")
             else:
                 job.work.dag.give_back(node)
@@ -280,7 +343,6 @@ class Stream:
                 job.work.record(stage, outcome)
             return
         trouble = job.trouble.setdefault(node, _Trouble())
-        trouble.attempts += 1
         trouble.workers.add(outcome.worker)
         if outcome.no_space:
             job.full.add(outcome.worker)
@@ -288,6 +350,7 @@ class Stream:
                 job.given_up = outcome.error
                 dag.fail(node, outcome.error)
                 return
+        trouble.attempts += 1
         if outcome.permanent or trouble.attempts > self._retries:
             dag.fail(node, outcome.error)
         else:
@@ -300,14 +363,23 @@ class Stream:
                 del self._open[number]
 
     def _read_workers(self) -> None:
-        now = time.monotonic()
-        if self._workers and now - self._workers_read_s < 2:
+        now_s = time.monotonic()
+        if self._workers and now_s - self._workers_read_s < 2:
             return
-        self._workers_read_s = now
+        self._workers_read_s = now_s
         try:
-            self._workers = self._connection.workers() or self._workers
+            found = self._connection.workers()
         except Exception:  # asked again in two seconds
             return
+        if found:
+            self._workers = found
+            self._worker_seen_s = now_s
+            self._copy_stragglers()
+        elif now_s - self._worker_seen_s > NO_WORKER_S:
+            raise ScheduleError(
+                f"the cluster has had no worker for {NO_WORKER_S:.0f} s; what was done is "
+                "recorded: start workers and give the same command again to go on"
+            )
 
 
 def drive(

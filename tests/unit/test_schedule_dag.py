@@ -1,0 +1,180 @@
+"""The graph of units: each runs once, after what it needs, in any order and from any state."""
+
+from collections import defaultdict
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tilepipe.pipeline.stages import Layout, build_stages
+from tilepipe.schedule import Dag, Stage
+from tilepipe.schedule.dag import DONE
+from tilepipe.tiling import Grid, plan_tiles
+from tilepipe.tiling.grid import level_extents
+
+
+@st.composite
+def jobs(draw):
+    """Stages of a real job: image pyramid, mask pyramid, perhaps a gate, in any proportions."""
+    extent = draw(st.tuples(st.integers(1, 70), st.integers(1, 70)))
+    alignment = draw(st.sampled_from([1, 2, 4]))
+    unit_px = alignment * draw(st.integers(3, 16))
+    level_count = draw(st.integers(1, 4))
+    image = level_extents(extent, smallest_px=8)[:level_count]
+    level = draw(st.integers(0, len(image) - 1))
+    kind = draw(st.sampled_from(["ingest", "copied", "there already"]))
+    plan = None
+    if kind != "ingest":
+        margin = draw(st.sampled_from([0, 2 * alignment]))
+        halo = margin + alignment * draw(st.integers(0, 3))
+        least = 2 * halo + alignment
+        plan = plan_tiles(
+            image[level],
+            unit_px=unit_px,
+            context_px=halo,
+            alignment_px=alignment,
+            margin_px=margin,
+            least_input_px=least,
+            input_step_px=alignment,
+            input_px=draw(st.none() | st.integers(0, 8).map(lambda n: least + n * alignment)),
+            mode=draw(st.sampled_from(["exact", "blended"])),
+        )
+    return build_stages(
+        Layout(
+            image=() if kind == "there already" else image,
+            label=() if plan is None else image[level:],
+            unit_px=unit_px,
+            level=level,
+            plan=plan,
+            gate=plan is not None and draw(st.booleans()),
+        )
+    )
+
+
+def nodes_of(stages):
+    return [(n, i) for n, stage in enumerate(stages) for i in range(len(stage.grid))]
+
+
+def needs_of(stages, node):
+    stage = stages[node[0]]
+    return set(stage.needs(stage.grid.at(node[1])))
+
+
+@given(jobs())
+@settings(max_examples=50, deadline=None)
+def test_who_needs_a_unit_is_offered_when_that_unit_is_done(stages):
+    fed = defaultdict(set)
+    for node in nodes_of(stages):
+        stage = stages[node[0]]
+        for other in stage.feeds(stage.grid.at(node[1])):
+            fed[node].add(other)
+    for node in nodes_of(stages):
+        needs = needs_of(stages, node)
+        assert node not in needs
+        assert stages[node[0]].root == (not needs) or not stages[node[0]].root
+        for need in needs:
+            assert node in fed[need]
+
+
+@given(jobs(), st.data())
+@settings(max_examples=50, deadline=None)
+def test_every_order_runs_each_unit_once_after_what_it_needs(stages, data):
+    dag = Dag(stages)
+    # What an earlier run recorded may be any set whatever, even one no run could leave.
+    share = data.draw(st.sampled_from([0.0, 0.3, 0.9, 1.0]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    recorded = {
+        n: [i for i in range(len(stage.grid)) if rng.random() < share]
+        for n, stage in enumerate(stages)
+    }
+    dag.start(recorded)
+    done = {(n, i) for n, indices in recorded.items() for i in indices}
+    ran = []
+    running = []
+    while True:
+        wants_device = bool(rng.integers(2)) or not running
+        taken = dag.take(device=wants_device, limit=lambda _: int(rng.integers(1, 5)))
+        if taken is not None:
+            number, units = taken
+            assert wants_device or not stages[number].on_device
+            for unit in units:
+                assert needs_of(stages, (number, unit)) <= done
+                running.append((number, unit))
+        elif not running:
+            break
+        while running and (taken is None or rng.random() < 0.5):
+            node = running.pop(int(rng.integers(len(running))))
+            if rng.random() < 0.2:
+                dag.give_back(node)  # its worker was lost
+            else:
+                assert node not in done
+                assert dag.complete(node)
+                assert not dag.complete(node)
+                done.add(node)
+                ran.append(node)
+    assert dag.finished
+    assert dag.exhausted
+    assert len(ran) == len(set(ran))
+    assert done == set(nodes_of(stages))
+    assert [dag.count(n) for n in range(len(stages))] == [(len(s.grid),) * 2 for s in stages]
+
+
+@given(jobs(), st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_what_needs_a_failed_unit_is_not_run_and_the_rest_is(stages, seed):
+    rng = np.random.default_rng(seed)
+    dag = Dag(stages)
+    dag.start({})
+    ran, failed = set(), set()
+    while (taken := dag.take(device=True, limit=lambda _: 3)) is not None:
+        for unit in taken[1]:
+            node = (taken[0], unit)
+            if rng.random() < 0.1:
+                failed.add(node)
+                dag.fail(node, "broken")
+            else:
+                ran.add(node)
+                dag.complete(node)
+    assert dag.exhausted
+    assert set(dag.failed) == failed
+    assert dag.finished == (not failed)
+    left = set(nodes_of(stages)) - ran - failed
+    assert dag.blocked == len(left)
+    for node in left:
+        assert needs_of(stages, node) & (failed | left)
+
+
+def test_only_wanted_units_run():
+    stages = [Stage("ingest", 0, Grid((40, 40), 10), root=True)]
+    dag = Dag(stages)
+    dag.start({0: [3]}, wanted={0: {3, 5, 6}})
+    assert dag.take(device=True, limit=lambda _: 99) == (0, [5, 6])
+    assert not dag.finished
+    dag.complete((0, 5))
+    dag.complete((0, 6))
+    assert dag.finished
+    assert dag.skipped == 13
+    assert dag.count(0) == (3, 16)
+
+
+def test_nearest_to_a_finished_pyramid_goes_first():
+    stages = [
+        Stage("a", 0, Grid((10, 30), 10), rank=0, feeds=lambda u: [(1, u.ix)], root=True),
+        Stage("b", 0, Grid((10, 30), 10), rank=1, needs=lambda u: [(0, u.ix)], on_device=True),
+    ]
+    dag = Dag(stages)
+    dag.start({})
+    assert dag.take(device=True) == (0, [0])
+    dag.complete((0, 0))
+    assert dag.take(device=False) == (0, [1])
+    assert dag.take(device=True) == (1, [0])
+
+
+def test_a_million_units_take_a_megabyte():
+    grid = Grid((1000, 1000), 1)
+    dag = Dag([Stage("a", 0, grid, root=True)])
+    dag.start({0: range(0, 10**6, 2)})
+    assert sum(state.nbytes for state in dag._state) == 10**6
+    assert dag.count(0)[0] == 500_000
+    assert int((dag._state[0] == DONE).sum()) == 500_000
+    assert not dag._ready[0]

@@ -1,0 +1,317 @@
+"""The bounded stream through a real Dask client in this process."""
+
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from tilepipe.errors import ScheduleError
+from tilepipe.schedule import Dag, Outcome, Stage
+from tilepipe.schedule import stream as stream_room
+from tilepipe.schedule.cluster import connect, gpu_worker_specs
+from tilepipe.schedule.stream import drive
+from tilepipe.tiling import Grid
+
+CALLS = Counter()
+TASKS = []
+_LOCK = threading.Lock()
+PLANS = {}
+"""Ticket → what a unit's n-th try does; the workers are threads of this process."""
+
+
+def here():
+    from distributed import get_worker
+
+    return get_worker().address
+
+
+def work_on(ticket, stage, units):
+    outcomes = []
+    with _LOCK:
+        TASKS.append((ticket, stage, units))
+    for unit in units:
+        with _LOCK:
+            CALLS[ticket, stage, unit] += 1
+            nth = CALLS[ticket, stage, unit]
+        told = PLANS.get(ticket, lambda *_: {})(stage, unit, nth, here())
+        outcomes.append(Outcome(unit, not told.get("error"), elapsed_s=1e-4, worker=here(), **told))
+    return outcomes
+
+
+class Pyramid:
+    """A row of units and a second stage that needs pairs of them."""
+
+    def __init__(self, ticket, count=8):
+        row, pairs = Grid((1, count), 1), Grid((1, -(-count // 2)), 1)
+        self.ticket = ticket
+        self.dag = Dag(
+            [
+                Stage("low", 0, row, feeds=lambda u: [(1, u.ix // 2)], root=True),
+                Stage(
+                    "high", 1, pairs, rank=1, on_device=True,
+                    needs=lambda u: [(0, i) for i in (2 * u.ix, 2 * u.ix + 1) if i < count],
+                ),
+            ]
+        )  # fmt: skip
+        self.dag.start({})
+        self.recorded = Counter()
+        self.closed = []
+
+    def record(self, stage, outcome):
+        assert outcome.ok
+        self.recorded[stage, outcome.unit] += 1
+
+    def close(self, reason):
+        self.closed.append(reason)
+
+
+@pytest.fixture(scope="module")
+def connection():
+    import logging
+
+    from distributed import Client, LocalCluster
+
+    from tilepipe.schedule.cluster import Connection
+
+    cluster = LocalCluster(
+        n_workers=2, processes=False, threads_per_worker=2, dashboard_address="127.0.0.1:0",
+        memory_limit=0, silence_logs=logging.CRITICAL,
+    )  # fmt: skip
+    client = Client(cluster)
+    yield Connection(client, True, None)
+    client.close()
+    cluster.close()
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    CALLS.clear()
+    TASKS.clear()
+    PLANS.clear()
+
+
+def run(connection, *jobs, **options):
+    drive(connection, iter(jobs), work_on, **options)
+    return jobs[0]
+
+
+def test_each_unit_runs_once_and_is_recorded_once(connection):
+    jobs = [Pyramid(f"job {n}", count=9) for n in range(7)]
+    run(connection, *jobs)
+    for job in jobs:
+        assert job.dag.finished
+        assert job.closed == [None]
+        assert set(job.recorded.values()) == {1}
+        assert len(job.recorded) == 9 + 5
+    assert set(CALLS.values()) == {1}
+
+
+def test_a_unit_that_fails_once_is_tried_elsewhere(connection):
+    seen = []
+
+    def plan(stage, unit, nth, worker):
+        if (stage, unit) == (0, 3):
+            seen.append(worker)
+            return {"error": "flaky"} if nth == 1 else {}
+        return {}
+
+    PLANS["flaky"] = plan
+    job = run(connection, Pyramid("flaky"))
+    assert job.dag.finished
+    assert not job.dag.failed
+    assert len(seen) == 2
+    assert len(set(seen)) == 2
+
+
+def test_what_keeps_failing_is_recorded_and_the_rest_goes_on(connection):
+    PLANS["broken"] = lambda stage, unit, nth, worker: (
+        {"error": f"broken for the {nth}. time"} if (stage, unit) == (0, 3) else {}
+    )
+    job = run(connection, Pyramid("broken"), retries=2)
+    assert CALLS["broken", 0, 3] == 3
+    assert job.dag.failed == {(0, 3): "broken for the 3. time"}
+    assert job.closed == [None]
+    assert not job.dag.finished
+    assert job.dag.blocked == 1
+    assert len(job.recorded) == 7 + 3
+
+
+def test_permanent_errors_are_not_tried_again(connection):
+    PLANS["damaged"] = lambda stage, unit, nth, worker: (
+        {"error": "damaged", "permanent": True} if unit == 1 else {}
+    )
+    job = run(connection, Pyramid("damaged"))
+    assert CALLS["damaged", 0, 1] == 1
+    assert CALLS["damaged", 1, 1] == 1
+    assert job.dag.failed == {(0, 1): "damaged", (1, 1): "damaged"}
+
+
+def test_a_full_disk_on_one_worker_moves_the_work_to_the_other(connection):
+    full = sorted(connection.workers())[0]
+    PLANS["full"] = lambda stage, unit, nth, worker: (
+        {"error": "disk full", "no_space": True} if worker == full else {}
+    )
+    job = run(connection, Pyramid("full", count=60), retries=3)
+    assert job.dag.finished
+    assert job.closed == [None]
+    # Once known, the full worker gets nothing more: only what was under way failed.
+    assert sum(CALLS.values()) < 60 + 30 + 20
+
+
+def test_a_full_disk_everywhere_gives_the_job_up_and_others_go_on(connection):
+    PLANS["no room"] = lambda *_: {"error": "disk full", "no_space": True}
+    job, other = Pyramid("no room", count=300), Pyramid("fine", count=30)
+    run(connection, job, other)
+    assert job.closed == ["disk full"]
+    assert not job.dag.finished
+    assert sum(n for (ticket, *_), n in CALLS.items() if ticket == "no room") < 100
+    assert other.dag.finished
+
+
+def test_a_task_that_raises_is_tried_again_then_recorded(connection):
+    def plan(stage, unit, nth, worker):
+        if unit == 2 and stage == 0:
+            raise RuntimeError("not even an outcome")
+        return {}
+
+    PLANS["raises"] = plan
+    job = run(connection, Pyramid("raises"), retries=1)
+    assert list(job.dag.failed) == [(0, 2)]
+    assert "not even an outcome" in job.dag.failed[0, 2]
+    assert CALLS["raises", 0, 2] == 2
+
+
+def test_quick_units_travel_together_and_the_window_is_bounded(connection):
+    job = run(connection, Pyramid("quick", count=3000))
+    assert job.dag.finished
+    sizes = [len(units) for _, _, units in TASKS]
+    assert max(sizes) == stream_room.MOST_UNITS
+    assert sum(sizes) == 4500
+    assert len(TASKS) < 300
+
+
+def test_the_scheduler_never_sees_more_than_the_window(connection, monkeypatch):
+    monkeypatch.setattr(stream_room, "MOST_UNITS", 1)
+    most = 0
+
+    def tick(_):
+        nonlocal most
+        most = max(most, len(connection.client.futures))
+
+    run(connection, Pyramid("window", count=300), on_tick=tick)
+    assert 0 < most <= 2 * 4 + 2
+
+
+def test_a_straggler_gets_a_second_copy_and_the_first_to_come_back_counts(connection, monkeypatch):
+    monkeypatch.setattr(stream_room, "STRAGGLER_S", 0.5)
+    release = threading.Event()
+
+    def plan(stage, unit, nth, worker):
+        if (stage, unit, nth) == (0, 5, 1):
+            release.wait(60)
+        return {}
+
+    PLANS["slow"] = plan
+    job = run(connection, Pyramid("slow"))
+    assert not release.is_set()
+    release.set()
+    assert job.dag.finished
+    assert CALLS["slow", 0, 5] == 2
+    assert set(job.recorded.values()) == {1}
+
+
+def test_results_lost_with_their_worker_are_made_again(connection, monkeypatch):
+    client = connection.client
+    gather, broken = client.gather, []
+
+    def breaks_twice(futures, *args, **kwargs):
+        if len(broken) < 2:
+            broken.append(len(futures))
+            raise KeyError("lost with its worker")
+        return gather(futures, *args, **kwargs)
+
+    monkeypatch.setattr(client, "gather", breaks_twice)
+    job = run(connection, Pyramid("gone"), retries=0)
+    assert len(broken) == 2
+    assert job.dag.finished
+    assert set(job.recorded.values()) == {1}
+
+
+def test_a_job_without_units_is_closed(connection):
+    class Nothing:
+        ticket = None
+
+        def __init__(self):
+            self.dag = Dag([])
+            self.closed = []
+
+        def close(self, reason):
+            self.closed.append(reason)
+
+    nothing = Nothing()
+    run(connection, nothing, Pyramid("other"))
+    assert nothing.closed == [None]
+
+
+def test_a_cluster_that_loses_all_workers_for_good_is_given_up(connection, monkeypatch):
+    class Empty:
+        client = connection.client
+
+        def workers(self):
+            return {}
+
+    monkeypatch.setattr(stream_room, "NO_WORKER_S", 0.0)
+    with pytest.raises(ScheduleError, match=r"no worker .* same command again"):
+        drive(Empty(), iter([Pyramid("alone", count=2000)]), work_on)
+
+
+def test_no_scheduler_there_is_one_clear_error():
+    with (
+        pytest.raises(ScheduleError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9"),
+        connect("tcp://127.0.0.1:9", timeout_s=1),
+    ):
+        pass
+    with (
+        pytest.raises(ScheduleError, match="scheduler file that exists"),
+        connect("not-there.json"),
+    ):
+        pass
+
+
+def test_workers_are_not_asked_for_where_the_cluster_has_its_own():
+    with (
+        pytest.raises(ScheduleError, match="has workers of its own"),
+        connect("tcp://127.0.0.1:9", workers=2),
+    ):
+        pass
+
+
+def test_each_gpu_has_a_process_that_sees_it_alone():
+    specs = gpu_worker_specs([0, 3])
+    assert list(specs) == ["gpu0", "gpu3"]
+    for number, spec in zip([0, 3], specs.values(), strict=True):
+        assert spec["options"]["env"] == {"CUDA_VISIBLE_DEVICES": str(number)}
+        assert spec["options"]["resources"] == {"GPU": 1}
+
+
+@pytest.mark.parametrize("gpus", ["x", "0,0", "-1", ""])
+def test_gpu_numbers_that_make_no_sense_are_refused(gpus):
+    with pytest.raises(ScheduleError, match="--gpus"), connect("local", gpus=gpus):
+        pass
+
+
+def test_a_client_that_closes_under_the_stream_is_a_lost_scheduler():
+    job = Pyramid("closing", count=4000)
+    PLANS["closing"] = lambda *_: time.sleep(0.002) or {}
+    with connect("local") as own:
+        told = []
+
+        def tick(_):
+            if not told:
+                told.append(True)
+                own.client.close()
+
+        with pytest.raises(ScheduleError, match="the Dask scheduler is gone"):
+            drive(own, iter([job]), work_on, on_tick=tick)
+    assert job.closed == []
