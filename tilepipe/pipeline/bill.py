@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tilepipe.pipeline.events import Event, Note, Warned
 from tilepipe.pipeline.output import unit_for
-from tilepipe.pipeline.prepare import choose, open_source
+from tilepipe.pipeline.prepare import Source, choose, open_source
 from tilepipe.pipeline.run import Request
 from tilepipe.schedule.cluster import THREADS_PER_WORKER
+from tilepipe.tiling import Box
 
 
 def bill(request: Request) -> dict[str, Any]:
@@ -36,8 +39,9 @@ def bill(request: Request) -> dict[str, Any]:
     itemsize = source.dtype.itemsize
     unit_bytes = source.channels * min(unit_px, max(extents[0])) ** 2 * itemsize
     # A lane holds a unit as read and as written; the network's own share is measured.
-    lanes = min(THREADS_PER_WORKER, len(plan.grid)) if plan is not None else THREADS_PER_WORKER
+    lanes = min(THREADS_PER_WORKER, len(plan.grid))
     network = estimate_memory(chosen.model, chosen.settings, dtype=source.dtype)
+    tile_s = estimate_seconds(chosen.model, chosen.settings, dtype=source.dtype)
     ram = workers * (network + lanes * 2 * unit_bytes) + 330_000_000 * (1 + (workers > 1))
     ratio = _compressed_share(source) if copied else 0.0
     pyramid_px = sum(height * width for height, width in extents)
@@ -59,20 +63,17 @@ def bill(request: Request) -> dict[str, Any]:
         if source.slide is not None else unit_px,
         "ram_bytes": int(ram),
         "disk_bytes": int(disk),
-        "seconds": round(estimate_seconds(chosen.model, chosen.settings, dtype=source.dtype)
-                         * sum(plan.n_tiles(unit.box) for unit in plan.grid) / workers, 1),
+        "seconds": round(tile_s * sum(plan.n_tiles(unit.box) for unit in plan.grid) / workers, 1),
         "notes": notes,
     }  # fmt: skip
 
 
-def _compressed_share(source: Any) -> float:
+def _compressed_share(source: Source) -> float:
     """Share of its raw size that this slide's image takes, from up to nine sampled places."""
-    import numpy as np
     from numcodecs import Blosc
 
-    from tilepipe.tiling import Box
-
     slide = source.slide
+    assert slide is not None
     height, width = slide.levels[0].shape
     side = 512
     codec = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)

@@ -47,8 +47,10 @@ class SlideWork:
         self._seconds = merge_seconds([self._seconds, facts.get("seconds", {})])
         if self.dag.stages[stage].name == (SEGMENT if self.job.segmentation else INGEST):
             self._px += int(facts.get("px", 0))
-        for fact in ("tiles", "tiles_skipped", "oom", "redone_fp32"):
-            self._facts[fact] += int(facts.get(fact, 0) or 0)
+        for fact in ("tiles", "tiles_skipped", "skipped_checked_px", "skipped_lost_px",
+                     "redone_fp32", "not_finite_px"):  # fmt: skip
+            self._facts[fact] += int(facts.get(fact, 0))
+        self._facts["oom"] += len(facts.get("oom", ()))
         self._facts["damaged"] += len(facts.get("damaged", ()))
         self.spans += [(outcome.worker, span) for span in outcome.spans]
         self.tell(len(self._workers))
@@ -127,6 +129,10 @@ class SlideWork:
             "out_of_memory_events": self._facts["oom"],
             "tiles": self._facts["tiles"],
             "tiles_skipped": self._facts["tiles_skipped"],
+            "skipped_checked_px": self._facts["skipped_checked_px"],
+            "skipped_lost_px": self._facts["skipped_lost_px"],
+            "units_redone_fp32": self._facts["redone_fp32"],
+            "not_finite_px": self._facts["not_finite_px"],
             "account": account_json(self._seconds, wall_s=elapsed_s, lanes=lanes),
         }
         self._write_records(finished)
@@ -180,6 +186,10 @@ class SlideWork:
             n_failed=self.summary["n_failed"],
             class_px=self.summary["class_px"],
             account=self.summary["account"],
+            tissue={
+                key: self.summary[key]
+                for key in ("tiles", "tiles_skipped", "skipped_checked_px", "skipped_lost_px")
+            },
             mpix_per_s=self.summary["mpix_per_s"],
         )
         label.write_record(record)

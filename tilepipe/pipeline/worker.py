@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tilepipe.errors import SlideError, TilepipeError
 from tilepipe.pipeline.job import GATE, INGEST, REDUCE, SEGMENT, Ticket
 from tilepipe.schedule import Outcome
-from tilepipe.slide import Slide, open_slide
+from tilepipe.slide import Slide, TissueMask, open_slide, tissue_mask
 from tilepipe.spec import JobSpec
 from tilepipe.store import Journal, Level, Store, open_store, reduce_image, reduce_label
 from tilepipe.tiling import Box, Unit
@@ -43,7 +43,7 @@ class Context:
             self.label_journal = self.store.journal(ticket.label, ticket.label_fingerprint)
         self._opening = threading.Lock()
         self._slide: Slide | None = None
-        self._tissue: Any = None
+        self._tissue: TissueMask | None = None
         self._tissue_read = False
         self._gate: float | None = None
 
@@ -62,15 +62,13 @@ class Context:
             return self._slide
 
     @property
-    def tissue(self) -> Any:
+    def tissue(self) -> TissueMask | None:
         """Where there is something to segment; None: everywhere."""
         if self.spec.tissue == "off" or self.ticket.slide is None:
             return None
         slide = self.slide
         with self._opening:
             if not self._tissue_read:
-                from tilepipe.slide import TissueMask, tissue_mask
-
                 self._tissue = (
                     tissue_mask(slide)
                     if self.spec.tissue == "auto"
@@ -155,13 +153,14 @@ def forget(output: str) -> None:
 
 
 def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
-    from tilepipe.infer import Engine
+    from tilepipe.infer import Engine, keep_memory
     from tilepipe.models import load_model
 
     key = repr((spec.model, spec.weights, spec.classes, spec.base, spec.options, ticket.in_channels,
                 ticket.settings))  # fmt: skip
     with _engine_lock:
         if key not in _engines:
+            keep_memory()
             model = load_model(
                 spec.model,
                 weights=spec.weights,
@@ -324,9 +323,9 @@ def _segment(context: Context, level: int, index: int) -> dict[str, Any]:
         ids: NDArray[np.uint8] = np.zeros(unit.box.shape, np.uint8)
         facts: dict[str, Any] = {"gated": True}
     else:
-        skip = _no_tissue(context)
-        options: dict[str, Any] = {} if skip is None else {"skip": skip}
-        result = context.engine().segment(context.level_reader(), unit.box, **options)
+        result = context.engine().segment(
+            context.level_reader(), unit.box, skip=_no_tissue(context)
+        )
         ids, facts = result.ids, dict(result.facts)
     seconds: dict[str, float] = facts.pop("seconds", {})
     clock = _Clock()
