@@ -1,0 +1,213 @@
+"""Foreign state dicts into checkpoints: renaming, fitting, and saying what does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from tilepipe.errors import CheckpointError
+from tilepipe.models.checkpoint import (
+    describe_mismatch,
+    fill,
+    read_tensors,
+    save_checkpoint,
+    wanted_shapes,
+)
+from tilepipe.models.locality import check_halo
+from tilepipe.models.model import locality_of
+from tilepipe.models.normalisation import Normalisation
+from tilepipe.models.pickles import read_pickle
+from tilepipe.models.registry import build
+from tilepipe.spec import LabelClass, default_classes, explain, read_toml
+
+
+class Rename(BaseModel):
+    """One regular expression; every match in a key is replaced."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    pattern: str = Field(alias="from", max_length=1000)
+    replacement: str = Field(alias="to", max_length=1000)
+
+
+class KeyMap(BaseModel):
+    """How the keys of a foreign state dict become ours, and what the file cannot say itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    drop: tuple[str, ...] = ()
+    """Regular expressions; keys that match from the start are left out."""
+    prefix: dict[str, str] = Field(default_factory=dict)
+    """Old prefix → new; the longest that fits is applied, once."""
+    regex: tuple[Rename, ...] = ()
+    """Applied after the prefixes, in order."""
+    in_channels: int | None = Field(default=None, ge=1, le=1024)
+    outputs: int | None = Field(default=None, ge=1, le=255)
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Base and options of the architecture."""
+    class_names: tuple[str, ...] = ()
+    mpp: float | None = Field(default=None, gt=0)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    declared_halo: int | None = Field(default=None, ge=0, le=1 << 20)
+    """Halo in px that the weights' publisher states; held against the probe."""
+    spread: tuple[float, ...] = ()
+    """Shares of each input channel that a one-channel network reads, e.g. [0, 0, 1] for blue."""
+
+    @classmethod
+    def from_toml(cls, path: Path) -> KeyMap:
+        """Read a map file; CheckpointError says what is wrong."""
+        values = read_toml(path)
+        try:
+            found = cls(**values)
+            for pattern in (*found.drop, *(rule.pattern for rule in found.regex)):
+                re.compile(pattern)
+        except ValidationError as error:
+            raise CheckpointError(f"{path}: {explain(error)}") from error
+        except re.error as error:
+            raise CheckpointError(f"{path}: not a regular expression: {error}") from error
+        return found
+
+    def rename(self, key: str) -> str | None:
+        """Return our name for ``key``, or None to leave it out."""
+        if key.endswith("num_batches_tracked") or any(re.match(rule, key) for rule in self.drop):
+            return None
+        fitting = [old for old in self.prefix if key.startswith(old)]
+        if fitting:
+            old = max(fitting, key=len)
+            key = self.prefix[old] + key[len(old) :]
+        for rule in self.regex:
+            key = re.sub(rule.pattern, rule.replacement, key)
+        return key
+
+    def apply(self, tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+        """Rename every key; CheckpointError if two become one."""
+        renamed: dict[str, Tensor] = {}
+        origin: dict[str, str] = {}
+        for key, tensor in tensors.items():
+            name = self.rename(key)
+            if name is None:
+                continue
+            if name in renamed:
+                raise CheckpointError(f"{source}: {origin[name]} and {key} both become {name}")
+            renamed[name], origin[name] = tensor, key
+        return renamed
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a ``.safetensors``, ``.pt`` or ``.pth`` file."""
+    if path.suffix.lower() == ".safetensors":
+        return read_tensors(path)
+    return read_pickle(path)
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    model: str,
+    key_map: KeyMap | None = None,
+    in_channels: int | None = None,
+    outputs: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    mpp: float | None = None,
+    normalisation: Normalisation | None = None,
+    storage: Literal["fp32", "fp16"] = "fp32",
+) -> dict[str, Any]:
+    """Write ``source``'s weights as a checkpoint of architecture ``model``; return its facts.
+
+    What is given here wins over the map file. Warns with both numbers if the map declares a halo
+    that is too small. Raises CheckpointError with both sides' unmatched
+    keys and shapes if the weights do not fit.
+    """
+    rules = key_map or KeyMap()
+    options = {**rules.arguments, **(arguments or {})}
+    channels = in_channels or rules.in_channels or 3
+    logits = outputs or rules.outputs or 2
+    tensors = rules.apply(read_state(source), source=str(source))
+    with torch.device("meta"):
+        net = build(model, in_channels=channels, classes=logits, **options)
+    wanted = wanted_shapes(net)
+    if rules.spread:
+        tensors = _spread(tensors, wanted, rules.spread, source=str(source))
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    problem = describe_mismatch(wanted, found, most=2000)
+    if problem:
+        raise CheckpointError(
+            f"{source}: the weights do not fit {model} ({channels} channels, {logits} outputs, "
+            f"{options or 'no options'}); rename with --map\n{problem}"
+        )
+    fill(net, {key: tensor.detach().to(torch.float32) for key, tensor in tensors.items()})
+    if normalisation is None:
+        normalisation = (
+            Normalisation("mean-std", rules.mean, rules.std) if rules.mean else Normalisation()
+        )
+    locality = locality_of(model, options)
+    if rules.declared_halo is not None:
+        check_halo(rules.declared_halo, locality, name=source.name)
+    sha256 = save_checkpoint(
+        target,
+        net,
+        name=model,
+        arguments=options,
+        classes=_classes(rules.class_names, logits),
+        normalisation=normalisation,
+        mpp=mpp or rules.mpp,
+        locality=locality,
+        extra={"converted_from": source.name},
+        storage=storage,
+    )
+    return {
+        "path": str(target),
+        "architecture": model,
+        "arguments": options,
+        "in_channels": channels,
+        "outputs": logits,
+        "tensors": len(found),
+        "sha256": sha256,
+        "context_px": locality.context_px,
+        "reach_px": locality.reach_px,
+        "alignment_px": locality.alignment_px,
+        "exact": locality.exact,
+        "reason": locality.reason,
+    }
+
+
+def _classes(names: tuple[str, ...], outputs: int) -> tuple[LabelClass, ...]:
+    plain = default_classes(2 if outputs == 1 else outputs)
+    if not names:
+        return plain
+    if len(names) != len(plain):
+        raise CheckpointError(f"{len(names)} class names for {len(plain)} classes of the mask")
+    return tuple(
+        LabelClass(name=name, color=entry.color) for name, entry in zip(names, plain, strict=True)
+    )
+
+
+def _spread(
+    tensors: dict[str, Tensor],
+    wanted: Mapping[str, tuple[int, ...]],
+    shares: tuple[float, ...],
+    *,
+    source: str,
+) -> dict[str, Tensor]:
+    """Let a one-channel network read several: its first weights times each channel's share."""
+    spread = dict(tensors)
+    for key, shape in wanted.items():
+        tensor = tensors.get(key)
+        if tensor is None or tuple(tensor.shape) == shape or tensor.dim() != 4:
+            continue
+        if tensor.shape[1] == 1 and shape[1] == len(shares):
+            weight = torch.tensor(shares, dtype=tensor.dtype)[None, :, None, None]
+            spread[key] = tensor * weight
+            return spread
+    raise CheckpointError(
+        f"{source}: spread {list(shares)} fits no first convolution of one channel; "
+        f"set in_channels = {len(shares)}"
+    )

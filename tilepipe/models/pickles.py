@@ -1,0 +1,115 @@
+"""State dicts out of pickles, without running them: what would execute code is refused by name."""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tilepipe.errors import CheckpointError
+
+_MAX_BYTES = 16 << 30
+_MAX_PICKLE_BYTES = 64 << 20
+_MAX_DEPTH = 4
+_USUAL = ("state_dict", "model_state_dict", "model", "net", "params_ema", "params", "module")
+_HARMLESS = re.compile(
+    r"(collections\.OrderedDict|torch\.[A-Za-z]+(Storage|Tensor)|torch\.(_utils\._rebuild_\w+"
+    r"|nn\.parameter\.Parameter|_tensor\._rebuild_from_type_v2|storage\.\w+Storage|Size|device"
+    r"|float16|float32|float64|bfloat16|int64))"
+)
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a ``.pt`` or ``.pth`` file through ``weights_only=True`` alone.
+
+    Raises CheckpointError if the file cannot be read, is a program (TorchScript) or would execute
+    code; the message names what it would call.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if path.stat().st_size > _MAX_BYTES:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes; at most {_MAX_BYTES} are read")
+    if _is_program(path):
+        raise CheckpointError(
+            f"{path}: is a TorchScript program, not a state dict, and would execute code; "
+            f"save its state_dict() as safetensors where it was made"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        names = _foreign_globals(path)
+        if names:
+            raise CheckpointError(
+                f"{path}: would execute code: it calls {', '.join(names[:5])}; refused. "
+                f"Save only the state_dict() where it was made"
+            ) from error
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{path}: cannot be read as a state dict: {said[0][:300]}") from error
+    return tensors_in(values, source=str(path))
+
+
+def tensors_in(values: Any, *, source: str, depth: int = 0) -> dict[str, Tensor]:
+    """Find the state dict: the mapping itself, or under one of the usual keys."""
+    if isinstance(values, Mapping):
+        tensors = {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
+        if tensors:
+            return tensors
+        inner = [values[key] for key in _USUAL if isinstance(values.get(key), Mapping)]
+        if inner and depth < _MAX_DEPTH:
+            return tensors_in(inner[0], source=source, depth=depth + 1)
+        keys = ", ".join(str(key)[:40] for key in list(values)[:10])
+        raise CheckpointError(f"{source}: no tensors in it, only {keys or 'nothing'}")
+    raise CheckpointError(f"{source}: holds a {type(values).__name__}, not a state dict")
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(
+                name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist()
+            )
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+
+
+def _foreign_globals(path: Path) -> list[str]:
+    """Names outside torch's tensors that the pickles in the file import; nothing is run."""
+    found: list[str] = []
+    for data in _pickles(path):
+        strings: list[str] = []
+        try:
+            for code, argument, _ in pickletools.genops(data):
+                name = None
+                if code.name in ("GLOBAL", "INST"):
+                    name = str(argument).replace(" ", ".")
+                elif code.name == "STACK_GLOBAL" and len(strings) >= 2:
+                    name = f"{strings[-2]}.{strings[-1]}"
+                elif isinstance(argument, str):
+                    strings.append(argument)
+                if name and not _HARMLESS.fullmatch(name) and name not in found:
+                    found.append(name[:100])
+        except Exception:  # a broken pickle: what was found so far is still worth saying
+            continue
+    return found
+
+
+def _pickles(path: Path) -> Iterator[bytes]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith(".pkl") and entry.file_size <= _MAX_PICKLE_BYTES:
+                    yield archive.read(entry)
+    except (zipfile.BadZipFile, ValueError):
+        with path.open("rb") as stream:
+            yield stream.read(_MAX_PICKLE_BYTES)
+    except (OSError, RuntimeError, EOFError):
+        return
