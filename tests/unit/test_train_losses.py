@@ -110,9 +110,7 @@ def reference(name, logits, target, weight):
     if name == "ms-ssim":
         return 1 - ref_ms_ssim(*parts(p, target))
     if name == "hybrid":
-        return (
-            ref_focal(p, target, w) + 1 - ref_ms_ssim(*parts(p, target)) + ref_iou(p, target, w)
-        )
+        return ref_focal(p, target, w) + 1 - ref_ms_ssim(*parts(p, target)) + ref_iou(p, target, w)
     return {"dice": ref_dice, "focal": ref_focal, "iou": ref_iou}[name](p, target, w)
 
 

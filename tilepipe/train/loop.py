@@ -162,7 +162,7 @@ class Training:
             lr = rate(self.spec, progress)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            loss = self.step()
+            loss = self.step(freeze=progress >= self.spec.freeze_norm)
             counters.step += 1
             counters.loss_sum += loss
             counters.loss_count += 1
@@ -202,10 +202,14 @@ class Training:
     def _next_validation(progress: float) -> float:
         return (int(progress * N_VALIDATIONS) + 1) / N_VALIDATIONS
 
-    def step(self) -> float:
-        """Learn from one batch; return its loss."""
+    def step(self, *, freeze: bool = False) -> float:
+        """Learn from one batch; return its loss. ``freeze``: norms use running statistics."""
         batch = self.samples.batch(self.counters.step, self.spec.batch, self.device)
         self.net.train()
+        if freeze:
+            for part in self.net.modules():
+                if isinstance(part, torch.nn.BatchNorm2d):
+                    part.eval()
         # Dropout draws from the global generator: seeded per step, a resumed run draws the same.
         torch.manual_seed(self.spec.seed * 1_000_003 + self.counters.step)
         with autocast(self.device, self.precision):

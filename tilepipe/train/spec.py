@@ -59,6 +59,12 @@ class TrainSpec(BaseModel):
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     ema: float = Field(default=0.998, ge=0, lt=1)
     """Decay of the averaged weights, which are what is validated and kept; 0: none."""
+    freeze_norm: float = Field(default=0.2, ge=0, le=1)
+    """Share of the budget after which BatchNorm uses its running statistics in training too.
+
+    Small batches of unlike images (dark fluorescence, bright stain) have statistics of their own;
+    a network that never sees the averaged ones works in training and fails in inference.
+    """
     clip: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm."""
 

@@ -1,0 +1,138 @@
+"""Metrics against values worked out by hand and against brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tilepipe.tiling import Box
+from tilepipe.train.cells import NO_CELLS, THRESHOLDS, count_cells
+from tilepipe.train.em import best_threshold, rand_error, simple_points, warp, warping_error
+from tilepipe.train.metrics import class_score, confusion, dice, merge_foreground, pixel_error
+from tilepipe.train.overlap import OverlapCounter
+
+
+def test_class_scores_by_hand():
+    truth = np.array([[0, 0, 1, 1], [2, 2, 1, 0]])
+    found = np.array([[0, 1, 1, 1], [2, 0, 0, 0]])
+    counts = confusion(found, truth, 3)
+    assert counts.tolist() == [[2, 1, 0], [1, 2, 0], [1, 0, 1]]
+    one = class_score(counts, 1)
+    assert (one.dice, one.iou) == (pytest.approx(4 / 6), pytest.approx(2 / 4))
+    assert (one.precision, one.recall) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert pixel_error(counts) == pytest.approx(3 / 8)
+    assert merge_foreground(counts).tolist() == [[2, 1], [2, 3]]
+    assert np.isnan(class_score(confusion(found, truth, 5), 4).dice)
+    assert confusion(found, truth, 3, ignore=0).sum() == 5
+    assert dice(np.zeros(3, bool), np.zeros(3, bool)) == 1.0
+
+
+def test_cells_by_hand():
+    truth = np.zeros((10, 30), int)
+    truth[:, :10], truth[:, 10:20] = 4, 9
+    found = np.zeros((10, 30), int)
+    found[:, :9] = 1  # IoU 0.9 with 4
+    found[:6, 10:20] = 2  # IoU 0.6 with 9
+    found[:, 25:] = 3
+    counts = count_cells(found, truth)
+    assert (counts.truth, counts.predicted) == (2, 3)
+    assert dict(zip(THRESHOLDS, counts.matched, strict=True)) == {
+        0.5: 2, 0.55: 2, 0.6: 2, 0.65: 1, 0.7: 1, 0.75: 1, 0.8: 1, 0.85: 1, 0.9: 1, 0.95: 0,
+    }  # fmt: skip
+    assert counts.f1() == pytest.approx(4 / 5)
+    assert counts.ap() == pytest.approx(2 / 3)
+    assert (counts + NO_CELLS) == counts
+    assert NO_CELLS.f1() == 1.0
+
+
+def test_half_of_a_cell_is_not_the_cell():
+    truth = np.ones((4, 4), int)
+    halves = np.repeat([[1, 1, 2, 2]], 4, axis=0)
+    assert count_cells(halves, truth).matched[0] == 0
+
+
+def brute_rand(predicted, truth):
+    """All pairs of pixels inside true cells; membrane pixels are each a segment of their own."""
+    t = ndimage.label(truth)[0].ravel()
+    p = ndimage.label(predicted)[0].ravel()
+    alone = itertools.count(10_000)
+    p = np.array([x or next(alone) for x in p])[t > 0]
+    t = t[t > 0]
+    same_t, same_p = t[:, None] == t[None], p[:, None] == p[None]
+    precision = (same_t & same_p).sum() / same_p.sum()
+    recall = (same_t & same_p).sum() / same_t.sum()
+    return 1 - 2 * precision * recall / (precision + recall)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rand_error_equals_all_pairs(seed):
+    rng = np.random.default_rng(seed)
+    truth, found = rng.random((18, 17)) < 0.7, rng.random((18, 17)) < 0.7
+    assert rand_error(found, truth) == pytest.approx(brute_rand(found, truth), abs=1e-12)
+
+
+def test_rand_error_knows_splits_and_mergers():
+    truth = np.ones((9, 9), bool)
+    truth[:, 4] = False
+    assert rand_error(truth, truth) == 0.0
+    assert rand_error(np.ones((9, 9), bool), truth) > 0.3
+    outside = truth.copy()
+    outside[3, 4] = True  # joins the two: a merger of topology
+    assert rand_error(outside, truth) > 0.3
+    assert rand_error(truth, np.zeros((9, 9), bool)) == 0.0
+
+
+def components(mask):
+    return ndimage.label(mask)[1], ndimage.label(~np.pad(mask, 1), structure=np.ones((3, 3)))[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_simple_points_are_those_that_keep_the_topology(seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((9, 9)) < 0.6
+    simple = simple_points(mask)
+    before = components(mask)
+    for y, x in np.argwhere(simple):
+        flipped = mask.copy()
+        flipped[y, x] ^= True
+        assert components(flipped) == before
+
+
+def test_warping_ignores_shifts_and_counts_topology():
+    truth = np.zeros((20, 20), bool)
+    truth[2:18, 2:8] = truth[2:18, 11:18] = True
+    shifted = np.roll(truth, 2, axis=1)
+    assert (shifted != truth).any()
+    assert warping_error(shifted, truth) == 0.0
+    assert components(warp(truth, shifted)) == components(truth)
+    merged = truth.copy()
+    merged[10, 8:11] = True
+    # A bridge of three pixels: two grow from the cells, the last one joins them.
+    assert warping_error(merged, truth) == pytest.approx(1 / 400)
+    hole = truth.copy()
+    hole[5, 3] = False
+    assert warping_error(hole, truth) == pytest.approx(1 / 400)
+
+
+def test_best_threshold_finds_the_cut():
+    truth = np.ones((9, 9), bool)
+    truth[:, 4] = False
+    values = np.where(truth, 0.9, 0.7)
+    assert best_threshold(values, truth, np.array([0.5, 0.8])) == 0.8
+
+
+@pytest.mark.parametrize("box_px", [7, 16, 100])
+@pytest.mark.parametrize("seed", range(2))
+def test_overlap_by_boxes_equals_the_whole(seed, box_px):
+    rng = np.random.default_rng(seed)
+    found, truth = (ndimage.uniform_filter(rng.random((40, 53)), 3) > 0.5 for _ in range(2))
+    counter = OverlapCounter(found.shape)
+    for box in Box.of_shape(found.shape).split((box_px, box_px)):
+        counter.add(found[box.slices], truth[box.slices], box)
+    got = counter.result()
+    f, t = ndimage.label(found)[0], ndimage.label(truth)[0]
+    assert sorted(got.predicted.values()) == sorted(np.bincount(f.ravel())[1:])
+    assert sorted(got.truth.values()) == sorted(np.bincount(t.ravel())[1:])
+    pairs = np.unique(np.stack([t[t > 0], f[t > 0]]), axis=1, return_counts=True)[1]
+    assert sorted(got.shared.values()) == sorted(pairs)
