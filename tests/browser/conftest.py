@@ -116,7 +116,5 @@ def slide_store(data, tmp_path_factory):
         "settings": {"precision": "bf16", "device": "cpu"},
         "certificate": {"samples": [{"box": [400, 600, 912, 1112], "differing": 0}]},
     }
-    build_store(
-        path, image, {"unet": mask, "unet3+": second}, mpp=0.499, records={"unet": record}
-    )
+    build_store(path, image, {"unet": mask, "unet3+": second}, mpp=0.499, records={"unet": record})
     return path

@@ -144,11 +144,16 @@ class Source:
             raise IndexError(f"label {index} of {len(self.labels)}")
         return self.labels[index]
 
+    @property
+    def _seq(self) -> int:
+        return max((p.tracker.last_seq for p in self._pyramids() if p.tracker), default=0)
+
     def describe(self) -> dict[str, Any]:
         """Return everything the page needs to set itself up, as JSON."""
         store = self.store
         return {
             "generation": self.generation,
+            "seq": self._seq,
             "name": self.location.rstrip("/").rsplit("/", 1)[-1],
             "extent": list(store.extent),
             "mpp": None if store.mpp is None else list(store.mpp),

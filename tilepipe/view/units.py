@@ -111,6 +111,12 @@ class UnitTracker:
         ]
         return int(part.max(initial=0))
 
+    @property
+    def last_seq(self) -> int:
+        """Sequence number of the latest change; 0 before any."""
+        with self._lock:
+            return self._changes[-1][0] if self._changes else 0
+
     def changes_since(self, seq: int) -> list[Change]:
         """Return the changes after ``seq``."""
         with self._lock:

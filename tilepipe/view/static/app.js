@@ -294,12 +294,11 @@ class App {
     let pause = 700;
     try {
       const at = this.settings.source, answer = await this.ask(`api/progress?source=${at}&since=${this.seqOf(at)}`);
-      const first = this.seqOf(at) === 0;
       this.setSeq(at, answer.seq);
       if (at === this.settings.source) {
         this.progress = answer;
         if (answer.generation !== this.source.generation) await this.describeAgain();
-        else if (!first) this.apply(answer.changed);
+        else this.apply(answer.changed);
         this.panel.showProgress(answer);
         if (this.settings.state) this.redraw();
       }
@@ -313,8 +312,8 @@ class App {
     setTimeout(() => this.poll(), document.hidden ? 4000 : pause);
   }
 
-  seqOf(index) { return this.seqs?.get(index) || 0; }
-  setSeq(index, seq) { (this.seqs ||= new Map()).set(index, seq); }
+  seqOf(index) { return this.seqs?.get(index) ?? this.sources[index].seq; }
+  setSeq(index, seq) { (this.seqs ||= new Map()).set(index, Math.max(seq, this.seqOf(index))); }
 
   apply(changed) {
     let image = false;
@@ -331,6 +330,7 @@ class App {
   async describeAgain() {
     const before = this.source, name = this.label?.name;
     this.sources = await this.ask("api/describe");
+    this.seqs?.clear();
     const index = this.source.labels.findIndex((one) => one.name === name);
     this.settings.label = Math.max(0, index);
     for (const key of this.layers.keys()) if (!this.sources.some((source, at) => key.startsWith(`${at}.`) && key.endsWith(`.${source.generation}`))) this.layers.delete(key);
