@@ -1,0 +1,74 @@
+"""The verbs as Python calls: the same jobs as the command line's, with results to hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tilepipe.errors import StoreError
+from tilepipe.export import Result
+from tilepipe.pipeline.events import OnEvent, ignore
+from tilepipe.pipeline.run import Request, run_one
+from tilepipe.spec import JobSpec
+from tilepipe.store import Store, open_store
+
+
+def run(
+    slide: str | Path,
+    output: str | Path | None = None,
+    *,
+    on_event: OnEvent = ignore,
+    **settings: Any,
+) -> Result:
+    """Segment a slide and return its mask; settings are those of ``tilepipe run``.
+
+    ``output`` is the store; default the slide's name with ``.zarr`` in the current folder. A run
+    that was stopped goes on when the same call is made again.
+
+    >>> result = tilepipe.run("slide.tif", model="unet")     # doctest: +SKIP
+    >>> result.labels[0:1000, 0:1000]                        # doctest: +SKIP
+
+    Raises the errors of ``tilepipe.errors``; UnitsFailedError if some units kept failing.
+    """
+    spec = JobSpec.checked({key: _plain(value) for key, value in settings.items()}, source="run")
+    request = Request(str(slide), None if output is None else str(output), spec)
+    result = run_one(request, on_event=on_event)
+    assert result.label is not None
+    return Result(result.output, result.label)
+
+
+def ingest(
+    slide: str | Path,
+    output: str | Path | None = None,
+    *,
+    on_event: OnEvent = ignore,
+    **settings: Any,
+) -> Store:
+    """Copy a slide into an OME-Zarr, bit for bit, and return the store."""
+    spec = JobSpec.checked({key: _plain(value) for key, value in settings.items()}, source="ingest")
+    request = Request(str(slide), None if output is None else str(output), spec)
+    return open_store(run_one(request, segment=False, on_event=on_event).output)
+
+
+def open_result(store: str | Path, label: str | None = None) -> Result:
+    """Open a finished (or running) mask; ``label`` may be left out where there is one."""
+    if label is None:
+        opened = open_store(str(store))
+        names = opened.labels
+        if len(names) != 1:
+            raise StoreError(
+                f"{store}: has {len(names)} labels ({', '.join(names)}); say which one"
+            )
+        label = names[0]
+    return Result(str(store), label)
+
+
+def verify(store: str | Path, **settings: Any) -> Any:
+    """Recompute places of a finished mask and compare; see ``tilepipe verify``."""
+    from tilepipe.infer.verify import verify as check
+
+    return check(str(store), **settings)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
