@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from tilepipe.infer.memory import estimate_memory, keep_memory
     from tilepipe.infer.settings import Settings, choose_settings
     from tilepipe.infer.tuning import estimate_seconds
+    from tilepipe.infer.verify import Certificate, verify
 
 _HOME = {
     "Account": "account",
     "account_json": "account",
     "merge_seconds": "account",
     "trace_json": "account",
+    "verify": "verify",
+    "Certificate": "verify",
     "Engine": "engine",
     "UnitResult": "engine",
     "Settings": "settings",
@@ -28,6 +31,7 @@ _HOME = {
 
 __all__ = [
     "Account",
+    "Certificate",
     "Engine",
     "Settings",
     "UnitResult",
@@ -38,6 +42,7 @@ __all__ = [
     "keep_memory",
     "merge_seconds",
     "trace_json",
+    "verify",
 ]
 
 

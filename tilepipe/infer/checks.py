@@ -1,0 +1,156 @@
+"""Checks of a finished store that need no network: checksums, pyramids, the slide itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import MismatchError, StoreError, TilepipeError, VerifyError
+from tilepipe.slide import Slide, open_slide
+from tilepipe.store import Journal, Label, Level, Store, checksum_of, reduce_image, reduce_label
+from tilepipe.tiling import Box
+
+Tell = Callable[[str, int, int], None]
+"""Told (what, done, total) as units are checked."""
+
+
+def check_levels(
+    store: Store,
+    label: Label | None,
+    journal: Journal | None,
+    *,
+    stages: tuple[str, str],
+    tell: Tell,
+) -> int:
+    """Check every unit of the image's (``label`` None) or a label's pyramid.
+
+    Level 0 against the journal's checksums, every coarser one against a fresh reduction of the one
+    below, and against the journal too. ``journal`` None: nobody kept one (another program's image).
+
+    Returns the number of units checked. Raises VerifyError with the first wrong box.
+    """
+    source: Callable[[int], Level] = store.image if label is None else label.level
+    count = store.n_levels if label is None else label.n_levels
+    what = "image" if label is None else f"label {label.name}"
+    reduce = reduce_image if label is None else reduce_label
+    highest = len(label.classes) - 1 if label is not None and label.classes else None
+    checked = 0
+    for index in range(count):
+        level = source(index)
+        recorded = _recorded(journal, stages[min(index, 1)], index, what)
+        grid = level.grid
+        for number, unit in enumerate(grid):
+            where = f"{what} level {index}, {unit.box}"
+            pixels = _read(level, unit.box, where)
+            if journal is not None:
+                record = recorded.get((unit.iy, unit.ix))
+                if record is None:
+                    raise VerifyError(
+                        f"{store.location}: {where}: has no journal record; run the same job "
+                        "again, it does what is missing"
+                    )
+                if record.checksum != checksum_of(pixels):
+                    raise VerifyError(
+                        f"{store.location}: {where}: the bytes are not those that were written "
+                        "(checksum differs); make them again with --overwrite"
+                    )
+            if highest is not None and index == 0 and int(pixels.max()) > highest:
+                raise VerifyError(
+                    f"{store.location}: {where}: holds class {int(pixels.max())}; the label has "
+                    f"classes 0 to {highest}"
+                )
+            if index:
+                fine = source(index - 1)
+                under = unit.box.enlarged(2).intersect(Box.of_shape(fine.shape))
+                fresh = reduce(_read(fine, under, f"{what} level {index - 1}, {under}"))
+                _same(store, fresh, pixels, unit.box, f"{what} level {index}", "the level below")
+            checked += 1
+            tell(f"{what} level {index}", number + 1, len(grid))
+    return checked
+
+
+def _recorded(
+    journal: Journal | None, stage: str, level: int, what: str
+) -> Mapping[tuple[int, int], Any]:
+    if journal is None:
+        return {}
+    try:
+        return journal.recorded(stage, level)
+    except MismatchError as error:
+        raise VerifyError(f"{what} level {level}: {error}") from error
+
+
+def _read(level: Level, box: Box, where: str) -> NDArray[Any]:
+    try:
+        return level.read(box)
+    except StoreError as error:
+        raise VerifyError(f"{where}: cannot be read back: {error}") from error
+
+
+def _same(
+    store: Store,
+    expected: NDArray[Any],
+    found: NDArray[Any],
+    box: Box,
+    what: str,
+    against: str,
+) -> None:
+    differs = expected != found
+    if expected.dtype.kind == "f":
+        differs &= ~(np.isnan(expected) & np.isnan(found))
+    if differs.ndim == 3:
+        differs = differs.any(axis=0)
+    if differs.any():
+        y, x = (int(values[0]) for values in np.nonzero(differs))
+        raise VerifyError(
+            f"{store.location}: {what}, {box}: {int(differs.sum())} pixels differ from {against}, "
+            f"the first at y {box.y0 + y}, x {box.x0 + x}; make it again with --overwrite"
+        )
+
+
+def slide_of(record: Mapping[str, Any], path: str | None) -> tuple[Slide | None, str]:
+    """Open the slide that a store was made from, if it is still there; and say what was found."""
+    source = record.get("source")
+    recorded = source.get("path") if isinstance(source, dict) else None
+    where = path or recorded
+    if not isinstance(where, str):
+        return None, "not recorded"
+    if path is None and not Path(where).exists():
+        return None, f"gone ({where})"
+    try:
+        slide = open_slide(
+            where, on_damage="fill" if record.get("on_damage") == "fill" else "error"
+        )
+    except (TilepipeError, OSError) as error:
+        if path is not None:
+            raise
+        return None, f"cannot be opened: {error}"
+    kept = record.get("input")
+    now = slide.fingerprint()
+    if isinstance(kept, dict) and path is None and _content(kept) != _content(now):
+        slide.close()
+        return None, f"replaced by another file ({where})"
+    return slide, where
+
+
+def _content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a fingerprint stays when a file is copied or touched."""
+    return {key: value for key, value in fingerprint.items() if "mtime" not in key}
+
+
+def check_slide(store: Store, slide: Slide, *, tell: Tell) -> int:
+    """Compare image level 0 with the slide, pixel by pixel; returns the units compared."""
+    level = store.image(0)
+    grid = level.grid
+    for number, unit in enumerate(grid):
+        where = f"image level 0, {unit.box}"
+        expected = slide.read(unit.box)
+        _same(
+            store, expected, _read(level, unit.box, where), unit.box, "image level 0", "the slide"
+        )
+        tell("slide", number + 1, len(grid))
+    return len(grid)

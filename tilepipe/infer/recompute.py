@@ -1,0 +1,207 @@
+"""Places of a finished mask computed again: other pieces, larger, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tilepipe.infer.account import Account
+from tilepipe.infer.backends import make_backend
+from tilepipe.infer.blend import Blend
+from tilepipe.infer.network import ids_of
+from tilepipe.infer.settings import Settings
+from tilepipe.models import Model
+from tilepipe.tiling import Box, TilePlan, read_mirrored, round_up
+from tilepipe.tiling.plan import legal_input
+
+SAMPLE_PX = 256
+"""Side of a recomputed place."""
+TIE = 1e-4
+"""Classes whose probabilities are closer than this are a tie: the last bits decide them, and
+another back-end has other last bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One place computed again."""
+
+    box: Box
+    compared_px: int
+    flips: int
+    """Pixels of another class, ties apart."""
+    ties: int
+    """Pixels of another class whose probabilities differ by less than ``TIE``."""
+    max_probability_error: float
+    """Between a piece with the job's own halo and the larger one, both in float32."""
+
+
+def places(plan: TilePlan, count: int, seed: int) -> Iterator[Box]:
+    """Boxes at random places, corners and seams of units among them; the same for one seed."""
+    height, width = plan.extent
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        y, x = int(rng.integers(0, height)), int(rng.integers(0, width))
+        if number % 2 == 0:
+            # Half of them lie across the corner of a tile: where a seam would be.
+            y = min(height - 1, round_up(y, plan.core_px))
+            x = min(width - 1, round_up(x, plan.core_px))
+        y0, x0 = max(0, y - SAMPLE_PX // 2), max(0, x - SAMPLE_PX // 2)
+        yield Box(y0, x0, min(height, y0 + SAMPLE_PX), min(width, x0 + SAMPLE_PX))
+
+
+def compare_place(
+    model: Model,
+    settings: Settings,
+    box: Box,
+    stored: NDArray[Any],
+    read: Callable[[Box], NDArray[Any]],
+    *,
+    extra_px: int = 0,
+    compared: NDArray[np.bool_] | None = None,
+) -> Comparison:
+    """Compute ``box`` again and compare with the ``stored`` ids (y, x).
+
+    ``extra_px`` is how much more context the larger piece gets; ``compared`` (y, x) leaves pixels
+    out that were never computed.
+    """
+    plan = settings.plan
+    gated = settings.cgm == "tile"
+    if plan.mode == "blended" or gated:
+        # Where the place of a tile is part of the answer, the same grid is computed again, but
+        # from a box that is cut otherwise.
+        reference = _by_plan(model, plan, box, read, gated=gated)
+        error = 0.0
+    else:
+        reference = _one_piece(model, larger_plan(model, plan, extra_px), box, read)
+        again = _one_piece(model, larger_plan(model, plan, 0), box, read)
+        error = float((again - reference).abs().max())
+    centred = reference - 0.5 if model.activation == "sigmoid" else reference
+    ids = ids_of(centred[None], activation=model.activation, n_classes=len(model.classes))[
+        0
+    ].numpy()
+    asked = np.ones(box.shape, bool) if compared is None else compared
+    differs = (ids != stored) & asked
+    ties = differs & _is_tie(model, reference, stored)
+    return Comparison(
+        box=box,
+        compared_px=int(asked.sum()),
+        flips=int((differs & ~ties).sum()),
+        ties=int(ties.sum()),
+        max_probability_error=error,
+    )
+
+
+def _is_tie(model: Model, probabilities: torch.Tensor, stored: NDArray[Any]) -> NDArray[np.bool_]:
+    if model.activation == "sigmoid":
+        distance = (probabilities - 0.5).abs().amin(dim=0)
+    else:
+        index = torch.from_numpy(np.minimum(stored, len(probabilities) - 1).astype(np.int64))
+        distance = probabilities.amax(dim=0) - probabilities.gather(0, index[None])[0]
+    return np.asarray((distance < TIE).numpy())
+
+
+def larger_plan(model: Model, plan: TilePlan, extra_px: int) -> TilePlan:
+    """Return a plan of one piece for a sample, cut elsewhere than the job's tiles and with
+    ``extra_px`` more context.
+    """
+    alignment = plan.alignment_px
+    halo = plan.halo_px + round_up(extra_px, alignment)
+    core = round_up(SAMPLE_PX, alignment) + alignment
+    side = legal_input(
+        core + 2 * halo,
+        least_px=model.locality.least_input_px,
+        step_px=max(1, model.locality.input_step_px),
+    )
+    return replace(plan, core_px=core, halo_px=halo, input_px=side)
+
+
+def _run(
+    model: Model, plan: TilePlan, pixels: NDArray[Any], *, gated: bool = False
+) -> torch.Tensor:
+    """Return probabilities (K, core, core), or blended (K, output, output), in float32."""
+    backend = make_backend(
+        "torch",
+        model,
+        plan,
+        batch=1,
+        dtype=np.dtype(pixels.dtype),
+        device="cpu",
+        precision="fp32",
+        output="probabilities",
+        gated=gated,
+    )
+    account = Account()
+    return backend.collect(backend.submit([pixels], account), account).values[0]
+
+
+def _one_piece(
+    model: Model, plan: TilePlan, box: Box, read: Callable[[Box], NDArray[Any]]
+) -> torch.Tensor:
+    alignment = plan.alignment_px
+    y0, x0 = box.y0 // alignment * alignment, box.x0 // alignment * alignment
+    corner = Box(y0 - plan.halo_px, x0 - plan.halo_px, y0 - plan.halo_px, x0 - plan.halo_px)
+    side = plan.input_px
+    padded = Box(corner.y0, corner.x0, corner.y0 + side, corner.x0 + side)
+    values = _run(model, plan, _read(read, padded, plan))
+    return values[(slice(None), *box.shift(-y0, -x0).slices)]
+
+
+def _by_plan(
+    model: Model,
+    plan: TilePlan,
+    box: Box,
+    read: Callable[[Box], NDArray[Any]],
+    *,
+    gated: bool = False,
+) -> torch.Tensor:
+    """Return probabilities (K, y, x) of ``box`` by the job's own tiles."""
+    if plan.mode == "blended":
+        blend = Blend(plan, box, model, "cpu")
+        for tile in plan.tiles(box):
+            blend.add([tile], _run(model, plan, _read(read, tile.padded, plan))[None])
+        return blend.probabilities()
+    made = torch.zeros((model.n_outputs, *box.shape))
+    for unit in plan.grid.touching(box):
+        for tile in plan.tiles(unit.box):
+            part = tile.core.intersect(box)
+            if part.area == 0:
+                continue
+            values = _run(model, plan, _read(read, tile.padded, plan), gated=gated)
+            target = part.shift(-box.y0, -box.x0).slices
+            inside = part.shift(-tile.core.y0, -tile.core.x0).slices
+            made[(slice(None), *target)] = values[(slice(None), *inside)]
+    return made
+
+
+def _read(read: Callable[[Box], NDArray[Any]], box: Box, plan: TilePlan) -> NDArray[Any]:
+    pixels = read_mirrored(read, box, plan.extent)
+    if pixels.dtype.kind == "f":
+        pixels = np.nan_to_num(pixels, nan=0.0, posinf=0.0, neginf=0.0)
+    return pixels
+
+
+def computed_px(
+    plan: TilePlan,
+    box: Box,
+    facts: Mapping[tuple[int, int], Mapping[str, Any]],
+    read_ids: Callable[[Box], NDArray[Any]],
+) -> NDArray[np.bool_]:
+    """Tell which pixels of ``box`` the network computed: not those of skipped, empty tiles.
+
+    The journal says how many tiles of a unit were skipped, not which: in such a unit a tile that
+    is all background may have been.
+    """
+    computed = np.ones(box.shape, bool)
+    for unit in plan.grid.touching(box):
+        if not facts.get((unit.iy, unit.ix), {}).get("tiles_skipped"):
+            continue
+        for tile in plan.tiles(unit.box):
+            part = tile.core.intersect(box)
+            if part.area and not read_ids(tile.core).any():
+                computed[part.shift(-box.y0, -box.x0).slices] = False
+    return computed

@@ -1,0 +1,303 @@
+"""``verify``: a finished mask held against the slide, its own pyramid and a second computation."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import StoreError, TilepipeError, VerifyError
+from tilepipe.infer.checks import Tell, check_levels, check_slide, slide_of
+from tilepipe.infer.recompute import Comparison, compare_place, computed_px, places
+from tilepipe.infer.settings import Settings
+from tilepipe.models import Model, load_model
+from tilepipe.slide import Slide
+from tilepipe.spec import JobSpec
+from tilepipe.store import Journal, Label, Store, open_store
+from tilepipe.tiling import Box
+
+Read = Callable[[Box], NDArray[Any]]
+
+REDUCED_FLIPS = 0.01
+"""Share of sampled pixels that a mask made in bf16 or fp16 may differ from float32. Such a mask is
+the exact one of its precision; nearly all that differs lies where two classes are nearly equal.
+Other weights or wrong seams change several per cent."""
+SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What was checked about a label, and what came out."""
+
+    label: str
+    passed: bool
+    date: str
+    samples: int
+    sampled_px: int
+    flips: int
+    """Sampled pixels of another class than the second computation's, ties apart."""
+    flip_share: float
+    flips_allowed: float
+    ties: int
+    max_probability_error: float
+    precision: str
+    image_units: int
+    """Units of the image pyramid whose bytes were checked."""
+    label_units: int
+    slide: str
+    """The slide that level 0 was compared with, or why it was not."""
+    slide_units: int
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, as the label records them under ``verified``."""
+        return {**asdict(self), "notes": list(self.notes)}
+
+
+def verify(
+    location: str,
+    *,
+    label: str | None = None,
+    samples: int = SAMPLES,
+    slide: str | None = None,
+    weights: str | None = None,
+    on_progress: Tell | None = None,
+) -> Certificate:
+    """Verify one label of a store (``label`` may be left out where there is only one).
+
+    Checks every journal checksum against the bytes, every level against a fresh reduction of the
+    one below, image level 0 against the slide where it is still there, and ``samples`` places of
+    the mask against a second computation in float32 from larger pieces that are cut otherwise.
+    The certificate is stored beside the label.
+
+    ``slide`` and ``weights`` say where they are now, if they moved.
+
+    Raises VerifyError with the first wrong box, or where there is nothing finished to verify.
+    """
+    tell = on_progress or (lambda *_: None)
+    started_s = time.perf_counter()
+    store = open_store(location)
+    name = label or _only_label(store)
+    found = store.label(name)
+    record = found.read_record()
+    state = record.get("state")
+    if state != "done":
+        raise VerifyError(
+            f"{location}: label {name} is not finished (state: {state or 'not recorded'}); "
+            "run the same job again, it does what is missing"
+        )
+    try:
+        certificate = _verify(store, found, record, samples, slide, weights, tell, started_s)
+    except VerifyError as error:
+        _keep(location, name, {"passed": False, "date": _now(), "reason": str(error)[:2000]})
+        raise
+    _keep(location, name, certificate.to_json())
+    return certificate
+
+
+def _verify(
+    store: Store,
+    label: Label,
+    record: Mapping[str, Any],
+    samples: int,
+    slide_path: str | None,
+    weights: str | None,
+    tell: Tell,
+    started_s: float,
+) -> Certificate:
+    settings, spec = _settings_of(store, label, record)
+    image_record = store.read_record()
+    journal = store.journal(label.name, str(record.get("fingerprint")))
+    label_units = check_levels(store, label, journal, stages=("segment", "label-reduce"), tell=tell)
+    image_units = slide_units = 0
+    kept = image_record.get("fingerprint")
+    if store.has_image and isinstance(kept, str):
+        image_journal = store.journal(None, kept)
+        image_units = check_levels(
+            store, None, image_journal, stages=("ingest", "reduce"), tell=tell
+        )
+    slide, slide_is = slide_of(image_record, slide_path)
+    try:
+        if slide is not None and store.has_image:
+            slide_units = check_slide(store, slide, tell=tell)
+        model = _model_of(store, label, record, spec, weights)
+        read = _reader(store, label, slide, slide_is, model.in_channels)
+        found = _compare(label, settings, model, read, journal, samples, tell)
+    finally:
+        if slide is not None:
+            slide.close()
+    sampled_px = sum(one.compared_px for one in found)
+    flips = sum(one.flips for one in found)
+    allowed = REDUCED_FLIPS if settings.precision in ("bf16", "fp16") else 0.0
+    share = flips / sampled_px if sampled_px else 0.0
+    if share > allowed:
+        worst = next(one for one in found if one.flips > allowed * one.compared_px)
+        raise VerifyError(
+            f"{store.location}: label {label.name}, {worst.box}: {worst.flips} of "
+            f"{worst.compared_px} pixels differ from the network's own answer ({share:.3%} over "
+            f"{len(found)} places; {allowed:.1%} is allowed in {settings.precision}): the mask is "
+            "of other weights or was changed; make it again with --overwrite"
+        )
+    return Certificate(
+        label=label.name,
+        passed=True,
+        date=_now(),
+        samples=len(found),
+        sampled_px=sampled_px,
+        flips=flips,
+        flip_share=share,
+        flips_allowed=allowed,
+        ties=sum(one.ties for one in found),
+        max_probability_error=max((one.max_probability_error for one in found), default=0.0),
+        precision=settings.precision,
+        image_units=image_units,
+        label_units=label_units,
+        slide=slide_is,
+        slide_units=slide_units,
+        seconds=round(time.perf_counter() - started_s, 3),
+        notes=_notes(settings),
+    )
+
+
+def _compare(
+    label: Label,
+    settings: Settings,
+    model: Model,
+    read: Read,
+    journal: Journal,
+    samples: int,
+    tell: Tell,
+) -> list[Comparison]:
+    level = label.level(0)
+    facts = {key: record.facts for key, record in journal.recorded("segment", 0).items()}
+    seed = int(hashlib.sha256(journal.fingerprint.encode()).hexdigest()[:8], 16)
+    found = []
+    for number, box in enumerate(places(settings.plan, samples, seed)):
+        stored = level.read(box)
+        units = [facts.get((unit.iy, unit.ix), {}) for unit in settings.plan.grid.touching(box)]
+        if any(unit.get("gated") for unit in units):
+            # The whole slide's gate was closed: all background, whatever the network says.
+            wrong = int(np.count_nonzero(stored))
+            found.append(Comparison(box, box.area, wrong, 0, 0.0))
+        else:
+            computed = computed_px(settings.plan, box, facts, level.read)
+            found.append(
+                compare_place(
+                    model,
+                    settings,
+                    box,
+                    stored,
+                    read,
+                    extra_px=16 + 16 * (number % 4),
+                    compared=computed,
+                )
+            )
+        tell("places", number + 1, samples)
+    return found
+
+
+def _settings_of(store: Store, label: Label, record: Mapping[str, Any]) -> tuple[Settings, JobSpec]:
+    values, spec = record.get("settings"), record.get("spec")
+    if not isinstance(values, dict) or not isinstance(spec, dict):
+        raise VerifyError(
+            f"{store.location}: label {label.name} does not say how it was made; "
+            "only masks made by tilepipe run can be verified"
+        )
+    try:
+        return Settings.from_json(values), JobSpec.checked(spec, source="recorded settings")
+    except TilepipeError as error:
+        raise VerifyError(f"{store.location}: label {label.name}: {error}") from error
+
+
+def _model_of(
+    store: Store, label: Label, record: Mapping[str, Any], spec: JobSpec, weights: str | None
+) -> Model:
+    """Load the network that the record names; VerifyError if the weights are others."""
+    where = weights or spec.weights
+    model = load_model(
+        spec.model,
+        weights=where,
+        in_channels=store.channels if (where or "").startswith("random:") else None,
+        classes=spec.classes,
+        base=spec.base,
+        options=spec.options,
+    )
+    kept = record.get("model")
+    sha256 = kept.get("sha256") if isinstance(kept, dict) else None
+    if sha256 != model.sha256:
+        raise VerifyError(
+            f"{store.location}: label {label.name} was made with weights {str(sha256)[:16]}, but "
+            f"{model.source} holds {model.sha256[:16]}; give the right ones with --weights"
+        )
+    return model
+
+
+def _reader(store: Store, label: Label, slide: Slide | None, slide_is: str, channels: int) -> Read:
+    """Return what reads the level that was segmented, as the network saw it."""
+    if store.has_image:
+        read = store.image(label.image_level).read
+    else:
+        shape = label.level(0).shape
+        if slide is None:
+            raise VerifyError(
+                f"{store.location}: holds labels only and its slide is {slide_is}; say where it is "
+                "with --slide"
+            )
+        number = next((n for n, info in enumerate(slide.levels) if info.shape == shape), None)
+        if number is None:
+            raise VerifyError(f"{slide.path}: has no level of {shape[0]} x {shape[1]} px")
+
+        def read(box: Box, slide: Slide = slide, number: int = number) -> NDArray[Any]:
+            return slide.read(box, level=number)
+
+    def reader(box: Box) -> NDArray[Any]:
+        pixels = read(box)
+        if pixels.shape[0] == 1 and channels > 1:
+            return np.broadcast_to(pixels, (channels, *pixels.shape[1:]))
+        return pixels
+
+    return reader
+
+
+def _only_label(store: Store) -> str:
+    names = [name for name in store.labels if "settings" in store.label(name).read_record()]
+    if len(names) != 1:
+        told = ", ".join(names) or "none"
+        raise VerifyError(
+            f"{store.location}: say which label to verify with --label; those made by tilepipe "
+            f"are: {told}"
+        )
+    return names[0]
+
+
+def verifiable(location: str) -> tuple[str, ...]:
+    """Return the names of the labels that ``verify`` can take."""
+    store = open_store(location)
+    return tuple(n for n in store.labels if "settings" in store.label(n).read_record())
+
+
+def _keep(location: str, name: str, certificate: dict[str, Any]) -> None:
+    """Store the certificate beside the label; a store that cannot be written is verified too."""
+    try:
+        label = open_store(location, writable=True).label(name)
+        label.write_record({**label.read_record(), "verified": certificate})
+    except (StoreError, OSError):
+        return
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _notes(settings: Settings) -> tuple[str, ...]:
+    if settings.plan.mode == "blended":
+        return ("blended: the places were computed on the same tile grid from other boxes",)
+    if settings.cgm == "tile":
+        return ("gated in each tile: the places were computed by the job's own tiles",)
+    return ()
