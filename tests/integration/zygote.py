@@ -1,0 +1,92 @@
+"""A process that has imported everything and forks: each child is a fresh ``tilepipe``, ``dask
+worker`` or ``dask scheduler`` process in a fraction of a second, to be killed at will.
+
+Requests come as JSON lines on stdin, replies go to stdout. Children die with it.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import signal
+import sys
+
+COMMANDS = {
+    "tilepipe": "tilepipe.cli.main",
+    "worker": "distributed.cli.dask_worker",
+    "scheduler": "distributed.cli.dask_scheduler",
+}
+IMPORTS = (
+    *COMMANDS.values(),
+    "torch",
+    "torch._dynamo",
+    "tifffile",
+    "imagecodecs",
+    "obstore",
+    "zarr",
+    "distributed",
+    "distributed.http.scheduler.api",
+    "tilepipe.cli.run",
+    "tilepipe.cli.finish",
+    "tilepipe.cli.ingest",
+    "tilepipe.pipeline.run",
+    "tilepipe.infer",
+    "tilepipe.models",
+    "tilepipe.store.remote",
+)
+
+
+def child(request):
+    os.setsid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    # Dask reads its environment when it is imported.
+    import dask
+
+    dask.config.refresh()
+    sys.argv = [request["command"], *request["argv"]]
+    code = 70
+    try:
+        importlib.import_module(COMMANDS[request["command"]]).main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def main():
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for name in IMPORTS:
+        importlib.import_module(name)
+    print(json.dumps({"ready": True}), file=replies, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            pid, status = os.waitpid(request["wait"], os.WNOHANG)
+            reply = {"code": os.waitstatus_to_exitcode(status) if pid else None}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                replies.close()
+                child(request)
+            reply = {"pid": pid}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
