@@ -164,6 +164,29 @@ class PagePixels:
                 f"lies at bytes {offset} to {offset + count} of a file of {self.file_bytes} bytes",
             )
 
+    def first_missing(self) -> tuple[int, str] | None:
+        """Find the first segment whose bytes are not all in the file: its number and the reason."""
+        present = (self.offsets > 0) & (self.counts > 0)
+        outside = np.flatnonzero(present & (self.offsets + self.counts > self.file_bytes))
+        if len(outside):
+            first = int(outside[0])
+            return first, (
+                f"ends at byte {self.offsets[first] + self.counts[first]} of a file of "
+                f"{self.file_bytes} bytes: cut off, {len(outside)} of {len(self.offsets)} "
+                "are missing"
+            )
+        if self.raw_rows:
+            needed = self.shape[1] * self.samples_each * self.dtype.itemsize
+            rows = self.shape[0] - np.arange(len(self.offsets)) % self.grid[0] * self.side[0]
+            needed_each = np.minimum(rows, self.side[0]) * needed
+            short = np.flatnonzero(present & (self.counts < needed_each))
+            if len(short):
+                first = int(short[0])
+                return first, (
+                    f"has {self.counts[first]} bytes, its rows need {needed_each[first]}"
+                )
+        return None
+
     def _error(self, index: int, reason: str) -> SegmentError:
         return SegmentError(index, self.segment_box(index), reason)
 

@@ -65,14 +65,14 @@ class TiffSlide:
         self.cache = cache
         self._levels = levels
         self._meaning = meaning
-        self._orientation = orientation
+        self.orientation = orientation
         self._on_damage = on_damage
         self._descriptors = descriptors
         self._lock = threading.Lock()
         self.levels = tuple(self._level_info(level) for level in levels)
 
     def _level_info(self, level: TiffLevel) -> LevelInfo:
-        shown = self._orientation.shown
+        shown = self.orientation.shown
         full, shape = shown(self._levels[0].stored_shape), shown(level.stored_shape)
         page = level.pages[0]
         return LevelInfo(
@@ -92,15 +92,15 @@ class TiffSlide:
         check_read(self, box, level)
         if not self._descriptors:
             raise SlideError(f"{self.path}: was closed")
-        stored = self._orientation.stored_box(box, self.levels[level].shape)
+        stored = self.orientation.stored_box(box, self.levels[level].shape)
         parts = [self._read_page(page, stored, level) for page in self._levels[level].pages]
         converted = [self._meaning.convert(part) for part in parts]
         pixels = converted[0] if len(converted) == 1 else np.concatenate(converted)
-        return pixels if self._orientation.value == 1 else self._orientation.turn(pixels)
+        return pixels if self.orientation.value == 1 else self.orientation.turn(pixels)
 
     def _read_page(self, page: PagePixels, box: Box, level: int) -> Pixels:
         def repair(error: SegmentError) -> None:
-            error.box = self._orientation.shown_box(error.box, self.levels[level].shape)
+            error.box = self.orientation.shown_box(error.box, self.levels[level].shape)
             if self._on_damage == "error":
                 raise damage_error(self.path, level, error) from error
             with self._lock:

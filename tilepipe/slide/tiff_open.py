@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import tifffile
 
 from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide.cache import SegmentCache
+from tilepipe.slide.chain import check_chain
 from tilepipe.slide.channels import read_channels
 from tilepipe.slide.levels import choose_series, find_planes, plane_numbers, sides, true_levels
 from tilepipe.slide.mpp import PixelSize, read_mpp
@@ -77,6 +79,7 @@ class _Opener:
         self.descriptors.clear()
 
     def open(self) -> TiffSlide:
+        check_chain(self.path, self._descriptor(str(Path(self.path).resolve())))
         with tifffile.TiffFile(self.path) as tiff:
             number, series = choose_series(self.path, tiff, self.notes)
             if series.kind == "bif":
@@ -124,13 +127,15 @@ class _Opener:
         self._check_complete(level0, slide)
         return slide
 
+    def _descriptor(self, source: str) -> int:
+        if source not in self.descriptors:
+            self.descriptors[source] = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        return self.descriptors[source]
+
     def _level(self, series: Any, number: int, numbers: tuple[int, ...]) -> TiffLevel:
         pages = []
         for k, plane in enumerate(find_planes(self.path, series, numbers)):
-            source = str(plane.page.parent.filehandle.path)
-            if source not in self.descriptors:
-                self.descriptors[source] = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-            descriptor = self.descriptors[source]
+            descriptor = self._descriptor(str(Path(plane.page.parent.filehandle.path).resolve()))
             pixels = PagePixels(
                 page=plane.page,
                 fd=descriptor,
@@ -173,15 +178,10 @@ class _Opener:
         if self.on_damage == "fill":
             return
         for page in level0.pages:
-            outside = np.flatnonzero(page.offsets + page.counts > page.file_bytes)
-            if len(outside):
-                first = int(outside[0])
-                end = int(page.offsets[first]) + int(page.counts[first])
-                box = slide._orientation.shown_box(page.segment_box(first), slide.levels[0].shape)
-                reason = (
-                    f"ends at byte {end} of a file of {page.file_bytes} bytes: cut off, "
-                    f"{len(outside)} of {len(page.offsets)} tiles are missing"
-                )
+            found = page.first_missing()
+            if found is not None:
+                first, reason = found
+                box = slide.orientation.shown_box(page.segment_box(first), slide.levels[0].shape)
                 error: DamageError = damage_error(self.path, 0, SegmentError(first, box, reason))
                 raise error
 
