@@ -1,0 +1,172 @@
+"""``render_view``: a picture of a part of a slide with its mask over it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import ExportError
+from tilepipe.export.sink import whole_path
+from tilepipe.spec import LabelClass
+from tilepipe.store import Label, Level, Store
+from tilepipe.tiling import Box
+
+UInt8 = NDArray[np.uint8]
+Show = Literal["overlay", "mask", "image"]
+_BLANK = 236
+_CHANNEL_COLORS = ((77, 124, 255), (61, 220, 132), (255, 77, 94), (255, 210, 63), (208, 92, 255))
+
+
+def render_view(
+    store: Store,
+    label: Label | None,
+    *,
+    region: Box | None = None,
+    longest_px: int = 2048,
+    show: Show = "overlay",
+    opacity: float = 0.5,
+    outline: bool = False,
+) -> UInt8:
+    """Return (y, x, 3) uint8 of ``region`` (level-0 px; None is all), at most ``longest_px`` long.
+
+    It is drawn from the finest level that fits, without resampling: one pixel of the picture is
+    one of that level. Raises ExportError for a region outside the slide.
+    """
+    whole = Box.of_shape(store.extent)
+    asked = whole if region is None else region
+    if not whole.contains(asked) or asked.area == 0:
+        raise ExportError(
+            f"region {asked} is not inside the slide of {store.extent[0]} x {store.extent[1]} px "
+            "(y, x); give Y0,X0,Y1,X1 in level-0 px"
+        )
+    if show != "image" and label is None:
+        raise ExportError(f"{store.location}: no label to draw; use --show image")
+    factor = _fitting(store, label, asked, longest_px, with_image=show != "mask")
+    picture: UInt8
+    if show != "mask" and store.has_image:
+        level = next(lv for lv in _image_levels(store) if lv.downsample == factor)
+        box = asked.reduced(factor).intersect(Box.of_shape(level.shape))
+        picture = _rgb(level.read(box), store)
+    else:
+        height, width = asked.reduced(factor).shape
+        picture = np.full((height, width, 3), 0 if show == "mask" else _BLANK, dtype=np.uint8)
+    if show == "image" or label is None:
+        return picture
+    ids = _ids(label, asked, factor, picture.shape[:2])
+    colors, alpha = _color_table(label, ids)
+    strength = alpha * (1.0 if show == "mask" else opacity)
+    if outline:
+        strength *= _edges(ids)
+    blended = picture + (colors.astype(np.float32) - picture) * strength[..., None]
+    return (blended + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def _image_levels(store: Store) -> list[Level]:
+    return [store.image(index) for index in range(store.n_levels)]
+
+
+def _fitting(
+    store: Store, label: Label | None, asked: Box, longest_px: int, *, with_image: bool
+) -> int:
+    """Return the smallest downsample at which the picture is at most ``longest_px`` long."""
+    if store.has_image and with_image:
+        factors = [level.downsample for level in _image_levels(store)]
+    elif label is not None:
+        factors = [label.level(index).downsample for index in range(label.n_levels)]
+    else:
+        raise ExportError(f"{store.location}: holds labels only; use --show mask")
+    for factor in factors:
+        if max(asked.reduced(factor).shape) <= longest_px:
+            return factor
+    return factors[-1]
+
+
+def _rgb(pixels: NDArray[Any], store: Store) -> UInt8:
+    if store.rgb and pixels.shape[0] >= 3:
+        rgb = np.moveaxis(pixels[:3], 0, -1)
+        if rgb.dtype == np.uint8:
+            return np.ascontiguousarray(rgb)
+        top = 65535.0 if rgb.dtype == np.uint16 else 1.0
+        return (np.nan_to_num(rgb.astype(np.float32)) * (255 / top)).clip(0, 255).astype(np.uint8)
+    total = np.zeros((*pixels.shape[1:], 3), dtype=np.float32)
+    for index, plane in enumerate(pixels[:8]):
+        finite = np.nan_to_num(plane.astype(np.float32))
+        low, high = np.percentile(finite, [0.5, 99.7])
+        color = (
+            (255, 255, 255) if len(pixels) == 1 else _CHANNEL_COLORS[index % len(_CHANNEL_COLORS)]
+        )
+        share = ((finite - low) / max(float(high - low), 1e-9)).clip(0, 1)
+        total += share[..., None] * np.asarray(color, dtype=np.float32)
+    return total.clip(0, 255).astype(np.uint8)
+
+
+def _ids(label: Label, asked: Box, factor: int, shape: tuple[int, int]) -> NDArray[Any]:
+    """Class ids of ``asked`` on the pixel grid of a level of downsample ``factor``."""
+    levels = [label.level(index) for index in range(label.n_levels)]
+    level = max(
+        (one for one in levels if one.downsample <= factor),
+        key=lambda one: one.downsample,
+        default=levels[0],
+    )
+    box = asked.reduced(level.downsample).intersect(Box.of_shape(level.shape))
+    ids = level.read(box)
+    if level.downsample == factor:
+        return ids[: shape[0], : shape[1]]
+    # A mask of a coarser level than the picture (or the reverse): the nearest pixel.
+    start = asked.reduced(factor)
+    rows = (np.arange(start.y0, start.y0 + shape[0]) * factor // level.downsample) - box.y0
+    columns = (np.arange(start.x0, start.x0 + shape[1]) * factor // level.downsample) - box.x0
+    return ids[
+        np.minimum(rows, ids.shape[0] - 1)[:, None], np.minimum(columns, ids.shape[1] - 1)[None, :]
+    ]
+
+
+def _color_table(label: Label, ids: NDArray[Any]) -> tuple[UInt8, NDArray[np.float32]]:
+    """Colour (y, x, 3) and strength (y, x) of class ids; instances get colours of their own."""
+    if ids.dtype != np.uint8:
+        mixed = (ids.astype(np.uint64) * 2654435761) & 0xFFFFFF
+        parts = [64 + ((mixed >> shift) & 0xFF) % 192 for shift in (16, 8, 0)]
+        return np.stack(parts, axis=-1).astype(np.uint8), (ids > 0).astype(np.float32)
+    colors, strength = class_tables(label.classes)
+    return colors[ids], strength[ids]
+
+
+def class_tables(classes: Sequence[LabelClass]) -> tuple[UInt8, NDArray[np.float32]]:
+    """Tables over class ids: colour (256, 3) and opacity (256,) in 0-1."""
+    colors = np.full((256, 3), 128, dtype=np.uint8)
+    strength = np.ones(256, dtype=np.float32)
+    strength[0] = 0
+    for value, one in enumerate(classes[:256]):
+        colors[value] = one.color[:3]
+        strength[value] = one.color[3] / 255
+    return colors, strength
+
+
+def _edges(ids: NDArray[Any]) -> NDArray[np.float32]:
+    edge = np.zeros(ids.shape, dtype=bool)
+    down, right = ids[1:] != ids[:-1], ids[:, 1:] != ids[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= right
+    edge[:, :-1] |= right
+    return edge.astype(np.float32)
+
+
+def to_png(picture: UInt8) -> bytes:
+    """Encode (y, x, 3) uint8 as PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", optimize=False, compress_level=6)
+    return buffer.getvalue()
+
+
+def write_png(path: Path, picture: UInt8, *, overwrite: bool = False) -> None:
+    """Write a picture; whole or not at all."""
+    with whole_path(path, overwrite=overwrite) as part:
+        part.write_bytes(to_png(picture))

@@ -1,0 +1,149 @@
+"""``write_ome_tiff``: an image or mask pyramid as tiled BigTIFF with OME metadata."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import ExportError
+from tilepipe.export.sink import whole_path
+from tilepipe.spec import LabelClass
+from tilepipe.store import Level, Store
+from tilepipe.tiling import Box
+
+Compression = Literal["deflate", "lzw", "jpeg", "none"]
+_CODECS = {"deflate": "zlib", "lzw": "lzw", "jpeg": "jpeg", "none": None}
+TILE_PX = 512
+
+
+def write_ome_tiff(
+    path: Path,
+    store: Store,
+    *,
+    label: str | None = None,
+    compression: Compression = "deflate",
+    overwrite: bool = False,
+) -> int:
+    """Write the label ``label``, or the image where it is None; returns the number of levels.
+
+    Every level has the pixels of the store's level. Masks of bytes carry their class colours as a
+    palette, so that any viewer shows them, and keep their class ids as values. Coarser levels are
+    SubIFDs of the first one, as OME-TIFF wants, and named again in the main chain of directories
+    for readers that look for a pyramid there (OpenSlide); the pixels are stored once.
+
+    Raises ExportError; then nothing is left at ``path``.
+    """
+    import tifffile
+
+    if label is None:
+        levels = [store.image(index) for index in range(store.n_levels)]
+        classes: Sequence[LabelClass] = ()
+    else:
+        found = store.label(label)
+        levels = [found.level(index) for index in range(found.n_levels)]
+        classes = found.classes
+    rgb = label is None and store.rgb
+    if compression == "jpeg" and not (rgb and store.dtype == np.uint8):
+        raise ExportError(
+            f"{path}: JPEG is for 8-bit RGB images; use --compression deflate for this one"
+        )
+    options: dict[str, Any] = {
+        "tile": (TILE_PX, TILE_PX),
+        "compression": _CODECS[compression],
+        "software": "tilepipe",
+        "photometric": "rgb" if rgb else "minisblack",
+    }
+    if compression == "jpeg":
+        options["compressionargs"] = {"level": 90}
+    if label is not None and levels[0].dtype == np.uint8:
+        options |= {"photometric": "palette", "colormap": palette(classes)}
+    planes = 0 if rgb or label is not None else store.channels
+    with whole_path(path, overwrite=overwrite) as part:
+        with tifffile.TiffWriter(part, bigtiff=True, byteorder="<", ome=True) as tiff:
+            for index, level in enumerate(levels):
+                lead, last = ((planes,) if planes else ()), ((3,) if rgb else ())
+                first = index == 0
+                tiff.write(
+                    _tiles(level, rgb=rgb, planes=planes),
+                    shape=(*lead, *level.shape, *last),
+                    dtype=level.dtype,
+                    subifds=len(levels) - 1 if first else None,
+                    subfiletype=0 if first else 1,
+                    metadata=_ome(store, level, label, rgb=rgb) if first else None,
+                    **_resolution(store, level),
+                    **options,
+                )
+        if not planes:
+            _chain_levels(part)
+    return len(levels)
+
+
+def _chain_levels(path: Path) -> None:
+    """Name the SubIFDs of the only page in the main chain too, by their "next" offsets."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        offsets = [page.offset, *(page.subifds or ())]
+    with path.open("r+b") as file:
+        for here, following in itertools.pairwise(offsets):
+            # BigTIFF directory: 8 bytes of count, 20 per tag, then where the next one is.
+            file.seek(here)
+            (tags,) = struct.unpack("<Q", file.read(8))
+            file.seek(here + 8 + 20 * tags)
+            file.write(struct.pack("<Q", following))
+
+
+def _tiles(level: Level, *, rgb: bool, planes: int) -> Iterator[NDArray[Any]]:
+    """Tiles in file order, filled up to the full size with 0 at the far borders."""
+    whole = Box.of_shape(level.shape)
+    for plane in range(max(planes, 1)):
+        for box in whole.split((TILE_PX, TILE_PX)):
+            pixels = level.read(box)
+            if rgb:
+                pixels = np.moveaxis(pixels[:3], 0, -1)
+            elif planes:
+                pixels = pixels[plane]
+            if box.shape != (TILE_PX, TILE_PX):
+                filled = np.zeros((TILE_PX, TILE_PX, *pixels.shape[2:]), dtype=pixels.dtype)
+                filled[: box.shape[0], : box.shape[1]] = pixels
+                pixels = filled
+            yield np.ascontiguousarray(pixels)
+
+
+def palette(classes: Sequence[LabelClass]) -> NDArray[np.uint16]:
+    """Class colours as a TIFF colour map (3, 256)."""
+    colors = np.zeros((3, 256), dtype=np.uint16)
+    for value, one in enumerate(classes[:256]):
+        colors[:, value] = [part * 257 for part in one.color[:3]]
+    return colors
+
+
+def _resolution(store: Store, level: Level) -> dict[str, Any]:
+    if store.mpp is None:
+        return {}
+    y, x = (side * level.downsample for side in store.mpp)
+    return {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"}
+
+
+def _ome(store: Store, level: Level, label: str | None, *, rgb: bool) -> dict[str, Any]:
+    several = label is None and not rgb
+    facts: dict[str, Any] = {"axes": "YXS" if rgb else "CYX" if several else "YX"}
+    facts["Name"] = label or Path(store.location).name.removesuffix(".zarr")
+    if store.mpp is not None:
+        y, x = (side * level.downsample for side in store.mpp)
+        facts |= {
+            "PhysicalSizeX": x,
+            "PhysicalSizeXUnit": "µm",
+            "PhysicalSizeY": y,
+            "PhysicalSizeYUnit": "µm",
+        }
+    if several:
+        facts["Channel"] = {"Name": list(store.channel_names)}
+    return facts

@@ -1,0 +1,86 @@
+"""``copy_store``: the same image and labels in another OME-Zarr version, unit by unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from tilepipe.errors import ExportError
+from tilepipe.store import Level, Store, create_store
+from tilepipe.store.attributes import ome_of, read_attributes
+
+
+def copy_store(
+    store: Store,
+    location: str,
+    *,
+    ome_zarr: Literal["0.5", "0.4"] = "0.4",
+    labels: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Copy image and labels (None: all) to a new store; returns the number of units written.
+
+    Pixels of every level are the same; so are names, colours, pixel size and what the job recorded
+    of itself. Raises StoreError or ExportError.
+    """
+    if location.rstrip("/") == store.location.rstrip("/"):
+        raise ExportError(
+            f"{location}: a store cannot be copied onto itself; name another --output"
+        )
+    names = store.labels if labels is None else tuple(labels)
+    found = [store.label(name) for name in names]
+    if not found and not store.has_image:
+        raise ExportError(f"{store.location}: holds neither image nor labels; nothing to copy")
+    source = store.image(0) if store.has_image else found[0].level(0)
+    target = create_store(
+        location,
+        channels=store.channels,
+        dtype=store.dtype,
+        extent=store.extent,
+        mpp=store.mpp,
+        channel_names=store.channel_names,
+        channel_colors=_colors(store),
+        rgb=store.rgb,
+        ome_zarr=ome_zarr,
+        unit_px=source.unit_px,
+        with_image=store.has_image,
+        overwrite=overwrite,
+    )
+    units = 0
+    if store.has_image:
+        for index in range(min(store.n_levels, target.n_levels)):
+            units += _copy(store.image(index), target.image(index))
+    for label in found:
+        made = target.create_label(
+            label.name,
+            classes=label.classes,
+            level=label.image_level,
+            unit_px=label.level(0).unit_px,
+            dtype=str(label.level(0).dtype),
+        )
+        for index in range(min(label.n_levels, made.n_levels)):
+            units += _copy(label.level(index), made.level(index))
+        made.write_record(label.read_record())
+    target.write_record(store.record)
+    return units
+
+
+def _copy(source: Level, target: Level) -> int:
+    if source.shape != target.shape:
+        raise ExportError(
+            f"level {source.index} is {source.shape} px, not {target.shape} as a pyramid of halves "
+            "has it; only such pyramids can be copied"
+        )
+    for unit in target.grid:
+        target.write_unit(unit, source.read(unit.box))
+    return len(target.grid)
+
+
+def _colors(store: Store) -> list[str | None]:
+    attributes: dict[str, Any] = read_attributes(store.files, "", store.version) or {}
+    omero = ome_of(attributes, store.version).get("omero")
+    channels = omero.get("channels") if isinstance(omero, dict) else None
+    return [
+        str(one["color"]) if isinstance(one, dict) and one.get("color") else None
+        for one in channels or []
+    ]
