@@ -41,7 +41,7 @@ def command(
     the first wrong box.
     """
     from tilepipe.errors import VerifyError
-    from tilepipe.infer.verify import verifiable, verify
+    from tilepipe.infer.certify import verifiable, verify
 
     names = (label,) if label is not None else verifiable(store)
     if not names:

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from tilepipe.infer.memory import estimate_memory, keep_memory
     from tilepipe.infer.settings import Settings, choose_settings
     from tilepipe.infer.tuning import estimate_seconds
-    from tilepipe.infer.verify import Certificate, verify
+    from tilepipe.infer.certify import Certificate, verify
 
 _HOME = {
     "Account": "account",
     "account_json": "account",
     "merge_seconds": "account",
     "trace_json": "account",
-    "verify": "verify",
-    "Certificate": "verify",
+    "verify": "certify",
+    "Certificate": "certify",
     "Engine": "engine",
     "UnitResult": "engine",
     "Settings": "settings",

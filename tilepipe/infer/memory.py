@@ -31,7 +31,7 @@ _M_MMAP_MAX = -4
 OPENVINO_BYTES = 200 << 20
 
 
-def keep_memory(*, keep_bytes: int = 1 << 30) -> bool:
+def keep_memory(*, keep_bytes: int = 1073741824) -> bool:
     """Let malloc keep up to ``keep_bytes`` of freed memory for the next tile.
 
     glibc gives large blocks back to the kernel at once and gets them again zeroed, page by page:

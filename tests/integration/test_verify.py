@@ -1,0 +1,239 @@
+"""``tilepipe verify``: a finished mask passes; each way of being wrong is caught and named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner
+
+from tilepipe.cli.main import main
+from tilepipe.errors import VerifyError
+from tilepipe.infer import verify
+from tilepipe.infer.recompute import places
+from tilepipe.store import open_store, reduce_image, reduce_label
+from tilepipe.tiling import Box
+
+RANDOM = ["--model", "unet", "--weights", "random:0", "--base", "4", "--no-tune", "--unit", "256"]
+
+
+def tilepipe(*args, code=0):
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory) -> Path:
+    """A textured RGB slide of odd sides."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:600, 0:389]
+    waves = 128 + 60 * np.sin(rows / 17) + 50 * np.cos(columns / 11)
+    image = np.stack([waves + rng.normal(0, 12, waves.shape) for _ in range(3)], axis=-1)
+    path = tmp_path_factory.mktemp("slide") / "waves.tif"
+    tifffile.imwrite(
+        path, np.clip(image, 0, 255).astype(np.uint8), tile=(128, 128), photometric="rgb"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(slide, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "waves.zarr"
+    tilepipe("run", slide, "-o", out, *RANDOM, "--quiet")
+    return out
+
+
+@pytest.fixture
+def store(finished, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    copy = tmp_path / "waves.zarr"
+    shutil.copytree(finished, copy)
+    return copy
+
+
+def label_of(path: Path):
+    return open_store(str(path), writable=True).label("unet")
+
+
+def rewrite(path: Path, stage: str, level, unit, pixels) -> None:
+    """Write other pixels and a journal record that fits them: damage that checksums cannot see."""
+    store = open_store(str(path), writable=True)
+    image = stage in ("ingest", "reduce")
+    record = store.read_record() if image else store.label("unet").read_record()
+    journal = store.journal(None if image else "unet", record["fingerprint"])
+    checksum = level.write_unit(unit, np.ascontiguousarray(pixels))
+    journal.write(stage, level.index, unit, checksum=checksum)
+
+
+def shard(path: Path, array: str) -> Path:
+    """The largest stored object of an array."""
+    files = [file for file in (path / array).rglob("*") if file.is_file()]
+    return max((file for file in files if file.name != "zarr.json"), key=lambda f: f.stat().st_size)
+
+
+def test_a_finished_mask_passes_and_keeps_its_certificate(store):
+    result = tilepipe("verify", store, "--json", "--samples", "4")
+    certificate = json.loads(result.stdout)
+    assert certificate["passed"] is True
+    assert certificate["samples"] == 4
+    assert certificate["flips"] == 0
+    assert certificate["max_probability_error"] < 1e-5
+    assert certificate["label_units"] == 6 + 4 - 2
+    assert certificate["image_units"] == 6 + 4 - 2
+    assert certificate["slide_units"] == 6
+    record = label_of(store).read_record()
+    assert record["verified"] == certificate
+    assert record["state"] == "done"
+
+
+def test_text_says_what_was_checked(store):
+    output = tilepipe("verify", store, "--samples", "1").output
+    assert "label unet verified" in output
+    assert "1 places" in output
+
+
+@pytest.mark.parametrize("array", ["labels/unet/0", "labels/unet/1", "0", "1"])
+def test_a_flipped_byte_is_caught(store, array):
+    file = shard(store, array)
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 3] ^= 0xFF
+    file.write_bytes(raw)
+    result = tilepipe("verify", store, "--samples", "0", code=1)
+    assert "level" in result.output
+    assert "y " in result.output
+    assert ", x " in result.output
+
+
+@pytest.mark.parametrize("array", ["labels/unet/0", "0"])
+def test_a_missing_shard_is_caught(store, array):
+    shard(store, array).unlink()
+    with pytest.raises(VerifyError, match=r"level 0, y \d+:\d+, x \d+:\d+"):
+        verify(str(store), samples=0)
+    verdict = label_of(store).read_record()["verified"]
+    assert verdict["passed"] is False
+    assert "level 0" in verdict["reason"]
+
+
+def test_a_missing_record_is_caught(store):
+    next(store.rglob("journal/unet/segment/0/1.0.json")).unlink()
+    with pytest.raises(VerifyError, match=r"y 256:512, x 0:256: has no journal record"):
+        verify(str(store), samples=0)
+
+
+def test_pixels_changed_together_with_their_record_are_caught_by_the_slide(store):
+    level = open_store(str(store), writable=True).image(0)
+    unit = level.grid.unit(0, 0)
+    pixels = level.read(unit.box)
+    pixels[1, 7, 9] ^= 1
+    rewrite(store, "ingest", level, unit, pixels)
+    coarse = open_store(str(store), writable=True).image(1)
+    under = coarse.grid.unit(0, 0)
+    fine = (
+        open_store(str(store))
+        .image(0)
+        .read(under.box.enlarged(2).intersect(Box.of_shape(level.shape)))
+    )
+    rewrite(store, "reduce", coarse, under, reduce_image(fine))
+    with pytest.raises(VerifyError, match=r"1 pixels differ from the slide, the first at y 7, x 9"):
+        verify(str(store), samples=0)
+
+
+def test_a_level_that_is_not_the_mode_of_the_one_below_is_caught(store):
+    level = label_of(store).level(1)
+    unit = level.grid.unit(0, 0)
+    pixels = level.read(unit.box)
+    pixels[3, 4] ^= 1
+    rewrite(store, "label-reduce", level, unit, pixels)
+    with pytest.raises(VerifyError, match=r"label unet level 1.*first at y 3, x 4"):
+        verify(str(store), samples=0)
+
+
+def test_a_mask_of_other_weights_is_caught(store, slide, tmp_path):
+    other = tmp_path / "other.zarr"
+    tilepipe("run", slide, "-o", other, *RANDOM, "--weights", "random:5", "--quiet")
+    mine, theirs = label_of(store), label_of(other)
+    for index in range(mine.n_levels):
+        level = mine.level(index)
+        for unit in level.grid:
+            stage = "label-reduce" if index else "segment"
+            rewrite(store, stage, level, unit, theirs.level(index).read(unit.box))
+    with pytest.raises(VerifyError, match=r"label unet, y .*pixels differ from the network's own"):
+        verify(str(store), samples=4)
+
+
+def test_weights_that_are_not_the_recorded_ones_are_refused(store):
+    with pytest.raises(VerifyError, match="was made with weights"):
+        verify(str(store), weights="random:5", samples=1)
+
+
+def test_a_class_that_does_not_exist_is_caught(store):
+    level = label_of(store).level(0)
+    unit = level.grid.unit(1, 1)
+    pixels = level.read(unit.box)
+    pixels[0, 0] = 9
+    rewrite(store, "segment", level, unit, pixels)
+    with pytest.raises(VerifyError, match="holds class 9; the label has classes 0 to 1"):
+        verify(str(store), samples=0)
+
+
+def test_what_is_not_finished_is_not_verified(store):
+    label = label_of(store)
+    label.write_record({**label.read_record(), "state": "units failed"})
+    with pytest.raises(VerifyError, match=r"is not finished \(state: units failed\)"):
+        verify(str(store))
+
+
+def test_a_slide_that_is_gone_is_said_and_the_rest_still_verified(store):
+    owner = open_store(str(store), writable=True)
+    record = owner.read_record()
+    owner.write_record({**record, "source": {"path": "/nowhere/waves.tif", "format": "tiff"}})
+    certificate = verify(str(store), samples=1)
+    assert certificate.slide == "gone (/nowhere/waves.tif)"
+    assert certificate.slide_units == 0
+    assert certificate.passed
+
+
+def test_a_store_without_masks(tmp_path, slide):
+    out = tmp_path / "image.zarr"
+    tilepipe("ingest", slide, "-o", out, "--quiet")
+    assert "nothing to verify" in tilepipe("verify", out, code=1).output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--in-place", "--model", "unet"],
+        ["--model", "unet-dilated", "--tile", "489", "--halo", "64"],
+        ["--model", "unet3plus", "--tile", "352"],
+    ],
+)
+def test_in_place_and_blended_and_padded(slide, tmp_path, options):
+    out = tmp_path / "out.zarr"
+    tilepipe("run", slide, "-o", out, "--weights", "random:0", "--base", "2", "--no-tune",
+             "--unit", "256", "--quiet", *options)  # fmt: skip
+    certificate = json.loads(tilepipe("verify", out, "--json", "--samples", "2").stdout)
+    assert certificate["flips"] == 0
+    assert certificate["sampled_px"] > 0
+
+
+def test_places_lie_inside_and_are_the_same_again():
+    class Plan:
+        extent = (500, 389)
+        core_px = 256
+
+    boxes = list(places(Plan, 20, 3))
+    assert boxes == list(places(Plan, 20, 3))
+    assert all(Box(0, 0, 500, 389).contains(box) and box.area for box in boxes)
+    assert len(set(boxes)) > 10
+
+
+def test_label_reduction_is_the_stores_own(store):
+    label = label_of(store)
+    fine = label.level(0).read(Box.of_shape(label.level(0).shape))
+    coarse = label.level(1).read(Box.of_shape(label.level(1).shape))
+    np.testing.assert_array_equal(reduce_label(fine), coarse)
