@@ -1,8 +1,9 @@
 """Strict JPEG decoding of TIFF tiles: a damaged stream raises instead of giving wrong pixels.
 
 libjpeg repairs what it can and only warns; for a slide that means grey blocks nobody notices.
-Here each warning is an error. The colours are those of tifffile: what it tells imagecodecs by
-arguments is told to libjpeg by an Adobe marker.
+Here each warning is an error. (A flipped bit that leaves a valid code stream changes pixels
+without a trace: JPEG has no checksum.) The colours are those of tifffile: what it tells
+imagecodecs by arguments is told to libjpeg by an Adobe marker.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def whole_stream(data: bytes, *, tables: bytes | None, header: bytes | None) -> 
 def check_structure(data: bytes) -> Frame:
     """Check the markers of a stream that only the lenient decoder can take; ValueError."""
     frame = read_frame(data)
-    if _EOI not in data[frame.scan_at :]:
+    if data.rfind(_EOI, frame.scan_at) < 0:
         raise ValueError("no end-of-image marker: the stream is cut off")
     return frame
 

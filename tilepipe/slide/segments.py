@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide import jpeg
 from tilepipe.slide.cache import SegmentCache
+from tilepipe.slide.codestream import declared_shape
 from tilepipe.slide.types import Pixels
 from tilepipe.tiling import Box, Shape
 
@@ -76,6 +77,9 @@ class PagePixels:
             and self.is_jpeg
             and not keyframe.is_jfif
         )
+        # Read now: the library's file is closed later.
+        self.jpegtables: bytes | None = self.page.jpegtables if self.is_jpeg else None
+        self.jpegheader: bytes | None = keyframe.jpegheader if self.is_jpeg else None
         self.stored_dtype = self.dtype.newbyteorder(keyframe.parent.byteorder)
         self.raw_rows = (
             not self.tiled
@@ -253,7 +257,7 @@ class PagePixels:
     def _decode_jpeg(self, data: bytes, index: int) -> Pixels | None:
         """Decode strictly; None where only the lenient decoder knows the kind of JPEG."""
         keyframe = self.page.keyframe
-        stream = jpeg.whole_stream(data, tables=self.page.jpegtables, header=keyframe.jpegheader)
+        stream = jpeg.whole_stream(data, tables=self.jpegtables, header=self.jpegheader)
         frame = jpeg.check_structure(stream)
         place = self.segment_box(index)
         remaining = (self.shape[0] - place.y0, self.shape[1] - place.x0)
@@ -273,7 +277,14 @@ class PagePixels:
         keyframe = self.page.keyframe
         arguments: dict[str, Any] = {}
         if self.is_jpeg:
-            arguments = {"jpegtables": self.page.jpegtables, "jpegheader": keyframe.jpegheader}
+            arguments = {"jpegtables": self.jpegtables, "jpegheader": self.jpegheader}
+        declared = declared_shape(data)
+        if declared is not None and declared[0] * declared[1] > 4 * self.side[0] * self.side[1]:
+            raise self._error(
+                index,
+                f"holds an image of {declared[0]} x {declared[1]} px (y, x), "
+                f"the tile is {self.side[0]} x {self.side[1]}",
+            )
         decoded, _, _ = keyframe.decode(data, index, **arguments)
         if decoded is None or decoded.ndim != 4 or decoded.shape[0] != 1:
             raise self._error(index, "decodes to nothing")
