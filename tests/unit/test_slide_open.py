@@ -122,6 +122,14 @@ def test_pages_in_a_circle(tmp_path, bigtiff, byteorder):
     refuse(path, "page 3 points back to an earlier one")
 
 
+def test_too_many_channels(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, np.zeros((4, 4, 1025), np.uint8), photometric="minisblack", planarconfig="contig"
+    )
+    refuse(path, "declares 1025 channels, more than 1024")
+
+
 def test_no_data_at_all(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((32, 32), np.uint8), tile=(16, 16))

@@ -23,6 +23,7 @@ from tilepipe.slide.tiff import TiffLevel, TiffSlide
 from tilepipe.slide.types import OnDamage, check_size
 
 CACHE_BYTES = 128 << 20
+MAX_CHANNELS = 1024
 
 # What tifffile has to say about a file is said by our own errors and notes.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -91,6 +92,11 @@ class _Opener:
             numbers = plane_numbers(self.path, series, self.notes)
             level0 = self._level(series, 0, numbers)
             page = level0.pages[0]
+            if page.n_samples * len(numbers) > MAX_CHANNELS:
+                raise SlideError(
+                    f"{self.path}: declares {page.n_samples * len(numbers)} channels, more than "
+                    f"{MAX_CHANNELS}; the header is damaged, or choose some of them"
+                )
             meaning = read_meaning(self.path, keyframe, page.n_samples, n_planes=len(numbers))
             if len(numbers) > 1 and meaning.channels > 1:
                 raise SlideError(
