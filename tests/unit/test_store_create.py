@@ -136,6 +136,7 @@ def test_a_crash_at_any_file_leaves_what_the_next_run_recognises(
         count()
         old_delete(self, *args)
 
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # hundreds of files, on a busy disk
     monkeypatch.setattr(LocalFiles, "put", put)
     monkeypatch.setattr(LocalFiles, "delete", delete)
     crashes = 0

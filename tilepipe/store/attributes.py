@@ -29,7 +29,7 @@ class StoreFacts(BaseModel):
     format: Literal[1] = 1
     state: Literal["creating", "ready"]
     extent: tuple[int, int] = (1, 1)
-    channels: int = Field(default=1, ge=1, le=65536)
+    channels: int = Field(default=1, ge=1, le=4096)
     dtype: Literal["uint8", "uint16", "float32"] = "uint8"
     mpp: tuple[float, float] | None = None
     rgb: bool = False

@@ -62,7 +62,7 @@ def create_store(
     kind = np.dtype(dtype)
     if kind.name not in IMAGE_DTYPES:
         raise StoreError(f"{location}: an image of {kind}; use one of {', '.join(IMAGE_DTYPES)}")
-    if min(extent) < 1 or channels < 1 or unit_px < 1 or chunk_px < 1:
+    if min(extent) < 1 or not 1 <= channels <= 4096 or unit_px < 1 or chunk_px < 1:
         raise StoreError(
             f"{location}: an image of {channels} x {extent[0]} x {extent[1]} (c, y, x), units of "
             f"{unit_px} px and chunks of {chunk_px} px cannot be stored"

@@ -7,10 +7,13 @@ old bytes or the new ones, never a mixture.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import platform
 import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +28,12 @@ from tilepipe.errors import StoreError, TilepipeError
 
 PARTIAL = ".partial"
 """How the names of unfinished files end; zarr's own LocalStore does the same."""
+
+_NODE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_WRITER = re.compile(r"\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{12}\.partial$")
+_FOREIGN_AGE_S = 3600.0
+_in_flight: set[str] = set()
+"""Unfinished files of this process."""
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again, "
@@ -124,7 +133,8 @@ class LocalFiles:
 
     def __init__(self, location: str) -> None:
         self.location = location
-        self.root = Path(location).expanduser()
+        # Absolute, so that a worker started elsewhere writes to the same place.
+        self.root = Path(location).expanduser().absolute()
         self._inside: set[Path] = set()
 
     def path(self, key: str) -> Path:
@@ -178,7 +188,10 @@ class LocalFiles:
     def put(self, key: str, value: Any, *, durable: bool = False) -> None:
         """Write the buffer ``value`` at once; ``durable`` waits until it is on the disk."""
         path = self.path(key)
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        partial = path.with_name(
+            f"{path.name}.{_NODE}-{os.getpid()}-{uuid.uuid4().hex[:12]}{PARTIAL}"
+        )
+        _in_flight.add(partial.name)
         with explained(self.location, f"write {key}"):
             try:
                 try:
@@ -196,6 +209,8 @@ class LocalFiles:
                 with suppress(OSError):
                     partial.unlink(missing_ok=True)
                 raise
+            finally:
+                _in_flight.discard(partial.name)
 
     def delete(self, key: str) -> None:
         """Remove ``key`` if it is there."""
@@ -240,12 +255,12 @@ class LocalFiles:
                 path.rmdir()
 
     def clean_partial(self) -> int:
-        """Remove ``*.partial`` anywhere in the store; return how many files that were."""
+        """Remove ``*.partial`` that no living process writes; return how many files that were."""
         count = 0
         with explained(self.location, "remove unfinished files"):
             for folder, _, names in os.walk(self.root):
                 for name in names:
-                    if name.endswith(PARTIAL):
+                    if name.endswith(PARTIAL) and _is_abandoned(Path(folder, name)):
                         Path(folder, name).unlink(missing_ok=True)
                         count += 1
         return count
@@ -253,6 +268,31 @@ class LocalFiles:
     def zarr_store(self, *, read_only: bool) -> ZarrStore:
         """Return zarr's view of the folder."""
         return LocalStore(self.root, read_only=read_only)
+
+
+def _is_abandoned(partial: Path) -> bool:
+    """Tell whether the writer of an unfinished file is gone.
+
+    Several processes may write one store (``--part``), so one that starts must not take away what
+    another is about to rename. Of another machine's process only the file's age can tell.
+    """
+    found = _WRITER.search(partial.name)
+    if found is None or found[1] != _NODE:
+        try:
+            age_s = time.time() - partial.stat(follow_symlinks=False).st_mtime
+        except OSError:
+            return False
+        return found is None or age_s > _FOREIGN_AGE_S
+    pid = int(found[2])
+    if pid == os.getpid():
+        return partial.name not in _in_flight
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _read_plain(path: Path, limit_bytes: int | None) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ from tilepipe.store.files import Files, LocalFiles, explained
 from tilepipe.tiling import Box, Grid, Shape, Unit
 
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+
+_MOST_CHUNK_BYTES = 2 << 30
+_MOST_CHUNKS_IN_SHARD = 1 << 22
+_MOST_CHANNELS = 4096
 
 
 def checksum_of(pixels: NDArray[Any]) -> str:
@@ -125,8 +130,32 @@ class Level:
                 "point can be read: take that plane out into its own image first"
             )
         self.dtype: np.dtype[Any] = self._array.dtype.newbyteorder("=")
-        chunks = self._array.shards or self._array.chunks
-        self.unit_px: int = unit_px or max(chunks[-2:])
+        shard = self._array.shards or self._array.chunks
+        self._check_chunks(self._array.chunks, shard)
+        self.unit_px: int = unit_px or max(shard[-2:])
+
+    def _check_chunks(self, chunk: tuple[int, ...], shard: tuple[int, ...]) -> None:
+        """Refuse what would take absurd memory to read one pixel of, and what is no image."""
+        if self.dtype.kind not in ("iu" if self._is_label else "iuf"):
+            raise StoreError(
+                f"{self._files.location}: array {self._key} holds {self.dtype}, not the pixels of "
+                f"{'a label' if self._is_label else 'an image'}"
+            )
+        if self.channels > _MOST_CHANNELS:
+            raise StoreError(
+                f"{self._files.location}: array {self._key} has {self.channels} channels; the "
+                f"limit is {_MOST_CHANNELS}"
+            )
+        if prod(chunk) * self.dtype.itemsize > _MOST_CHUNK_BYTES or min(chunk) < 1:
+            raise StoreError(
+                f"{self._files.location}: array {self._key} has chunks of {chunk} {self.dtype}; "
+                f"the limit is {_MOST_CHUNK_BYTES >> 30} GiB: write it anew in smaller chunks"
+            )
+        if prod(shard) // prod(chunk) > _MOST_CHUNKS_IN_SHARD:
+            raise StoreError(
+                f"{self._files.location}: array {self._key} has shards of {shard} in chunks of "
+                f"{chunk}; the limit is {_MOST_CHUNKS_IN_SHARD} chunks a shard"
+            )
 
     def _open(self, store: ZarrStore, *, mode: Any) -> zarr.Array[Any]:
         with explained(self._files.location, f"open array {self._key}"):

@@ -238,9 +238,12 @@ def read_channels(ome: dict[str, Any], count: int) -> tuple[tuple[str, ...], boo
     """Return the channel names of an ``omero`` block, and whether the channels are RGB."""
     block = ome.get("omero")
     listed = block.get("channels") if isinstance(block, dict) else None
-    channels = [item if isinstance(item, dict) else {} for item in listed or []]
+    items = listed[:count] if isinstance(listed, list) else []
+    channels = [item if isinstance(item, dict) else {} for item in items]
     names = tuple(
-        str(channels[i].get("label") or f"channel {i}") if i < len(channels) else f"channel {i}"
+        str(channels[i].get("label") or f"channel {i}")[:200]
+        if i < len(channels)
+        else f"channel {i}"
         for i in range(count)
     )
     colors = [str(item.get("color", "")).lstrip("#").upper() for item in channels]

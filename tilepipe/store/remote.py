@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from zarr.abc.store import Store as ZarrStore
@@ -63,6 +64,8 @@ class RemoteFiles:
                 prefix=prefix,
                 config=config,
                 client_options={"allow_http": endpoint.startswith("http://")},
+                # A cut network is waited for, but not the three minutes that are obstore's own.
+                retry_config={"max_retries": 8, "retry_timeout": timedelta(seconds=60)},
             )
         self._obs: Any = obstore
 

@@ -104,7 +104,7 @@ class Store:
                 f"{self.location}: no image level {level}; it has 0 to {self.n_levels - 1}"
             )
         if level not in self._levels:
-            self._levels[level] = Level(
+            found = Level(
                 self.files,
                 pyramid.paths[level],
                 index=level,
@@ -114,6 +114,15 @@ class Store:
                 unit_px=self.facts.unit_px,
                 writable=self.writable and self.own,
             )
+            if (found.channels, found.dtype) != (self.channels, self.dtype) or (
+                level == 0 and found.shape != self.extent
+            ):
+                raise StoreError(
+                    f"{self.location}: image level {level} is {found.channels} channels of "
+                    f"{found.dtype}, {found.shape[0]} x {found.shape[1]} px, which its metadata "
+                    "does not say; it was changed by something else"
+                )
+            self._levels[level] = found
         return self._levels[level]
 
     def level_shape(self, level: int) -> Shape:

@@ -1,0 +1,129 @@
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tilepipe.errors import StoreError
+from tilepipe.store import LocalFiles, open_files
+from tilepipe.store.files import Entry
+
+
+@pytest.fixture
+def files(tmp_path):
+    made = LocalFiles(str(tmp_path / "a"))
+    made.put("top", b"1")
+    made.put("folder/below", b"22")
+    return made
+
+
+def test_what_is_put_is_got(files):
+    assert files.get("top") == b"1"
+    assert files.get("folder/below", limit_bytes=2) == b"22"
+    files.put("folder/below", b"new")
+    assert files.get("folder/below") == b"new"
+    assert files.get("nothing") is None
+    assert files.get("folder") is None
+    assert files.get("top/below") is None
+    with pytest.raises(StoreError, match="folder/below is larger than 2 bytes"):
+        files.get("folder/below", limit_bytes=2)
+
+
+def test_listing_and_removing(files):
+    found = {entry.name: entry.is_folder for entry in files.entries("")}
+    assert found == {"top": False, "folder": True}
+    assert list(files.entries("folder")) == [Entry("below", False, 2)]
+    assert list(files.entries("nothing")) == []
+    assert list(files.entries("top")) == []
+    files.delete("top")
+    files.delete("top")
+    files.delete_tree("folder")
+    files.delete_tree("folder")
+    assert list(files.entries("")) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["..", "../x", "a/../../x", "/etc/passwd", "a//b", "a\\b", "a\0", "."]
+)
+def test_a_key_cannot_leave(files, key):
+    for act in (files.get, files.delete, files.check_inside, lambda key: files.put(key, b"x")):
+        with pytest.raises(StoreError, match="is not a name inside a store"):
+            act(key)
+
+
+def test_links_are_not_followed_out(files, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("mine")
+    (tmp_path / "a/link").symlink_to(outside)
+    (tmp_path / "a/direct").symlink_to(outside / "secret")
+    for key in ("link/secret", "link/new"):
+        with pytest.raises(StoreError, match="leaves the store"):
+            files.get(key)
+        with pytest.raises(StoreError, match="leaves the store"):
+            files.put(key, b"x")
+    with pytest.raises(StoreError, match="direct"):
+        files.get("direct")
+    files.put("direct", b"x")  # replaces the link, not its target
+    files.delete_tree("link")
+    assert (outside / "secret").read_text() == "mine"
+    assert sorted(os.listdir(outside)) == ["secret"]
+
+
+def test_the_location_does_not_depend_on_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = open_files("b.zarr")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    files.put("x", b"1")
+    assert (tmp_path / "b.zarr/x").read_bytes() == b"1"
+    assert open_files(f"file://{tmp_path}/b.zarr").get("x") == b"1"
+
+
+def test_a_failed_put_leaves_the_old_bytes_and_no_litter(files, tmp_path, monkeypatch):
+    def fail(handle):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreError, match="the disk reports an error; check it"):
+        files.put("top", b"new", durable=True)
+    assert files.get("top") == b"1"
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+WRITER = """
+import os, sys, time
+from tilepipe.store import LocalFiles
+def wait(handle):
+    print("waiting", flush=True)
+    time.sleep(60)
+os.fsync = wait
+LocalFiles(sys.argv[1]).put("top", b"new", durable=True)
+"""
+
+
+def test_unfinished_files_go_when_their_writer_is_gone(files, tmp_path):
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(files.root)], stdout=subprocess.PIPE
+    )
+    try:
+        assert writer.stdout.readline() == b"waiting\n"
+        assert len(list(tmp_path.rglob("*.partial"))) == 1
+        assert files.clean_partial() == 0  # it is alive: another part of the same job
+    finally:
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+    assert files.get("top") == b"1"
+    assert files.clean_partial() == 1
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_unfinished_files_of_other_machines_and_programs(files):
+    other = files.root / "x.00000000-12-0123456789ab.partial"
+    other.write_bytes(b"")
+    (files.root / "x.0123456789abcdef0123456789abcdef.partial").write_bytes(b"")
+    assert files.clean_partial() == 1  # zarr's own; one of another machine may still be written
+    os.utime(other, (time.time() - 7200,) * 2)
+    assert files.clean_partial() == 1
