@@ -109,6 +109,7 @@ def _sides(
                 out = one_map(module(x))
         except (RuntimeError, ValueError, IndexError, AssertionError):
             return None  # a refused size is an answer, not a fault
-        return int(out.shape[-1]) if out.shape[-1] == out.shape[-2] else None
+        height, width = int(out.shape[-2]), int(out.shape[-1])
+        return width if height == width and width > 0 else None
 
     return output_side

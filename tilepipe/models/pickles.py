@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pickletools
 import re
 import warnings
@@ -52,8 +54,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
                 f"{path}: would execute code: it calls {', '.join(names[:5])}; refused. "
                 f"Save only the state_dict() where it was made"
             ) from error
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{path}: cannot be read as a state dict: {said[0][:300]}") from error
+        raise CheckpointError(f"{path}: cannot be read as a state dict: {_said(error)}") from error
     return tensors_in(values, source=str(path))
 
 
@@ -71,6 +72,15 @@ def tensors_in(values: Any, *, source: str, depth: int = 0) -> dict[str, Tensor]
     raise CheckpointError(f"{source}: holds a {type(values).__name__}, not a state dict")
 
 
+def _said(error: Exception) -> str:
+    """Return the one line of torch's message that is about the file."""
+    lines = str(error).strip().splitlines()
+    for line in lines:
+        if "WeightsUnpickler error:" in line:
+            return line.partition("WeightsUnpickler error:")[2].strip()[:200]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
 def _is_program(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -85,21 +95,25 @@ def _foreign_globals(path: Path) -> list[str]:
     """Names outside torch's tensors that the pickles in the file import; nothing is run."""
     found: list[str] = []
     for data in _pickles(path):
-        strings: list[str] = []
-        try:
-            for code, argument, _ in pickletools.genops(data):
-                name = None
-                if code.name in ("GLOBAL", "INST"):
-                    name = str(argument).replace(" ", ".")
-                elif code.name == "STACK_GLOBAL" and len(strings) >= 2:
-                    name = f"{strings[-2]}.{strings[-1]}"
-                elif isinstance(argument, str):
-                    strings.append(argument)
-                if name and not _HARMLESS.fullmatch(name) and name not in found:
-                    found.append(name[:100])
-        except Exception:  # a broken pickle: what was found so far is still worth saying
-            continue
+        stream = io.BytesIO(data)
+        # Files of old torch are several pickles in a row, then the tensors' bytes.
+        with contextlib.suppress(Exception):  # where the pickles end, no pickle is found
+            while stream.tell() < len(data):
+                for name in _globals(stream):
+                    if not _HARMLESS.fullmatch(name) and name not in found:
+                        found.append(name[:100])
     return found
+
+
+def _globals(stream: io.BytesIO) -> Iterator[str]:
+    strings: list[str] = []
+    for code, argument, _ in pickletools.genops(stream):
+        if code.name in ("GLOBAL", "INST"):
+            yield str(argument).replace(" ", ".")
+        elif code.name == "STACK_GLOBAL" and len(strings) >= 2:
+            yield f"{strings[-2]}.{strings[-1]}"
+        elif isinstance(argument, str):
+            strings.append(argument)
 
 
 def _pickles(path: Path) -> Iterator[bytes]:

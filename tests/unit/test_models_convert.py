@@ -1,0 +1,229 @@
+"""Foreign state dicts: key maps, both sides of a mismatch, and pickles that would run code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tilepipe.errors import CheckpointError, SpecError
+from tilepipe.models import build, load_model
+from tilepipe.models.checkpoint import weights_of
+from tilepipe.models.convert import KeyMap, convert
+from tilepipe.models.pickles import read_pickle
+
+
+@pytest.fixture
+def net():
+    return build("unet-same", in_channels=1, classes=2, base=2)
+
+
+def make(tmp_path, net, **changes):
+    target = tmp_path / "out.safetensors"
+    settings = {"model": "unet-same", "in_channels": 1, "arguments": {"base": 2}}
+    return target, convert(tmp_path / "in.pth", target, **{**settings, **changes})
+
+
+def toml(tmp_path, text):
+    path = tmp_path / "map.toml"
+    path.write_text(text)
+    return KeyMap.from_toml(path)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": {"state_dict": state}, "optimizer": {}},
+    ],
+)
+def test_a_state_dict_is_found(tmp_path, net, wrap):
+    torch.save(wrap(net.state_dict()), tmp_path / "in.pth")
+    target, facts = make(tmp_path, net)
+    assert facts["sha256"] == load_model(target).sha256
+    assert facts["context_px"] == 95
+    with torch.no_grad():
+        x = torch.rand(1, 1, 32, 32)
+        torch.testing.assert_close(load_model(target).module(x), net.eval().infer(x))
+
+
+def test_prefixes_and_expressions_rename(tmp_path, net):
+    foreign = {
+        "module." + key.replace("encoders.", "down").replace(".conv.", ".0."): value
+        for key, value in net.state_dict().items()
+    }
+    foreign["optimizer_step"] = torch.zeros(1)
+    torch.save(foreign, tmp_path / "in.pth")
+    rules = toml(
+        tmp_path,
+        """
+        drop = ["optimizer"]
+        [prefix]
+        "module." = ""
+        "module.down" = "encoders."
+        [[regex]]
+        from = '\\.(\\d)\\.0\\.(weight|bias)$'
+        to = '.\\1.conv.\\2'
+        """,
+    )
+    target, facts = make(tmp_path, net, key_map=rules)
+    assert facts["tensors"] == len(weights_of(net))
+    assert load_model(target).locality.context_px == 95
+
+
+def test_the_map_says_what_the_weights_cannot(tmp_path, net):
+    torch.save(net.state_dict(), tmp_path / "in.pth")
+    rules = toml(
+        tmp_path,
+        """
+        in_channels = 1
+        outputs = 2
+        class_names = ["sky", "ground"]
+        mpp = 0.25
+        mean = [0.5]
+        std = [0.2]
+        [arguments]
+        base = 2
+        """,
+    )
+    target, _ = make(tmp_path, net, key_map=rules, in_channels=None, arguments=None)
+    model = load_model(target)
+    assert [entry.name for entry in model.classes] == ["sky", "ground"]
+    assert model.mpp == 0.25
+    assert model.normalisation.mean == (0.5,)
+
+
+def test_a_declared_halo_is_held_against_the_probe(tmp_path, net):
+    torch.save(net.state_dict(), tmp_path / "in.pth")
+    with pytest.warns(UserWarning, match=r"halo of 32 px .* 108 px around it; using 112 px"):
+        make(tmp_path, net, key_map=KeyMap(declared_halo=32))
+
+
+def test_a_mismatch_prints_both_sides(tmp_path, net):
+    state = net.state_dict()
+    state["stray.weight"] = torch.zeros(2, 3)
+    state["bottom.0.conv.weight"] = torch.zeros(1)
+    del state["head.bias"]
+    torch.save(state, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError) as caught:
+        make(tmp_path, net)
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert "the network wants (1):" in lines
+    assert "head.bias (2,)" in lines
+    assert "the file has (1):" in lines
+    assert "stray.weight (2, 3)" in lines
+    assert "bottom.0.conv.weight: wants (32, 16, 3, 3), file (1,)" in lines
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_two_keys_may_not_become_one(tmp_path, net):
+    torch.save({"a.head": torch.zeros(1), "b.head": torch.zeros(1)}, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match=r"a\.head and b\.head both become head"):
+        make(tmp_path, net, key_map=KeyMap(prefix={"a.": "", "b.": ""}))
+
+
+def test_one_channel_weights_can_read_the_blue_of_rgb(tmp_path, net):
+    save_file(weights_of(net), str(tmp_path / "in.safetensors"))
+    rules = KeyMap(in_channels=3, spread=(0.0, 0.0, 1.0), arguments={"base": 2})
+    target = tmp_path / "out.safetensors"
+    convert(tmp_path / "in.safetensors", target, model="unet-same", key_map=rules)
+    rgb = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            load_model(target).module(rgb), net.eval().infer(rgb[:, 2:]), rtol=1e-4, atol=1e-5
+        )
+    with pytest.raises(CheckpointError, match="fits no first convolution"):
+        convert(
+            tmp_path / "in.safetensors",
+            target,
+            model="unet-same",
+            key_map=KeyMap(in_channels=4, spread=(1.0, 1.0), arguments={"base": 2}),
+        )
+
+
+class Evil:
+    def __init__(self, call, *args):
+        self.call, self.args = call, args
+
+    def __reduce__(self):
+        return self.call, self.args
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("call", "name"), [(os.system, "system"), (eval, "eval")])
+def test_code_is_refused_by_name_and_not_run(tmp_path, call, name, zipped):
+    path, proof = tmp_path / "in.pth", tmp_path / "ran"
+    argument = f"touch {proof}" if call is os.system else f"open({str(proof)!r}, 'w')"
+    torch.save(
+        {"w": torch.zeros(1), "x": Evil(call, argument)},
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
+    with pytest.raises(CheckpointError, match=rf"would execute code: it calls \w+\.{name}"):
+        read_pickle(path)
+    assert not proof.exists()
+
+
+def test_a_plain_pickle_with_code_is_refused(tmp_path):
+    path = tmp_path / "in.pth"
+    path.write_bytes(pickle.dumps(Evil(os.system, "true")))
+    with pytest.raises(CheckpointError, match=r"would execute code: it calls \w+\.system"):
+        read_pickle(path)
+
+
+def test_a_whole_module_is_refused_by_its_class(tmp_path, net):
+    torch.save(net, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match=r"tilepipe\.models\.unet_same\.UNetSame"):
+        read_pickle(tmp_path / "in.pth")
+
+
+def test_torchscript_is_refused(tmp_path):
+    torch.save({"code": 1}, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match="no tensors in it, only code"):
+        read_pickle(tmp_path / "in.pth")
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        archive.writestr("x/constants.pkl", b"")
+        archive.writestr("x/code/__torch__.py", b"")
+    with pytest.raises(CheckpointError, match="TorchScript program"):
+        read_pickle(tmp_path / "script.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x02", b"PK\x03\x04"])
+def test_what_is_no_pickle(tmp_path, content):
+    path = tmp_path / "in.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"in\.pth: cannot be read as a state dict"):
+        read_pickle(path)
+
+
+def test_a_list_is_no_state_dict(tmp_path):
+    torch.save([torch.zeros(1)], tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match="holds a list, not a state dict"):
+        read_pickle(tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_pickle(tmp_path / "gone.pth")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour = 1", "colour"),
+        ("drop = ['(']", "not a regular expression"),
+        ("[[regex]]\nfrom = 'a'", "regex"),
+        ("in_channels = 0", "in_channels"),
+    ],
+)
+def test_a_wrong_map_says_what_is_wrong(tmp_path, text, message):
+    with pytest.raises(CheckpointError, match=message):
+        toml(tmp_path, text)
+
+
+def test_a_map_that_is_not_toml(tmp_path):
+    with pytest.raises(SpecError, match="not TOML"):
+        toml(tmp_path, "= =")
