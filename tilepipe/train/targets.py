@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from tilepipe.errors import TrainError
 from tilepipe.spec import LabelClass
+from tilepipe.tiling.growth import grow_into
 
 Target = Literal["classes", "foreground", "foreground+border"]
 TARGETS: tuple[Target, ...] = ("classes", "foreground", "foreground+border")
@@ -155,22 +156,22 @@ def separate(
     seeds = seeds.astype(np.int32)
     if border is not None:
         ring = classes == border
-        foreground, _ = ndimage.label(ring | (seeds != 0), structure=np.ones((3, 3)))
-        seeded = np.zeros(int(foreground.max()) + 1, dtype=bool)
-        seeded[np.unique(foreground[seeds != 0])] = True
+        blobs, _ = ndimage.label(ring | (seeds != 0), structure=np.ones((3, 3)))
+        seeded = np.zeros(int(blobs.max(initial=0)) + 1, dtype=bool)
+        seeded[np.unique(blobs[seeds != 0])] = True
         # A cell too small for a nucleus: all ring.
-        orphans = np.where(seeded[foreground], 0, foreground)
+        orphans = np.where(seeded[blobs], 0, blobs)
         extra = _compact(orphans)
-        if count and ring.any():
-            distance, nearest = ndimage.distance_transform_edt(seeds == 0, return_indices=True)
-            grown = ring & (orphans == 0) & (distance <= grow_px)
-            seeds[grown] = seeds[nearest[0][grown], nearest[1][grown]]
+        seeds = grow_into(seeds, ring & (orphans == 0), reach_px=grow_px)
         seeds = np.where(extra > 0, extra + count, seeds).astype(np.int32)
     area = np.bincount(seeds.ravel())
     keep = area >= min_area_px
     keep[0] = False
+    kept = np.where(keep[seeds], seeds, 0).ravel()
+    values, first = np.unique(kept, return_index=True)
+    values, first = values[values != 0], first[values != 0]
     numbers = np.zeros(area.size, np.int32)
-    numbers[keep] = np.arange(1, int(keep.sum()) + 1, dtype=np.int32)
+    numbers[values[np.argsort(first)]] = np.arange(1, values.size + 1, dtype=np.int32)
     return numbers[seeds]
 
 
