@@ -133,6 +133,18 @@ def test_damaged_chunk_is_named(tmp_path):
             slide.read(Box(40, 40, 50, 50))
 
 
+def test_damaged_chunk_is_filled_and_recorded(tmp_path):
+    path = write(tmp_path / "a.zarr", [IMAGE], "cyx")
+    (path / "0" / "c" / "0" / "1" / "1").write_bytes(b"garbage")
+    with open_slide(path, on_damage="fill") as slide:
+        got = slide.read(Box(5, 5, 99, 88))
+        slide.read(Box(40, 40, 50, 50))
+        assert [(tile.index, tile.box) for tile in slide.damage] == [(4, Box(32, 32, 64, 64))]
+    wanted = IMAGE.copy()
+    wanted[:, 32:64, 32:64] = 255
+    np.testing.assert_array_equal(got, wanted[:, 5:99, 5:88])
+
+
 def test_fingerprint_sees_other_pixels_but_not_new_labels(tmp_path):
     path = write(tmp_path / "a.zarr", [IMAGE], "cyx")
     with open_slide(path) as slide:

@@ -57,7 +57,7 @@ def open_slide(
         raise SlideError(f"{name}: slides are read from local disks; copy it first")
     if Path(name).is_dir():
         if is_zarr(Path(name)):
-            return open_ome_zarr(name, mpp=mpp, max_pixels=max_pixels)
+            return open_ome_zarr(name, mpp=mpp, max_pixels=max_pixels, on_damage=on_damage)
         raise SlideError(f"{name}: is a folder without Zarr metadata; want a slide or an OME-Zarr")
     head = _read_head(name)
     if head[:4] in _TIFF:

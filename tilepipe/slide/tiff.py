@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -49,7 +51,7 @@ class TiffSlide:
         notes: tuple[str, ...],
         on_damage: OnDamage,
         cache: SegmentCache,
-        descriptors: tuple[int, ...],
+        descriptors: Mapping[str, int],
     ) -> None:
         self.path = path
         self.format = kind
@@ -67,7 +69,8 @@ class TiffSlide:
         self._meaning = meaning
         self.orientation = orientation
         self._on_damage = on_damage
-        self._descriptors = descriptors
+        self._descriptors = dict(descriptors)
+        self._others = sorted(set(descriptors) - {str(Path(path).resolve())})
         self._lock = threading.Lock()
         self.levels = tuple(self._level_info(level) for level in levels)
 
@@ -112,13 +115,17 @@ class TiffSlide:
 
     def fingerprint(self) -> dict[str, Any]:
         """Size, mtime_ns, sha256 of sampled content, shape (c, y, x) and dtype."""
+        facts = fingerprint_file(self.path)
+        if self._others:
+            # OME-TIFF may spread its planes over several files.
+            facts["parts"] = [fingerprint_file(other) for other in self._others]
         shape = [self.channels, *self.levels[0].shape]
-        return {**fingerprint_file(self.path), "shape": shape, "dtype": str(self.dtype)}
+        return {**facts, "shape": shape, "dtype": str(self.dtype)}
 
     def close(self) -> None:
         """Close the file."""
-        descriptors, self._descriptors = self._descriptors, ()
-        for descriptor in descriptors:
+        descriptors, self._descriptors = self._descriptors, {}
+        for descriptor in descriptors.values():
             os.close(descriptor)
         self.cache.clear()
 

@@ -124,7 +124,7 @@ class _Opener:
                 notes=(*meaning.notes, *self.notes),
                 on_damage=self.on_damage,
                 cache=self.cache,
-                descriptors=tuple(self.descriptors.values()),
+                descriptors=self.descriptors,
             )
         if slide.rgb and meaning.palette is None:
             for each in (page for level in levels for page in level.pages):

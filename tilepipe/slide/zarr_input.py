@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,7 @@ from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide.channels import default_channels
 from tilepipe.slide.mpp import PixelSize, um_per
 from tilepipe.slide.pixels import exact_dtype
-from tilepipe.slide.types import DamagedTile, LevelInfo, Pixels, check_read, check_size
+from tilepipe.slide.types import DamagedTile, LevelInfo, OnDamage, Pixels, check_read, check_size
 from tilepipe.tiling import Box
 
 _N_SAMPLED = 64
@@ -27,10 +28,12 @@ def is_zarr(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray"))
 
 
-def open_ome_zarr(path: str, *, mpp: float | None, max_pixels: int) -> OmeZarrSlide:
+def open_ome_zarr(
+    path: str, *, mpp: float | None, max_pixels: int, on_damage: OnDamage = "error"
+) -> OmeZarrSlide:
     """Open the image of an OME-Zarr folder; SlideError says what is missing or damaged."""
     try:
-        return OmeZarrSlide(path, mpp=mpp, max_pixels=max_pixels)
+        return OmeZarrSlide(path, mpp=mpp, max_pixels=max_pixels, on_damage=on_damage)
     except SlideError:
         raise
     except Exception as error:
@@ -43,10 +46,13 @@ class OmeZarrSlide:
 
     format = "ome-zarr"
 
-    def __init__(self, path: str, *, mpp: float | None, max_pixels: int) -> None:
+    def __init__(
+        self, path: str, *, mpp: float | None, max_pixels: int, on_damage: OnDamage
+    ) -> None:
         import zarr  # heavy: only for Zarr inputs
 
         self.path = path
+        self._on_damage = on_damage
         group = zarr.open_group(path, mode="r")
         attributes = dict(group.attrs)
         found = attributes.get("ome", attributes)
@@ -86,6 +92,7 @@ class OmeZarrSlide:
         )
         self.mpp, self.mpp_source = size.mpp, size.source
         self.damage: list[DamagedTile] = []
+        self._lock = threading.Lock()
 
     def _true_levels(self, arrays: Sequence[Any], notes: list[str]) -> tuple[Any, ...]:
         kept = [arrays[0]]
@@ -133,23 +140,53 @@ class OmeZarrSlide:
     def read(self, box: Box, *, level: int = 0) -> Pixels:
         """Pixels (c, y, x) of ``box``, level px; DamageError where a chunk cannot be decoded."""
         check_read(self, box, level)
+        try:
+            return self._read_stored(box, level)
+        except Exception as error:
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            if self._on_damage == "fill":
+                return self._read_around(box, level)
+            raise DamageError(
+                f"{self.path}: level {level}, {box}: cannot be decoded: {said}; copy it again, "
+                "or pass --on-damage fill to go on without the damaged chunks"
+            ) from error
+
+    def _read_stored(self, box: Box, level: int) -> Pixels:
         index: list[slice | int] = [0] * len(self._axes)
         index[self._y], index[self._x] = box.slices
         if self._c is not None:
             index[self._c] = slice(None)
-        try:
-            pixels = np.asarray(self._arrays[level][tuple(index)])
-        except Exception as error:
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DamageError(
-                f"{self.path}: level {level}, {box}: cannot be decoded: {said}; copy it again"
-            ) from error
+        pixels = np.asarray(self._arrays[level][tuple(index)])
         kept = [axis for axis in self._axes if axis in "cyx"]
         order = [kept.index(axis) for axis in "cyx" if axis in kept]
         pixels = pixels.transpose(order)
         if self._c is None:
             pixels = pixels[np.newaxis]
         return np.ascontiguousarray(pixels.astype(self.dtype, copy=False))
+
+    def _read_around(self, box: Box, level: int) -> Pixels:
+        """Read chunk by chunk; fill and record those that cannot be decoded."""
+        bright = self.rgb and self.dtype == np.uint8
+        out = np.full((self.channels, *box.shape), 255 if bright else 0, self.dtype)
+        array = self._arrays[level]
+        high, wide = (int(array.chunks[axis]) for axis in (self._y, self._x))
+        columns = -(-self.levels[level].shape[1] // wide)
+        for iy in range(box.y0 // high, -(-box.y1 // high)):
+            for ix in range(box.x0 // wide, -(-box.x1 // wide)):
+                place = Box(iy * high, ix * wide, (iy + 1) * high, (ix + 1) * wide)
+                part = place.intersect(box)
+                try:
+                    pixels = self._read_stored(part, level)
+                except Exception as error:
+                    said = " ".join(str(error).split())[:200] or type(error).__name__
+                    whole = place.intersect(Box.of_shape(self.levels[level].shape))
+                    tile = DamagedTile(level, iy * columns + ix, whole, said)
+                    with self._lock:
+                        if tile not in self.damage:
+                            self.damage.append(tile)
+                    continue
+                out[(slice(None), *part.shift(-box.y0, -box.x0).slices)] = pixels
+        return out
 
     def fingerprint(self) -> dict[str, Any]:
         """Hash level 0: its metadata and up to 64 evenly spaced chunk files, names and content."""

@@ -1,0 +1,82 @@
+"""OME-TIFF pyramids of several channels, and data sets spread over several files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tifffile
+
+from tilepipe.errors import SlideError
+from tilepipe.slide import open_slide
+from tilepipe.tiling import Box
+
+IMAGE = np.random.default_rng(0).integers(0, 60_000, (3, 200, 300), dtype=np.uint16)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_pyramid_of_channels(tmp_path, compression):
+    options = {"tile": (64, 64), "photometric": "minisblack", "compression": compression}
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", bigtiff=True) as writer:
+        meta = {"axes": "CYX", "PhysicalSizeX": 0.3, "PhysicalSizeY": 0.4}
+        writer.write(IMAGE, subifds=2, metadata=meta, **options)
+        writer.write(IMAGE[:, ::2, ::2], subfiletype=1, **options)
+        writer.write(IMAGE[:, ::4, ::4], subfiletype=1, **options)
+    with open_slide(tmp_path / "a.ome.tif") as slide:
+        assert slide.channels == 3
+        assert slide.mpp == (0.4, 0.3)
+        assert [level.shape for level in slide.levels] == [(200, 300), (100, 150), (50, 75)]
+        for number, step in enumerate((1, 2, 4)):
+            y, x = slide.levels[number].shape
+            box = Box(3, 5, y, x - 1)
+            wanted = IMAGE[:, ::step, ::step][(slice(None), *box.slices)]
+            np.testing.assert_array_equal(slide.read(box, level=number), wanted)
+
+
+XML = """<?xml version="1.0" encoding="UTF-8"?>
+<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{uuid}">
+<Image ID="Image:0" Name="a"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16"
+SizeX="300" SizeY="200" SizeC="2" SizeZ="1" SizeT="1" BigEndian="false">
+<Channel ID="Channel:0:0" Name="one" Color="16711935" SamplesPerPixel="1"/>
+<Channel ID="Channel:0:1" Name="two" SamplesPerPixel="1"/>
+<TiffData FirstC="0" FirstZ="0" FirstT="0" IFD="0" PlaneCount="1">
+<UUID FileName="a.ome.tif">urn:uuid:00000000-0000-0000-0000-00000000000a</UUID></TiffData>
+<TiffData FirstC="1" FirstZ="0" FirstT="0" IFD="0" PlaneCount="1">
+<UUID FileName="b.ome.tif">urn:uuid:00000000-0000-0000-0000-00000000000b</UUID></TiffData>
+</Pixels></Image></OME>"""
+
+
+def spread(folder):
+    for name, plane in (("a", IMAGE[0]), ("b", IMAGE[1])):
+        text = XML.format(uuid=f"00000000-0000-0000-0000-00000000000{name}")
+        tifffile.imwrite(
+            folder / f"{name}.ome.tif",
+            plane,
+            description=text.encode(),
+            metadata=None,
+            tile=(64, 64),
+            compression="zlib",
+        )
+    return folder / "a.ome.tif"
+
+
+def test_channels_in_two_files(tmp_path):
+    path = spread(tmp_path)
+    with open_slide(path) as slide:
+        assert slide.channel_names == ("one", "two")
+        assert slide.channel_colors == ("00FF00", None)
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 200, 300)), IMAGE[:2])
+        first = slide.fingerprint()
+    data = bytearray((tmp_path / "b.ome.tif").read_bytes())
+    data[-5] ^= 1
+    (tmp_path / "b.ome.tif").write_bytes(data)
+    with open_slide(path) as slide:
+        changed = slide.fingerprint()
+    assert changed["sha256"] == first["sha256"]
+    assert changed["parts"] != first["parts"]
+
+
+def test_a_file_of_the_set_is_missing(tmp_path):
+    path = spread(tmp_path)
+    (tmp_path / "b.ome.tif").unlink()
+    with pytest.raises(SlideError, match="plane 1 lies in another file that is missing"):
+        open_slide(path)
