@@ -195,6 +195,8 @@ class Level:
             )
         try:
             pixels = np.asarray(self._array[self._selection(box)])
+        except MemoryError:
+            raise
         except Exception as error:
             reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
             reason = reason.removeprefix(f"{self._files.location}: ")
