@@ -114,7 +114,13 @@ def slide_store(data, tmp_path_factory):
         "plan": plan,
         "model": {"name": "unet", "source": "bundled"},
         "settings": {"precision": "bf16", "device": "cpu"},
-        "certificate": {"samples": [{"box": [400, 600, 912, 1112], "differing": 0}]},
+        "verified": {
+            "passed": True,
+            "flips": 0,
+            "sampled_px": 262144,
+            "date": "2026-01-02T03:04:05Z",
+            "places": [{"box": [400, 600, 912, 1112], "differing": 0}],
+        },
     }
     build_store(path, image, {"unet": mask, "unet3+": second}, mpp=0.499, records={"unet": record})
     return path

@@ -167,6 +167,7 @@ def test_keys_comparison_and_layers(visit, slide_store):
         page.keyboard.press(key)
         assert page.locator(f"#layer-{layer}").is_checked()
     assert seen.app("app.marks().boxes.length") == 1
+    assert page.inner_text("#certificate") == "verified 2026-01-02: 0 of 262,144 px differ"
     page.keyboard.press("?")
     assert page.locator("#help").is_visible()
     page.keyboard.press("Escape")

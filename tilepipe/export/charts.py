@@ -15,7 +15,7 @@ def histogram(counts: Sequence[int], color: Sequence[int], um2_per_px: float | N
         return ""
     first, last = filled[0], filled[-1]
     shown = counts[first : last + 1]
-    width, height, left, base = 420, 150, 36, 120
+    width, height, left, base = 420, 150, 54, 120
     step = (width - left) / max(len(shown), 1)
     top = max(shown)
     fill = f"rgb({color[0]},{color[1]},{color[2]})"

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tilepipe.export.polygons import Polygon, merge_polygons, trace_regions
+from tilepipe.export.polygons import Polygon, merge_polygons, split_holes, trace_regions
 from tilepipe.export.runs import Regions, find_regions
 from tilepipe.tiling import Box, Shape
 
@@ -44,6 +44,8 @@ class MaskObject:
     box: Box
     """Level px."""
     fragments: list[Polygon] = field(default_factory=list)
+    inner_holes: Polygon = field(default_factory=list)
+    """Holes away from every border of regions: joining fragments cannot change them."""
 
     @property
     def centroid(self) -> tuple[float, float]:
@@ -52,7 +54,11 @@ class MaskObject:
 
     def polygons(self) -> list[Polygon]:
         """Return the outline: rings of integer (x, y) pixel corners; the first is the outside."""
-        return merge_polygons(self.fragments)
+        merged = merge_polygons(self.fragments)
+        if not self.inner_holes:
+            return merged
+        # The fragments of one object touch along edges, so they join to one polygon.
+        return [[*merged[0], *self.inner_holes], *merged[1:]]
 
     def absorb(self, other: MaskObject) -> None:
         """Take over another fragment of the same object."""
@@ -62,6 +68,7 @@ class MaskObject:
         a, b = self.box, other.box
         self.box = Box(min(a.y0, b.y0), min(a.x0, b.x0), max(a.y1, b.y1), max(a.x1, b.x1))
         self.fragments += other.fragments
+        self.inner_holes += other.inner_holes
 
 
 def iter_objects(
@@ -131,6 +138,9 @@ class _Tracker:
                 fragments=[] if polygons is None else [polygons[index]],
             )
             if crossing[index + 1]:
+                if found.fragments:
+                    fragment, found.inner_holes = split_holes(found.fragments[0], box)
+                    found.fragments = [fragment]
                 key = base + index + 1
                 self._parents[key] = key
                 self._open[key] = found

@@ -34,6 +34,17 @@ def trace_regions(regions: Regions, box: Box) -> list[Polygon]:
     return outlines
 
 
+def split_holes(polygon: Polygon, box: Box) -> tuple[Polygon, list[Ring]]:
+    """Part a fragment of ``box`` into what touches a border of the box, and its other holes."""
+    touching: Polygon = [polygon[0]]
+    inner: list[Ring] = []
+    for hole in polygon[1:]:
+        low, high = hole.min(axis=0), hole.max(axis=0)
+        clear = low[0] > box.x0 and low[1] > box.y0 and high[0] < box.x1 and high[1] < box.y1
+        (inner if clear else touching).append(hole)
+    return touching, inner
+
+
 def merge_polygons(pieces: list[Polygon]) -> list[Polygon]:
     """Union of polygons of whole-number corners that share edges; no corner is moved."""
     if len(pieces) < 2:

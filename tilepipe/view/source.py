@@ -73,7 +73,7 @@ class Source:
             parts.append(
                 [
                     name,
-                    *(record.get(key) for key in ("state", "fingerprint", "plan", "certificate")),
+                    *(record.get(key) for key in ("state", "fingerprint", "plan", "verified")),
                 ]
             )
         return store, json.dumps(parts, default=str, sort_keys=True)
@@ -269,8 +269,7 @@ class Source:
 def _label_progress(label: ShownLabel) -> dict[str, Any]:
     tracker = label.pyramid.tracker
     grid = label.pyramid.levels[0].grid
-    failed = _unit_list(label.record, "failed")
-    skipped = _unit_list(label.record, "skipped")
+    failed = _failed_units(label.record)
     done = None if tracker is None else tracker.done_units(0)
     return {
         "units": len(grid),
@@ -278,24 +277,18 @@ def _label_progress(label: ShownLabel) -> dict[str, Any]:
         "done": len(grid) if done is None else len(done),
         "done_units": done,
         "failed": failed,
-        "skipped": skipped,
         "state": str(label.record.get("state", "")),
     }
 
 
-def _unit_list(record: dict[str, Any], key: str) -> list[list[int]]:
-    """Units the record lists as failed or skipped; [] where it gives only a count or nothing."""
-    units = record.get("units")
-    listed = units.get(key) if isinstance(units, dict) else None
+def _failed_units(record: dict[str, Any]) -> list[list[int]]:
+    """Units of the finest level that the job gave up on, as it recorded them."""
+    listed = record.get("failed")
     found = []
     for one in listed if isinstance(listed, list) else []:
-        pair = [one.get("iy"), one.get("ix")] if isinstance(one, dict) else one
-        if (
-            isinstance(pair, list | tuple)
-            and len(pair) >= 2
-            and all(isinstance(part, int) for part in pair[:2])
-        ):
-            found.append([int(pair[0]), int(pair[1])])
+        unit = one.get("unit") if isinstance(one, dict) and not one.get("level") else None
+        if isinstance(unit, list) and len(unit) == 2 and all(isinstance(n, int) for n in unit):
+            found.append([int(unit[0]), int(unit[1])])
     return found
 
 

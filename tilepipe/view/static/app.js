@@ -179,22 +179,26 @@ class App {
     if (settings.tiles && plan.core_px) marks.tileStep = plan.core_px * factor;
     const state = this.progress?.labels[settings.label];
     if (settings.state && state) {
-      const side = this.label.unit_px * factor, failed = new Set(state.failed.map(String)), skipped = new Set(state.skipped.map(String));
+      const side = this.label.unit_px * factor, failed = new Set(state.failed.map(String));
       const done = state.done_units && new Set(state.done_units.map(String));
       for (let iy = 0; iy < state.shape[0]; iy++) for (let ix = 0; ix < state.shape[1]; ix++) {
         const key = `${iy},${ix}`;
-        const color = failed.has(key) ? "rgba(239, 90, 70, .45)" : skipped.has(key) ? "rgba(150, 155, 165, .35)" : !done || done.has(key) ? "rgba(54, 181, 162, .28)" : "rgba(240, 180, 41, .28)";
+        const color = failed.has(key) ? "rgba(239, 90, 70, .45)" : !done || done.has(key) ? "rgba(54, 181, 162, .28)" : "rgba(240, 180, 41, .28)";
         marks.fills.push({ box: [iy * side, ix * side, Math.min((iy + 1) * side, this.source.extent[0]), Math.min((ix + 1) * side, this.source.extent[1])], color });
       }
     }
     if (settings.certificate) {
-      for (const one of certificateBoxes(record.certificate)) marks.boxes.push({ box: one.box.map((part) => part * factor), color: one.good ? "#36d6a8" : "#ef5a46" });
+      for (const one of certificateBoxes(record.verified)) marks.boxes.push({ box: one.box.map((part) => part * factor), color: one.good ? "#36d6a8" : "#ef5a46" });
     }
     return marks;
   }
 
   drawn(pane, view) {
     if (pane !== this.paneA) return;
+    const { text, good } = this.panel.certificate();
+    $("certificate").hidden = !this.settings.certificate || !this.label;
+    $("certificate").textContent = text;
+    $("certificate").dataset.good = good;
     const bar = scaleBar(view.zoom, this.source.mpp);
     $("scalebar").querySelector("i").style.width = `${bar.px}px`;
     $("scalebar").querySelector("span").textContent = bar.text;

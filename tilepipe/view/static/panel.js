@@ -111,7 +111,7 @@ export class Panel {
   buildFacts() {
     const { app } = this, record = app.label?.record || {}, rows = [];
     const add = (name, value, kind = "") => { if (value !== undefined && value !== null && value !== "") rows.push(make("dt", { textContent: name }), make("dd", { textContent: String(value), className: kind })); };
-    const { plan = {}, model = {}, settings = {}, certificate } = record;
+    const { plan = {}, model = {}, settings = {} } = record;
     add("Format", `OME-Zarr ${app.source.ome_zarr}, ${app.source.dtype}`);
     add("Network", model.name);
     add("Weights", model.source);
@@ -121,11 +121,17 @@ export class Panel {
     add("Precision", settings.precision);
     add("Device", settings.device);
     if (app.label) add("State", record.state);
-    if (certificate) {
-      const verdict = certificate.verdict ?? certificate.state ?? (certificate.ok === true || certificate.passed === true ? "holds" : certificate.ok === false || certificate.passed === false ? "does not hold" : "there");
-      add("Certificate", verdict, certificate.ok === false || certificate.passed === false ? "bad" : "good");
-    }
+    if (app.label) { const { text, good } = this.certificate(); add("Certificate", text, good === "yes" ? "good" : good === "no" ? "bad" : ""); }
     $("facts").replaceChildren(...rows);
+  }
+
+  // What `tilepipe verify` found, in words.
+  certificate() {
+    const found = this.app.label?.record?.verified;
+    if (!found) return { text: "not verified yet", good: "" };
+    const flips = Number(found.flips) || 0, day = String(found.date || "").slice(0, 10);
+    const text = found.passed ? `verified ${day}: ${flips} of ${Number(found.sampled_px || 0).toLocaleString("en")} px differ` : `verification failed ${day}: ${flips} px differ`;
+    return { text, good: found.passed ? "yes" : "no" };
   }
 
   // --- channels --------------------------------------------------------------------------------
@@ -162,7 +168,7 @@ export class Panel {
     const state = answer.labels[this.settings.label], running = state && (state.state === "running" || (state.done < state.units && state.state !== "done"));
     $("job").hidden = !running && !(state && state.failed.length);
     if (!state) return;
-    const percent = state.units ? Math.floor(100 * (state.done + state.skipped.length) / state.units) : 0;
+    const percent = state.units ? Math.floor(100 * state.done / state.units) : 0;
     document.querySelector(".meter i").style.width = `${percent}%`;
     document.querySelector(".meter").setAttribute("aria-valuenow", percent);
     $("job-text").textContent = `${state.done} of ${state.units} units${state.failed.length ? `, ${state.failed.length} failed` : ""}`;

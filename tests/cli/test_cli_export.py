@@ -1,0 +1,136 @@
+"""``tilepipe export``, ``report`` and ``view`` from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tilepipe.cli.main import main
+from tilepipe.spec import default_classes
+from tilepipe.store import create_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "slide.zarr"
+    made = create_store(
+        str(path),
+        channels=1,
+        dtype="uint8",
+        extent=(300, 400),
+        mpp=(0.5, 0.5),
+        channel_names=("grey",),
+        channel_colors=(None,),
+        rgb=False,
+        unit_px=512,
+    )
+    made.image(0).write_unit(
+        made.image(0).grid.unit(0, 0), np.arange(120000, dtype=np.uint8).reshape(1, 300, 400)
+    )
+    mask = np.zeros((300, 400), dtype=np.uint8)
+    mask[10:20, 10:30] = 1
+    mask[200:260, 100:200] = 2
+    for name in ("one", "two"):
+        level = made.create_label(name, classes=default_classes(3), unit_px=512).level(0)
+        level.write_unit(level.grid.unit(0, 0), mask)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(part) for part in arguments])
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix", "told"),
+    [
+        ("geojson", ".geojson", {"features": 2}),
+        ("csv", ".csv", {"objects": 2}),
+        ("ome-tiff", ".ome.tif", {"levels": 1}),
+        ("png", ".png", {"height_px": 300, "width_px": 400}),
+        ("ome-zarr-0.4", "-0.4.zarr", {"write_units": 2}),
+    ],
+)
+def test_every_form(store, form, suffix, told):
+    if form == "geojson":
+        pytest.importorskip("rasterio")
+    answer = run("export", store, "--to", form, "--label", "one", "--json")
+    assert answer.exit_code == 0, answer.output
+    facts = json.loads(answer.output)
+    assert facts["output"] == str(store).removesuffix(".zarr") + suffix
+    assert os.path.exists(facts["output"])
+    assert told.items() <= facts.items()
+    again = run("export", store, "--to", form, "--label", "one")
+    assert again.exit_code == 1
+    assert "overwrite" in again.output
+    assert run("export", store, "--to", form, "--label", "one", "--overwrite").exit_code == 0
+
+
+def test_classes_by_name_or_id(store, tmp_path):
+    out = tmp_path / "two.csv"
+    answer = run(
+        "export", store, "--to", "csv", "--label", "one", "--classes", "class 2", "-o", out
+    )
+    assert answer.exit_code == 0
+    assert answer.output.startswith(f"{out}: 1 objects")
+    wrong = run("export", store, "--to", "csv", "--label", "one", "--classes", "tumor", "-o", out)
+    assert wrong.exit_code == 1
+    assert "no class 'tumor'; there are: background, class 1, class 2" in wrong.output
+
+
+def test_a_region_as_picture(store, tmp_path):
+    out = tmp_path / "part.png"
+    arguments = ["export", store, "--to", "png", "--label", "one", "-o", out, "--region"]
+    assert run(*arguments, "0,0,50,60").exit_code == 0
+    from PIL import Image
+
+    assert Image.open(out).size == (60, 50)
+    for bad in ("0,0,50", "a,b,c,d", "50,0,0,60", "0,0,999,999"):
+        answer = run(*arguments, bad, "--overwrite")
+        assert answer.exit_code == 1
+        assert "Y0,X0,Y1,X1" in answer.output
+
+
+def test_several_labels_need_a_name(store):
+    answer = run("export", store, "--to", "csv")
+    assert answer.exit_code == 1
+    assert "say which label with --label; there are: one, two" in answer.output
+
+
+def test_report(store, tmp_path):
+    out = tmp_path / "report.html"
+    answer = run("report", store, "-o", out)
+    assert answer.exit_code == 0
+    assert answer.output == f"{out}: one, two\n"
+    assert out.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("command", ["export", "report", "view"])
+def test_what_is_no_store(command, tmp_path):
+    extra = ["--to", "csv"] if command == "export" else []
+    answer = run(command, tmp_path / "nothing.zarr", *extra)
+    assert answer.exit_code == 1
+    assert "nothing.zarr" in answer.output
+    assert "Traceback" not in answer.output
+
+
+def test_view_serves_until_it_is_ended(store):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tilepipe", "view", str(store), "--no-browser", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url = json.loads(process.stdout.readline())["url"]
+        with urllib.request.urlopen(url + "api/describe", timeout=20) as answer:
+            assert json.load(answer)[0]["name"] == "slide.zarr"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+        process.stdout.close()

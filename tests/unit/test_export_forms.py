@@ -1,0 +1,272 @@
+"""OME-TIFF, PNG, OME-Zarr 0.4, figures, the report and notebook results equal the arrays."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from tilepipe.errors import ExportError
+from tilepipe.export import (
+    Result,
+    copy_store,
+    facts,
+    render_view,
+    write_ome_tiff,
+    write_png,
+)
+from tilepipe.export.report import write_report
+from tilepipe.spec import LabelClass
+from tilepipe.store import create_store, open_store, reduce_image, reduce_label
+from tilepipe.tiling import Box
+
+SIDES = (1100, 1290)
+CLASSES = (
+    LabelClass(name="background", color=(0, 0, 0, 0)),
+    LabelClass(name="nucleus", color=(10, 200, 30, 255)),
+    LabelClass(name="<b>vessel</b>", color=(250, 20, 40, 255)),
+)
+
+
+def write_pyramid(levels, reduce, pixels):
+    for level in levels:
+        for unit in level.grid:
+            level.write_unit(unit, np.ascontiguousarray(pixels[(..., *unit.box.slices)]))
+        pixels = reduce(pixels)
+
+
+def build(path, *, channels=3, dtype="uint8", rgb=True, mpp=(0.5, 0.25), level=0, with_image=True):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, np.iinfo(dtype).max, (channels, *SIDES), dtype=dtype)
+    store = create_store(
+        str(path),
+        channels=channels,
+        dtype=dtype,
+        extent=SIDES,
+        mpp=mpp,
+        channel_names=() if rgb else tuple(f"c{k}" for k in range(channels)),
+        channel_colors=(),
+        rgb=rgb,
+        unit_px=1024,
+        with_image=with_image,
+    )
+    if with_image:
+        write_pyramid([store.image(k) for k in range(store.n_levels)], reduce_image, image)
+    label = store.create_label("unet", classes=CLASSES, level=level, unit_px=1024)
+    mask = np.zeros(label.level(0).shape, dtype=np.uint8)
+    mask[100:300, 50:250] = 1
+    mask[500:540, 500:641] = 2
+    mask[310:320, 60:70] = 1
+    write_pyramid([label.level(k) for k in range(label.n_levels)], reduce_label, mask)
+    return store, image, mask
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("export") / "slide.zarr")
+
+
+@pytest.mark.parametrize("compression", ["deflate", "lzw", "none"])
+def test_ome_tiff_of_a_mask(made, tmp_path, compression):
+    store, _, _ = made
+    path = tmp_path / "mask.ome.tif"
+    assert write_ome_tiff(path, store, label="unet", compression=compression) == 3
+    label = store.label("unet")
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.is_bigtiff
+        assert tiff.is_ome
+        (series,) = tiff.series
+        assert (series.axes, len(series.levels)) == ("YX", 3)
+        for index, level in enumerate(series.levels):
+            whole = label.level(index).read(Box.of_shape(label.level(index).shape))
+            assert np.array_equal(level.asarray(), whole)
+        page = tiff.pages[0]
+        assert page.is_tiled
+        assert page.colormap[:, 1].tolist() == [10 * 257, 200 * 257, 30 * 257]
+        pixels = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
+        assert (pixels["PhysicalSizeX"], pixels["PhysicalSizeY"]) == (0.25, 0.5)
+        assert pixels["PhysicalSizeXUnit"] == "µm"
+
+
+def test_ome_tiff_of_an_rgb_image(made, tmp_path):
+    store, image, _ = made
+    path = tmp_path / "image.ome.tif"
+    write_ome_tiff(path, store)
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.series[0].axes == "YXS"
+        assert np.array_equal(tiff.asarray(), np.moveaxis(image, 0, -1))
+        coarse = store.image(1).read(Box.of_shape(store.image(1).shape))
+        assert np.array_equal(tiff.series[0].levels[1].asarray(), np.moveaxis(coarse, 0, -1))
+
+
+def test_ome_tiff_of_channels(tmp_path):
+    store, image, _ = build(tmp_path / "two.zarr", channels=2, dtype="uint16", rgb=False)
+    path = tmp_path / "two.ome.tif"
+    write_ome_tiff(path, store)
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.series[0].axes == "CYX"
+        assert [level.shape for level in tiff.series[0].levels] == [
+            (2, *store.image(k).shape) for k in range(3)
+        ]
+        assert np.array_equal(tiff.asarray(), image)
+        assert '"c1"' in tiff.ome_metadata
+    with pytest.raises(ExportError, match="JPEG is for 8-bit RGB"):
+        write_ome_tiff(tmp_path / "no.ome.tif", store, compression="jpeg")
+
+
+def test_openslide_reads_the_pyramid(made, tmp_path):
+    openslide = pytest.importorskip("openslide")
+    store, image, _ = made
+    for label in (None, "unet"):
+        path = tmp_path / f"{label}.ome.tif"
+        write_ome_tiff(path, store, label=label)
+        with openslide.OpenSlide(str(path)) as slide:
+            assert slide.level_dimensions == tuple(
+                store.image(k).shape[::-1] for k in range(store.n_levels)
+            )
+            assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.25)
+            assert float(slide.properties["openslide.mpp-y"]) == pytest.approx(0.5)
+            if label is None:
+                read = np.asarray(slide.read_region((1200, 1000), 0, (90, 100)))[..., :3]
+                assert np.array_equal(read, np.moveaxis(image[:, 1000:1100, 1200:1290], 0, -1))
+            else:
+                read = np.asarray(slide.read_region((50, 100), 0, (2, 2)))
+                assert read[0, 0, :3].tolist() == [10, 200, 30]
+
+
+def test_pictures(made, tmp_path):
+    store, image, mask = made
+    label = store.label("unet")
+    region = Box(90, 40, 190, 140)
+    plain = render_view(store, label, region=region, show="image")
+    assert np.array_equal(plain, np.moveaxis(image[:, 90:190, 40:140], 0, -1))
+    full = render_view(store, label, region=region, opacity=1.0)
+    inside = mask[90:190, 40:140] == 1
+    assert (full[inside] == (10, 200, 30)).all()
+    assert np.array_equal(full[~inside], plain[~inside])
+    only = render_view(store, label, region=region, show="mask")
+    assert (only[~inside] == 0).all()
+    edge = render_view(store, label, region=region, opacity=1.0, outline=True)
+    assert edge[10, 10].tolist() == [10, 200, 30]
+    assert edge[50, 50].tolist() == plain[50, 50].tolist()
+    small = render_view(store, label, longest_px=400)
+    assert small.shape[:2] == store.image(2).shape
+    write_png(tmp_path / "view.png", small)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "view.png")), small)
+    with pytest.raises(ExportError, match="not inside the slide of 1100 x 1290 px"):
+        render_view(store, label, region=Box(0, 0, 2000, 10))
+
+
+def test_a_mask_of_a_coarser_level_is_drawn_in_place(tmp_path):
+    store, _, _ = build(tmp_path / "coarse.zarr", level=1)
+    full = render_view(
+        store, store.label("unet"), region=Box(190, 90, 290, 190), opacity=1.0, longest_px=100
+    )
+    assert full[9, 50].tolist() != [10, 200, 30]
+    assert full[10, 10].tolist() == [10, 200, 30]
+    assert full[10, 9].tolist() != [10, 200, 30]
+    assert facts(store, "unet")["classes"][1]["area_um2"] == (40_000 + 100) * 4 * 0.125
+
+
+def test_a_store_of_labels_only(tmp_path):
+    store, _, _ = build(tmp_path / "labels.zarr", with_image=False)
+    result = Result(store, "unet")
+    assert Image.open(io.BytesIO(result.overview())).size[0] <= 1024
+    write_report(tmp_path / "report.html", store)
+    with pytest.raises(ExportError, match="use --show mask"):
+        render_view(store, None, show="image")
+
+
+def test_ome_zarr_04_has_the_same_pixels(made, tmp_path):
+    store, _, _ = made
+    path = tmp_path / "slide-0.4.zarr"
+    copy_store(store, str(path))
+    copy = open_store(str(path))
+    assert (copy.version, copy.mpp, copy.labels) == ("0.4", store.mpp, store.labels)
+    for index in range(store.n_levels):
+        box = Box.of_shape(store.image(index).shape)
+        assert np.array_equal(copy.image(index).read(box), store.image(index).read(box))
+        ids = store.label("unet").level(index).read(box)
+        assert np.array_equal(copy.label("unet").level(index).read(box), ids)
+    assert copy.label("unet").classes == CLASSES
+    assert (path / ".zattrs").exists()
+    with pytest.raises(ExportError, match="onto itself"):
+        copy_store(store, store.location)
+
+
+def test_figures(made):
+    store, _, mask = made
+    known = facts(store, "unet")
+    assert [one["px"] for one in known["classes"]] == np.bincount(mask.reshape(-1)).tolist()
+    assert [one["objects"] for one in known["classes"]] == [0, 2, 1]
+    nucleus = known["classes"][1]
+    assert nucleus["area_um2"] == pytest.approx((40_000 + 100) * 0.125)
+    assert nucleus["mean_object_px"] == 20_050
+    assert nucleus["largest_object_px"] == 40_000
+    assert sum(nucleus["size_histogram"]) == 2
+    assert nucleus["size_histogram"][6] == 1, "100 px lie in 64-127"
+    assert sum(one["share"] for one in known["classes"]) == pytest.approx(1)
+    assert json.loads(json.dumps(known)) == known
+    quick = facts(store, "unet", objects=False)
+    assert [one["px"] for one in quick["classes"]] == [None, None, None]
+
+
+def test_the_report(made, tmp_path):
+    store, _, _ = made
+    label = open_store(store.location, writable=True).label("unet")
+    label.write_record(
+        {
+            "state": "done",
+            "plan": {"mode": "exact", "core_px": 512},
+            "verified": {"passed": True, "flips": 0, "notes": ["none <at all>"]},
+            "account": {"wall_s": 2.5, "lanes": 2, "shares": {"compute": 80.5, "idle": 19.5}},
+        }
+    )
+    path = tmp_path / "report.html"
+    (known,) = write_report(path, store)
+    page = path.read_text()
+    rows = re.findall(r'<tr data-value="(\d+)" data-px="(\d+)">', page)
+    assert [int(px) for _, px in rows] == [one["px"] for one in known["classes"]]
+    assert "40,100" in page
+    assert "&lt;b&gt;vessel&lt;/b&gt;" in page
+    assert "<b>vessel" not in page
+    assert "none &lt;at all&gt;" in page
+    assert "compute <b>80.5 %</b>" in page
+    assert not re.search(r'(src|href)="(?!data:)', page), "self-contained"
+    with pytest.raises(ExportError, match="exists already"):
+        write_report(path, store)
+    label.write_record({})
+
+
+def test_a_result_in_a_notebook(made, tmp_path):
+    store, _, mask = made
+    result = Result(store.location, "unet")
+    labels = result.labels
+    assert labels.shape == SIDES
+    for key in [
+        np.s_[0:1000, 0:1000],
+        np.s_[120, 60],
+        np.s_[-1],
+        np.s_[..., 7],
+        np.s_[90:400:7, ::-3],
+        np.s_[5:5, :],
+        np.s_[1000:5000, -3:],
+        np.s_[:, 55],
+    ]:
+        assert np.array_equal(labels[key], mask[key]), key
+    assert np.array_equal(np.asarray(labels), mask)
+    for key in (5000, np.s_[0, 0, 0], np.s_[0, -2000]):
+        with pytest.raises(IndexError):
+            labels[key]
+    assert result.overview()._repr_png_()[:4] == b"\x89PNG"
+    assert result._repr_png_()[:4] == b"\x89PNG"
+    assert result.classes == ("background", "nucleus", "<b>vessel</b>")
+    pytest.importorskip("rasterio")
+    assert len(result.to_geojson()["features"]) == 3
+    assert result.to_geojson(tmp_path / "m.geojson") == 3
+    assert result.facts()["objects"] == 3
