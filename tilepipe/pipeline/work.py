@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
+from tilepipe.errors import StoreError
 from tilepipe.infer.account import account_json, merge_seconds
 from tilepipe.pipeline.events import Finished, OnEvent, Progress, StageProgress
 from tilepipe.pipeline.job import INGEST, LABEL_REDUCE, REDUCE, SEGMENT, Ticket
@@ -136,6 +138,9 @@ class SlideWork:
             "account": account_json(self._seconds, wall_s=elapsed_s, lanes=lanes),
         }
         self._write_records(finished)
+        if finished:
+            with suppress(StoreError):  # what killed workers left; it is in nobody's way
+                self.job.store.clean_partial()
         self.tell(len(self._workers), now=True)
         self._on_event(
             Finished(self.job.source.name, self.job.source.output, self.state, self.summary)
