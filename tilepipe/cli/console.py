@@ -149,6 +149,8 @@ def summary_text(summary: dict[str, Any]) -> str:
     if fractions:
         shown = sorted(fractions.items(), key=lambda entry: -entry[1])[:8]
         lines.append("  " + ", ".join(f"{name} {share:.2%}" for name, share in shown))
+    if summary.get("instances") is not None:
+        lines.append(f"  {summary['instances']} objects in {summary['label']}-instances")
     if summary.get("tiles_skipped"):
         skipped, tiles = summary["tiles_skipped"], summary["tiles"]
         lines.append(f"  {skipped} of {tiles + skipped} tiles hold no tissue and were skipped")

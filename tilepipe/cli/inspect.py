@@ -72,9 +72,11 @@ def _store(facts: dict[str, Any]) -> list[str]:
             lines.append(f"  label {name}: {label['state']}: {label['reason']}")
             continue
         names = ", ".join(entry["name"] for entry in label["classes"])
-        lines.append(
-            f"  label {name}: {label['state']}; {len(label['levels'])} levels; classes {names}"
-        )
+        holds = f"classes {names}"
+        if label["instances_of"]:
+            known = "not yet counted" if label["count"] is None else str(label["count"])
+            holds = f"objects of {label['instances_of']}: {known}"
+        lines.append(f"  label {name}: {label['state']}; {len(label['levels'])} levels; {holds}")
         if label["units"]:
             lines.append(f"    {_units(label['units'])}")
         plan, model = label["plan"], label["model"]

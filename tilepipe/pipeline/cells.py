@@ -137,8 +137,8 @@ def find_cells(mask: NDArray[Any], box: Box, extent: Shape, rule: Rule) -> Cells
     seeded = blob_crossing = np.zeros(1, np.bool_)
     if rule.border is not None:
         ring = mask == rule.border
-        blobs, n_blobs = ndimage.label(ring | (seeds != 0), structure=np.ones((3, 3)))
-        blobs = blobs.astype(np.int32, copy=False)
+        found, n_blobs = ndimage.label(ring | (seeds != 0), structure=np.ones((3, 3)))
+        blobs = np.asarray(found, np.int32)
         seeded = np.zeros(n_blobs + 1, np.bool_)
         seeded[blobs[seeds != 0]] = True
         seeded[0] = False

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tilepipe.errors import StoreError, TilepipeError
+from tilepipe.pipeline.job import OBJECT_REDUCE, PAINT
 from tilepipe.slide import open_slide
 from tilepipe.store import Label, Store, open_files, open_store, what_is_at
 
@@ -136,6 +137,9 @@ def label_facts(store: Store, label: Label) -> dict[str, Any]:
         "class_px": record.get("class_px"),
         "failed": record.get("failed", []),
         "account": record.get("account"),
+        "instances_of": record.get("instances_of"),
+        "count": record.get("count"),
+        "rule": record.get("rule"),
         "verified": record.get("verified"),
         "versions": record.get("versions"),
     }
@@ -152,6 +156,8 @@ def _units(store: Store, label: str | None, mark: Any) -> dict[str, dict[str, in
         else [store.label(label).level(k) for k in range(store.label(label).n_levels)]
     )
     first, rest = ("ingest", "reduce") if label is None else ("segment", "label-reduce")
+    if label is not None and "instances_of" in store.label(label).read_record():
+        first, rest = PAINT, OBJECT_REDUCE
     rows: dict[str, dict[str, int]] = {}
     for number, level in enumerate(levels):
         stage = first if number == 0 else rest

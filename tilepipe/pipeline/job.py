@@ -14,6 +14,7 @@ INGEST, REDUCE, GATE, SEGMENT, LABEL_REDUCE = (
     "segment",
     "label-reduce",
 )
+FIND, JOIN, PAINT, OBJECT_REDUCE = "find-objects", "join-objects", "paint-objects", "object-reduce"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,9 @@ class Ticket:
     settings: dict[str, Any]
     in_channels: int
     threads: int = 3
+    instances: str | None = None
+    """Label of the mask's objects."""
+    instances_fingerprint: str = ""
     trace: bool = False
 
 

@@ -11,8 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilepipe.errors import MismatchError, PlanError, SlideError
+from tilepipe.pipeline.cells import Rule
 from tilepipe.pipeline.events import Note, OnEvent, Warned
-from tilepipe.pipeline.job import GATE, INGEST, LABEL_REDUCE, REDUCE, SEGMENT, Ticket, fingerprint
+from tilepipe.pipeline.instances import forget_instances, instances_of, open_instances
+from tilepipe.pipeline.job import (
+    FIND,
+    GATE,
+    INGEST,
+    JOIN,
+    LABEL_REDUCE,
+    OBJECT_REDUCE,
+    PAINT,
+    REDUCE,
+    SEGMENT,
+    Ticket,
+    fingerprint,
+)
 from tilepipe.pipeline.output import (
     exclusive,
     is_remote,
@@ -26,7 +40,7 @@ from tilepipe.pipeline.worker import Read, forget, slide_level, spread
 from tilepipe.schedule import Stage
 from tilepipe.slide import Slide, open_slide
 from tilepipe.spec import JobSpec
-from tilepipe.store import Store, open_files, open_store, what_is_at
+from tilepipe.store import Journal, Store, open_files, open_store, what_is_at
 from tilepipe.tiling import Shape, round_up
 from tilepipe.tiling.grid import level_extents
 
@@ -320,18 +334,36 @@ def _open_job(
         level=chosen.level if chosen is not None else 0,
         plan=chosen.settings.plan if chosen is not None else None,
         gate=chosen is not None and spec.cgm == "slide" and chosen.model.has_gate,
+        objects_halo_px=Rule.of_classes(chosen.model.classes).halo_px
+        if chosen is not None and spec.instances
+        else None,
     )
     stages = build_stages(layout)
     label_mark = ""
     if chosen is not None:
         label_mark = _open_label(source, store, spec, chosen, mark)
+    objects: str | None = None
+    object_mark = ""
+    if chosen is not None and spec.instances:
+        objects = instances_of(chosen.name)
+        object_mark = open_instances(
+            store,
+            store.label(chosen.name),
+            mask_fingerprint=label_mark,
+            overwrite=spec.overwrite,
+            versions=versions(),
+        )
     rejected: list[str] = []
     recorded: dict[int, Iterable[int]] = {}
     image_journal = store.journal(None, mark)
     label_journal = store.journal(chosen.name, label_mark) if chosen is not None else None
+    object_journal = store.journal(objects, object_mark) if objects is not None else None
     for number, stage in enumerate(stages):
-        own = stage.name in (INGEST, REDUCE)
-        journal = image_journal if own else label_journal
+        journal: Journal | None = label_journal
+        if stage.name in (INGEST, REDUCE):
+            journal = image_journal
+        elif stage.name in (FIND, JOIN, PAINT, OBJECT_REDUCE):
+            journal = object_journal
         assert journal is not None
         rows, columns = stage.grid.shape
         recorded[number] = [
@@ -339,7 +371,7 @@ def _open_job(
             for iy, ix in journal.recorded(stage.name, stage.level)
             if iy < rows and ix < columns
         ]
-    for journal in (image_journal, label_journal):
+    for journal in (image_journal, label_journal, object_journal):
         rejected += journal.rejected if journal is not None else []
     ticket = Ticket(
         slide=_absolute(source.slide.path) if source.slide is not None else None,
@@ -353,6 +385,8 @@ def _open_job(
         settings=chosen.settings.to_json() if chosen is not None else {},
         in_channels=chosen.model.in_channels if chosen is not None else source.channels,
         trace=trace,
+        instances=objects,
+        instances_fingerprint=object_mark,
     )
     for reason in rejected:
         on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
@@ -396,6 +430,7 @@ def _open_label(
             f"({told or 'the plan or the input differ'}); make it anew with --overwrite, or keep "
             "both with another --name"
         )
+    forget_instances(store, name)
     label = store.create_label(
         name,
         classes=chosen.model.classes,
@@ -432,7 +467,8 @@ def _short(value: Any) -> str:
 
 
 _STAGE_WORDS = {INGEST: "ingest", REDUCE: "image pyramid", GATE: "gate", SEGMENT: "segment",
-                LABEL_REDUCE: "mask pyramid"}  # fmt: skip
+                LABEL_REDUCE: "mask pyramid", FIND: "find objects", JOIN: "join objects",
+                PAINT: "instances", OBJECT_REDUCE: "instance pyramid"}  # fmt: skip
 
 
 def stage_word(stage: Stage) -> str:

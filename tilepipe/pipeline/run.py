@@ -225,9 +225,12 @@ def finish(location: str, *, label: str | None = None, on_event: OnEvent = ignor
     """Build what is left of a store: units no part has done, and the pyramids."""
     store = open_store(location, writable=True)
     record = store.read_record()
-    names = [label] if label is not None else list(store.labels)
     if label is not None and label not in store.labels:
         raise StoreError(f"{location}: has no label {label!r}; it has {', '.join(store.labels)}")
+    wanted = [label] if label is not None else list(store.labels)
+    # The objects of a mask are made by the job of that mask.
+    masks = [store.label(name).read_record().get("instances_of", name) for name in wanted]
+    names = list(dict.fromkeys(str(name) for name in masks))
     source = record.get("source")
     slide = source.get("path") if isinstance(source, dict) else location
     if not isinstance(slide, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from tilepipe.pipeline.instances import object_stages
 from tilepipe.pipeline.job import GATE, INGEST, LABEL_REDUCE, REDUCE, SEGMENT
 from tilepipe.schedule import Stage
 from tilepipe.tiling import Box, Grid, Shape, TilePlan, Unit
@@ -26,6 +27,8 @@ class Layout:
     plan: TilePlan | None
     gate: bool = False
     """Two passes: the gate of the whole slide is known before the first mask."""
+    objects_halo_px: int | None = None
+    """Px around a unit that its objects depend on; None: objects are not asked for."""
 
 
 def build_stages(layout: Layout) -> list[Stage]:
@@ -85,9 +88,19 @@ def build_stages(layout: Layout) -> list[Stage]:
     if layout.gate:
         whole = len(label[0])
         needs.append(lambda _: ((len(image), index) for index in range(whole)))
+    after: list[Stage] = []
+    if layout.objects_halo_px is not None:
+        after, feeds_objects = object_stages(
+            label,
+            first=first_label + len(label),
+            segment=first_label,
+            halo_px=layout.objects_halo_px,
+        )
     for level, grid in enumerate(label):
         number = first_label + level
         parent = [_parent(number + 1, label[level + 1])] if level + 1 < len(label) else []
+        if after and level == 0:
+            parent.append(feeds_objects)
         stages.append(
             Stage(
                 SEGMENT if level == 0 else LABEL_REDUCE,
@@ -100,7 +113,7 @@ def build_stages(layout: Layout) -> list[Stage]:
                 root=level == 0 and not image and not layout.gate,
             )
         )
-    return stages
+    return stages + after
 
 
 def _nothing(_: Unit) -> Iterable[Node]:

@@ -10,6 +10,7 @@ from typing import Any
 from tilepipe.errors import StoreError
 from tilepipe.infer.account import account_json, merge_seconds
 from tilepipe.pipeline.events import Finished, OnEvent, Progress, StageProgress
+from tilepipe.pipeline.instances import close_instances
 from tilepipe.pipeline.job import INGEST, LABEL_REDUCE, REDUCE, SEGMENT, Ticket
 from tilepipe.pipeline.prepare import Job, stage_word
 from tilepipe.schedule import Dag, Outcome
@@ -198,6 +199,19 @@ class SlideWork:
             mpix_per_s=self.summary["mpix_per_s"],
         )
         label.write_record(record)
+        if self.ticket.instances is not None:
+            self.summary["instances"] = close_instances(
+                store,
+                self.ticket.label,
+                self.ticket.instances_fingerprint,
+                state=self.state,
+                units={
+                    name: self.summary["units"][name]
+                    for name in ("find objects", "join objects", "instances", "instance pyramid")
+                    if name in self.summary["units"]
+                },
+                failed=self.summary["failed"],
+            )
 
 
 def part_of(job: Job, part: str) -> dict[int, set[int]]:

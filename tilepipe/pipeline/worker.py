@@ -15,7 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError, TilepipeError
-from tilepipe.pipeline.job import GATE, INGEST, REDUCE, SEGMENT, Ticket
+from tilepipe.pipeline.instances import Objects
+from tilepipe.pipeline.job import (
+    FIND,
+    GATE,
+    INGEST,
+    JOIN,
+    LABEL_REDUCE,
+    OBJECT_REDUCE,
+    PAINT,
+    REDUCE,
+    SEGMENT,
+    Ticket,
+)
 from tilepipe.schedule import Outcome
 from tilepipe.slide import Slide, TissueMask, open_slide, tissue_mask
 from tilepipe.spec import JobSpec
@@ -41,6 +53,9 @@ class Context:
         self.label_journal: Journal | None = None
         if ticket.label is not None:
             self.label_journal = self.store.journal(ticket.label, ticket.label_fingerprint)
+        self.object_journal: Journal | None = None
+        if ticket.instances is not None:
+            self.object_journal = self.store.journal(ticket.instances, ticket.instances_fingerprint)
         self._opening = threading.Lock()
         self._slide: Slide | None = None
         self._tissue: TissueMask | None = None
@@ -94,6 +109,12 @@ class Context:
                 records = self.label_journal.recorded(GATE, self.ticket.level)
                 self._gate = max(float(record.facts["logit"]) for record in records.values())
             return self._gate
+
+    def objects(self) -> Objects:
+        """The mask's objects."""
+        assert self.ticket.label is not None
+        assert self.object_journal is not None
+        return Objects(self.store, self.ticket.label, self.object_journal)
 
     def level_reader(self) -> Read:
         """Read boxes of the level that is segmented, with the network's channels."""
@@ -279,8 +300,26 @@ def _label_reduce(context: Context, level: int, index: int) -> dict[str, Any]:
     unit, checksum = _reduce_unit(
         label.level(level - 1), label.level(level), index, reduce_label, clock
     )
-    context.label_journal.write("label-reduce", level, unit, checksum=checksum)
+    context.label_journal.write(LABEL_REDUCE, level, unit, checksum=checksum)
     return {"seconds": clock.seconds}
+
+
+def _object_reduce(context: Context, level: int, index: int) -> dict[str, Any]:
+    assert context.ticket.instances is not None
+    assert context.object_journal is not None
+    label = context.store.label(context.ticket.instances)
+    clock = _Clock()
+    unit, checksum = _reduce_unit(
+        label.level(level - 1), label.level(level), index, reduce_label, clock
+    )
+    context.object_journal.write(OBJECT_REDUCE, level, unit, checksum=checksum)
+    return {"seconds": clock.seconds}
+
+
+def _paint(context: Context, level: int, index: int) -> dict[str, Any]:
+    del level
+    assert context.ticket.instances is not None
+    return context.objects().paint(context.store.label(context.ticket.instances), index)
 
 
 def _reduce_unit(
@@ -350,5 +389,9 @@ _STAGES: dict[str, Callable[[Context, int, int], dict[str, Any]]] = {
     REDUCE: _reduce,
     GATE: _gate,
     SEGMENT: _segment,
-    "label-reduce": _label_reduce,
+    LABEL_REDUCE: _label_reduce,
+    FIND: lambda context, _, index: context.objects().find(index),
+    JOIN: lambda context, _, __: context.objects().join(),
+    PAINT: _paint,
+    OBJECT_REDUCE: _object_reduce,
 }

@@ -219,6 +219,17 @@ class Store:
         self._list_labels([*(other for other in self.labels if other != name), name])
         return Label(self, name)
 
+    def remove_label(self, name: str) -> None:
+        """Remove a label with its records; nothing happens if there is none such.
+
+        Raises StoreError for a name that is none of a label, or a store opened for reading.
+        """
+        check_label_name(self.location, name)
+        if not self.writable:
+            raise StoreError(f"{self.location}: opened for reading; open it with writable=True")
+        self.files.check_inside(f"{LABELS}/{name}")
+        self._forget(name)
+
     def _downsample(self, level: int) -> int:
         return self.facts.pyramid.downsamples[level] if self.facts.pyramid else 1 << level
 
