@@ -40,7 +40,7 @@ def test_spot_is_tissue_and_glass_is_not(tmp_path):
 
 
 def test_odd_sides_and_small_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("tilepipe.slide.tissue._BAND_BYTES", 1)
+    monkeypatch.setattr("tilepipe.slide.tissue._BOX_PX", 100)
     path, spot = bright_field(tmp_path / "a.tif", side=2101, spot=Box(400, 500, 900, 800))
     with open_slide(path) as slide:
         mask = tissue_mask(slide)
@@ -48,6 +48,19 @@ def test_odd_sides_and_small_memory(tmp_path, monkeypatch):
     assert mask.mask.shape == (1051, 1051)
     assert mask.any(spot)
     assert not mask.any(Box(1000, 0, 2101, 2101))
+
+
+def test_large_slides_are_sampled(tmp_path, monkeypatch):
+    monkeypatch.setattr("tilepipe.slide.tissue._WANTED_PX", 100)
+    path, spot = bright_field(tmp_path / "a.tif")
+    with open_slide(path) as slide:
+        mask = tissue_mask(slide)
+    assert mask is not None
+    assert mask.downsample == (20.0, 20.0)
+    assert mask.mask.shape == (103, 103)
+    assert all(mask.any(box) for box in spot.split((64, 64)))
+    assert not mask.any(Box(0, 0, 400, 2048))
+    assert not mask.any(Box(1200, 0, 2048, 2048))
 
 
 def test_nothing_to_tell_tissue_from(tmp_path):
