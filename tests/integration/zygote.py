@@ -50,6 +50,8 @@ def child(request):
     import dask
 
     dask.config.refresh()
+    if "TEST_FULL_UNDER" in request["env"]:
+        fill_disk(request["env"]["TEST_FULL_UNDER"])
     sys.argv = [request["command"], *request["argv"]]
     code = 70
     try:
@@ -66,6 +68,25 @@ def child(request):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def fill_disk(root):
+    """Let this process's own durable writes under a folder fail as on a full disk."""
+    import errno
+
+    from tilepipe.store.files import LocalFiles
+
+    put = LocalFiles.put
+
+    def refuse(self, key, value, *, durable=False):
+        if str(self.root) == root:
+            from tilepipe.store.files import explained
+
+            with explained(self.location, f"write {key}"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        put(self, key, value, durable=durable)
+
+    LocalFiles.put = refuse
 
 
 def main():

@@ -200,11 +200,12 @@ def test_the_scheduler_never_sees_more_than_the_window(connection, monkeypatch):
         most = max(most, len(connection.client.futures))
 
     run(connection, Pyramid("window", count=300), on_tick=tick)
-    assert 0 < most <= 2 * 4 + 2
+    # Twice that at most: what is forgotten here is forgotten there a moment later.
+    assert 0 < most <= 2 * (2 * 4 + 2)
 
 
 def test_a_straggler_gets_a_second_copy_and_the_first_to_come_back_counts(connection, monkeypatch):
-    monkeypatch.setattr(stream_room, "STRAGGLER_S", 0.5)
+    monkeypatch.setenv("TILEPIPE_STRAGGLER_S", "0.5")
     release = threading.Event()
 
     def plan(stage, unit, nth, worker):
@@ -225,13 +226,16 @@ def test_results_lost_with_their_worker_are_made_again(connection, monkeypatch):
     client = connection.client
     gather, broken = client.gather, []
 
-    def breaks_twice(futures, *args, **kwargs):
+    def breaks_twice(future, *args, **kwargs):
         if len(broken) < 2:
-            broken.append(len(futures))
+            broken.append(future)
             raise KeyError("lost with its worker")
-        return gather(futures, *args, **kwargs)
+        return gather(future, *args, **kwargs)
 
-    monkeypatch.setattr(client, "gather", breaks_twice)
+    async def later(*args, **kwargs):
+        return await breaks_twice(*args, **kwargs)
+
+    monkeypatch.setattr(client, "gather", later)
     job = run(connection, Pyramid("gone"), retries=0)
     assert len(broken) == 2
     assert job.dag.finished

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 THREADS_PER_WORKER = 3
 """One unit on the device, one being read, one being written."""
-ANSWER_S = 20.0
-"""A scheduler that answers no sooner, at the start or after the connection broke, is gone."""
+ANSWER_S = 30.0
+"""A scheduler that answers no sooner, at the start or after the connection broke, is gone
+(``TILEPIPE_SCHEDULER_TIMEOUT_S``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def connect(
     *,
     workers: int | None = None,
     gpus: str | None = None,
-    timeout_s: float = ANSWER_S,
+    timeout_s: float | None = None,
 ) -> Iterator[Connection]:
     """Open a Dask client.
 
@@ -99,11 +100,22 @@ def connect(
                 f"--workers and --gpus start workers on this machine, but --scheduler {scheduler} "
                 "has workers of its own; leave one of them out"
             )
-        client = _remote_client(scheduler, timeout_s)
+        client = _remote_client(
+            scheduler, timeout_s or from_environment("SCHEDULER_TIMEOUT_S", ANSWER_S)
+        )
         try:
             yield Connection(client, False, _dashboard(client))
         finally:
             _close(client)
+
+
+def from_environment(name: str, default: float) -> float:
+    """Return the number in ``TILEPIPE_<name>``; ScheduleError if it is none."""
+    text = os.environ.get(f"TILEPIPE_{name}", "")
+    try:
+        return float(text) if text else default
+    except ValueError:
+        raise ScheduleError(f"TILEPIPE_{name}={text}: give a number of seconds") from None
 
 
 def _close(thing: Any) -> None:
@@ -212,11 +224,11 @@ def _remote_client(scheduler: str, timeout_s: float) -> Client:
             f"no Dask scheduler answers at {scheduler}: {error}; start one with `dask scheduler`"
         ) from error
     try:
-        client.wait_for_workers(1, timeout=60)
+        client.wait_for_workers(1, timeout=2 * timeout_s)
     except TimeoutError:
         _close(client)
         raise ScheduleError(
-            f"the scheduler at {scheduler} has no worker after 60 s; start some with "
-            f"`dask worker {scheduler}`"
+            f"the scheduler at {scheduler} has no worker after {2 * timeout_s:.0f} s; start some "
+            f"with `dask worker {scheduler}`"
         ) from None
     return client

@@ -8,6 +8,8 @@ the rest goes on.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tilepipe.errors import ScheduleError
+from tilepipe.schedule.cluster import from_environment
 from tilepipe.schedule.dag import Dag, Node, Stage
 from tilepipe.schedule.task import Outcome, Task
 
@@ -35,7 +38,7 @@ NO_WORKER_S = 600.0
 """A cluster without any worker for this long is given up; a batch system may start some late."""
 STRAGGLER_S = 60.0
 """A task this old, and 8 times as old as usual, gets a second copy if a worker has nothing to do.
-Both write the same bytes; the first to come back counts."""
+Both write the same bytes; the first to come back counts (``TILEPIPE_STRAGGLER_S``)."""
 
 Run = Callable[[Any, int, tuple[int, ...]], list[Outcome]]
 
@@ -85,6 +88,15 @@ class _Flight:
     since_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """The result of a task, or why there is none."""
+
+    key: str
+    outcomes: list[Outcome] | None
+    error: str = ""
+
+
 class Stream:
     """The state of one call of ``drive``."""
 
@@ -101,7 +113,7 @@ class Stream:
         self._run = run
         self._retries = retries
         self._on_tick = on_tick
-        self._finished: SimpleQueue[Future] = SimpleQueue()
+        self._news: SimpleQueue[Future | _Fetched] = SimpleQueue()
         self._flying: dict[str, _Flight] = {}
         self._copied: dict[Task, list[str]] = {}
         """Keys of the copies of a task, where there are two."""
@@ -112,6 +124,7 @@ class Stream:
         self._workers_read_s = 0.0
         self._worker_seen_s = time.monotonic()
         self._silent_since: float | None = None
+        self._straggler_s = from_environment("STRAGGLER_S", STRAGGLER_S)
         self._started = 0
 
     def drive(self, works: Iterator[Work]) -> None:
@@ -221,70 +234,88 @@ class Stream:
             self._copied[task].append(future.key)
         job.running += 1
         self._device += stage.on_device
-        future.add_done_callback(self._finished.put)
+        future.add_done_callback(self._news.put)
 
     def _copy_stragglers(self) -> None:
-        """Give a second copy to tasks that take far longer than usual, if workers idle."""
-        if not self._flying or len(self._flying) >= sum(self._workers.values()):
-            return
+        """Give a second copy to tasks that take far longer than usual, if workers idle.
+
+        A worker that hangs may have taken a task, or may keep the result of one.
+        """
         now_s = time.monotonic()
-        late = []
-        for key, flight in self._flying.items():
-            job = self._open[flight.task.job]
-            name = job.work.dag.stages[flight.task.stage].name
-            usual_s = self._mean_s.get(name, 0.0) * len(flight.task.units)
-            if flight.task not in self._copied and now_s - flight.since_s > max(
-                STRAGGLER_S, 8 * usual_s
-            ):
-                late.append((key, job, flight.task))
+        late = [
+            flight
+            for flight in self._flying.values()
+            if flight.task not in self._copied and now_s - flight.since_s > self._patience_s(flight)
+        ]
         if not late:
             return
-        at = {key: worker for worker, keys in self._client.processing().items() for key in keys}
-        for key, job, task in late:
-            if key in at and set(self._workers) - {at[key]}:
-                self._copied[task] = [key]
-                self._submit(job, task, avoid=frozenset({at[key]}))
+        busy = self._client.processing()
+        if all(len(busy.get(worker, ())) >= slots for worker, slots in self._workers.items()):
+            return
+        at = {key: worker for worker, keys in busy.items() for key in keys}
+        holders = self._client.who_has([flight.future for flight in late])
+        for flight in late:
+            key = flight.future.key
+            there = {at[key]} if key in at else set(holders.get(key, ()))
+            if there and set(self._workers) - there:
+                self._copied[flight.task] = [key]
+                self._submit(self._open[flight.task.job], flight.task, avoid=frozenset(there))
+
+    def _patience_s(self, flight: _Flight) -> float:
+        stage = self._open[flight.task.job].work.dag.stages[flight.task.stage]
+        usual_s = self._mean_s.get(stage.name, 0.0) * len(flight.task.units)
+        return max(self._straggler_s, 8 * usual_s)
 
     # -- taking in -----------------------------------------------------------------------------
 
-    def _wait(self) -> list[Future]:
+    def _wait(self) -> list[Future | _Fetched]:
         try:
-            batch = [self._finished.get(timeout=0.5)]
+            batch = [self._news.get(timeout=0.5)]
         except Empty:
             return []
         while True:
             try:
-                batch.append(self._finished.get_nowait())
+                batch.append(self._news.get_nowait())
             except Empty:
                 return batch
 
-    def _take_in(self, batch: list[Future]) -> None:
-        arrived: list[_Flight] = []
-        for future in batch:
-            flight = self._flying.get(future.key)
+    def _take_in(self, batch: list[Future | _Fetched]) -> None:
+        for news in batch:
+            flight = self._flying.get(news.key)
             if flight is None:
-                continue
-            if future.status == "finished":
-                arrived.append(flight)
+                continue  # its copy was quicker
+            if not isinstance(news, _Fetched):
+                if news.status == "finished":
+                    self._fetch(flight)
+                else:
+                    self._lost(flight, reason=self._reason(news))
+            elif news.outcomes is None:
+                self._lost(flight, reason=news.error, counts=False)
             else:
-                self._lost(flight, reason=self._reason(future))
-        if not arrived:
-            return
-        try:
-            results = self._client.gather([flight.future for flight in arrived])
-        except Exception as error:  # results that died with their worker
-            for flight in arrived:
-                self._lost(flight, reason=f"{type(error).__name__}: {error}", counts=False)
-            return
-        for flight, outcomes in zip(arrived, results, strict=True):
-            if flight.future.key not in self._flying:
-                continue  # its copy came back with the same batch
-            self._land(flight)
-            for key in self._copied.pop(flight.task, ()):
-                if (twin := self._flying.get(key)) is not None:
-                    self._land(twin, cancel=True)
-            for outcome in outcomes:
-                self._judge(self._open[flight.task.job], flight.task.stage, outcome)
+                self._arrived(flight, news.outcomes)
+
+    def _fetch(self, flight: _Flight) -> None:
+        """Ask for a result without waiting: the worker that has it may hang."""
+        future = flight.future
+        fetching = asyncio.run_coroutine_threadsafe(
+            self._client.gather(future, asynchronous=True), self._client.loop.asyncio_loop
+        )
+
+        def done(fetched: concurrent.futures.Future[list[Outcome]]) -> None:
+            try:
+                self._news.put(_Fetched(future.key, fetched.result()))
+            except BaseException as error:  # also cancelled, when the client closes
+                self._news.put(_Fetched(future.key, None, f"{type(error).__name__}: {error}"))
+
+        fetching.add_done_callback(done)
+
+    def _arrived(self, flight: _Flight, outcomes: list[Outcome]) -> None:
+        self._land(flight)
+        for key in self._copied.pop(flight.task, ()):
+            if (twin := self._flying.get(key)) is not None:
+                self._land(twin, cancel=True)
+        for outcome in outcomes:
+            self._judge(self._open[flight.task.job], flight.task.stage, outcome)
 
     def _reason(self, future: Future) -> str:
         if future.status == "error":
