@@ -32,18 +32,18 @@ def whole(path):
 
 def test_demo_slide(tmp_path):
     compose = load(ROOT / "workflows" / "demo" / "compose.py").compose
-    nuclei = compose(tmp_path / "a.tif", 900, seed=3)
+    nuclei = compose(tmp_path / "a.tif", 700, seed=3)
     assert nuclei > 100
     pixels, slide = whole(tmp_path / "a.tif")
-    assert (pixels.shape, slide.rgb, slide.mpp) == ((3, 900, 900), True, (0.5, 0.5))
+    assert (pixels.shape, slide.rgb, slide.mpp) == ((3, 700, 700), True, (0.5, 0.5))
     with open_slide(tmp_path / "a.tif") as again:
         mask = tissue_mask(again)
     assert mask is not None
     assert 0.2 < mask.share < 0.8
     assert pixels.std() > 20
-    compose(tmp_path / "b.tif", 900, seed=3)
+    compose(tmp_path / "b.tif", 700, seed=3)
     assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
-    compose(tmp_path / "b.tif", 900, seed=4)
+    compose(tmp_path / "b.tif", 700, seed=4)
     assert (tmp_path / "a.tif").read_bytes() != (tmp_path / "b.tif").read_bytes()
 
 
@@ -59,13 +59,13 @@ def test_blocks_of_the_demo_fit_together():
 def test_made_slide(tmp_path, codec):
     make = load(ROOT / "benchmarks" / "make_slide.py")
     path = tmp_path / "a.tif"
-    make.make_slide(path, (3000, 2111), codec=codec, tile=240, glass=0.5, mpp=0.25, data=tmp_path)
+    make.make_slide(path, (1500, 2111), codec=codec, tile=240, glass=0.5, mpp=0.25, data=tmp_path)
     pixels, slide = whole(path)
-    assert pixels.shape == (3, 3000, 2111)
+    assert pixels.shape == (3, 1500, 2111)
     assert slide.levels[0].tile == (240, 240)
     assert slide.mpp == (0.25, 0.25)
-    mosaic = make.plan_mosaic((3000, 2111), 0.5, 0, tmp_path)
-    for box in Box(0, 0, 2048, 2048).split((1024, 1024)):
+    mosaic = make.plan_mosaic((1500, 2111), 0.5, 0, tmp_path)
+    for box in Box(0, 0, 1500, 2111).split((1024, 1024)):
         spread = pixels[(slice(None), *box.slices)].std()
         assert (spread < 3) == mosaic.is_glass[box.y0 // 1024, box.x0 // 1024]
 

@@ -126,7 +126,7 @@ def _read_palette(path: str, keyframe: Any) -> NDArray[np.uint8]:
     if colors.ndim != 2 or colors.shape[0] != 3:
         raise SlideError(f"{path}: a palette of shape {colors.shape}; want (3, colours)")
     wanted = 2 if np.dtype(keyframe.dtype) == np.bool_ else 1 << int(keyframe.bitspersample)
-    if colors.shape[1] < wanted or keyframe.dtype.kind not in "bu" or wanted > 1 << 16:
+    if colors.shape[1] < wanted or keyframe.dtype.kind not in ("b", "u") or wanted > 1 << 16:
         raise SlideError(
             f"{path}: a palette of {colors.shape[1]} colours for {keyframe.bitspersample}-bit "
             "indices; the header is damaged"
