@@ -1,4 +1,4 @@
-"""``Store`` and ``Label``: an OME-Zarr image, its labels, and what tilepipe remembers of them."""
+"""``Store``: an OME-Zarr image, its labels, and what tilepipe remembers of them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from tilepipe.store.attributes import (
     ome_attributes,
     ome_of,
     read_attributes,
-    read_label_facts,
     read_own,
-    update_attributes,
     write_attributes,
 )
 from tilepipe.store.files import Files, explained
 from tilepipe.store.journal import JOURNAL, Journal
+from tilepipe.store.label import Label, write_record
 from tilepipe.store.layout import (
     LABEL_DTYPES,
     LABELS,
@@ -35,7 +34,7 @@ from tilepipe.store.layout import (
     put_own_folder,
 )
 from tilepipe.store.level import Level
-from tilepipe.store.metadata import Pyramid, image_label, multiscales, read_classes, read_pyramid
+from tilepipe.store.metadata import Pyramid, image_label, multiscales
 from tilepipe.tiling import Grid, Shape
 
 
@@ -189,7 +188,7 @@ class Store:
         facts = LabelFacts(state="creating", image_level=level, unit_px=unit_px)
         self._write_label(group, {OWN: {"store": facts.model_dump(mode="json")}})
         extents = downsampled(self.level_shape(level), self.n_levels)
-        base = self._downsample(level)
+        base = self.level_downsample(level)
         with explained(self.location, f"create label {name}"):
             for index, extent in enumerate(extents):
                 create_array(
@@ -230,7 +229,8 @@ class Store:
         self.files.check_inside(f"{LABELS}/{name}")
         self._forget(name)
 
-    def _downsample(self, level: int) -> int:
+    def level_downsample(self, level: int) -> int:
+        """Return the level-0 px per px of an image level, a side."""
         return self.facts.pyramid.downsamples[level] if self.facts.pyramid else 1 << level
 
     def _write_label(self, group: str, attributes: dict[str, Any]) -> None:
@@ -257,7 +257,7 @@ class Store:
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Replace the record in one atomic write; ``record`` is JSON without a key ``store``."""
-        _write_record(self, "", record)
+        write_record(self, "", record)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -277,72 +277,6 @@ class Store:
     def clean_partial(self) -> int:
         """Remove the files that killed writers left unfinished; return how many."""
         return self.files.clean_partial()
-
-
-class Label:
-    """One label of a store: a pyramid of class ids (y, x)."""
-
-    def __init__(self, store: Store, name: str) -> None:
-        self.name = name
-        self._store = store
-        self._group = f"{LABELS}/{name}"
-        location = f"{store.location} label {name}"
-        attributes = read_attributes(store.files, self._group, store.version)
-        if attributes is None:
-            raise StoreError(f"{location}: is listed but missing")
-        ome = ome_of(attributes, store.version)
-        self._facts = read_label_facts(store.files, name, attributes)
-        pyramid = read_pyramid(location, ome)
-        if pyramid is None:
-            raise StoreError(f"{location}: has no multiscales metadata")
-        self._pyramid = pyramid
-        self.classes: tuple[LabelClass, ...] = read_classes(ome)
-        self.n_levels: int = len(pyramid.paths)
-        self.image_level: int = self._facts.image_level if self._facts else 0
-        self._levels: dict[int, Level] = {}
-
-    def __repr__(self) -> str:
-        return f"Label({self.name!r}, {self._store!r})"
-
-    def level(self, index: int) -> Level:
-        """Return a level of the label's own pyramid; 0 is finest."""
-        if not 0 <= index < self.n_levels:
-            raise StoreError(
-                f"{self._store.location}: label {self.name} has no level {index}; it has 0 to "
-                f"{self.n_levels - 1}"
-            )
-        if index not in self._levels:
-            base = self._store._downsample(self.image_level) if self._facts else 1
-            self._levels[index] = Level(
-                self._store.files,
-                f"{self._group}/{self._pyramid.paths[index]}",
-                index=index,
-                downsample=base * self._pyramid.downsamples[index],
-                axes=self._pyramid.axes,
-                is_label=True,
-                unit_px=self._facts.unit_px if self._facts else None,
-                writable=self._store.writable and self._facts is not None,
-            )
-        return self._levels[index]
-
-    def read_record(self) -> dict[str, Any]:
-        """Return what the job wrote about this label: plan, model, settings, state, ...."""
-        own = read_own(read_attributes(self._store.files, self._group, self._store.version) or {})
-        return {key: value for key, value in own.items() if key != "store"}
-
-    def write_record(self, record: dict[str, Any]) -> None:
-        """Replace the record in one atomic write; ``record`` is JSON without a key ``store``."""
-        _write_record(self._store, self._group, record)
-
-
-def _write_record(store: Store, group: str, record: dict[str, Any]) -> None:
-    if not store.writable:
-        raise StoreError(f"{store.location}: opened for reading; open it with writable=True")
-    if "store" in record:
-        raise StoreError(f"{store.location}: a record's key `store` is the store's own")
-    own = read_own(read_attributes(store.files, group, store.version) or {})
-    layout = {"store": own["store"]} if "store" in own else {}
-    update_attributes(store.files, group, store.version, {OWN: {**record, **layout}})
 
 
 def _is_safe(name: str) -> bool:
