@@ -17,7 +17,7 @@ from tilepipe.tiling import Box, Grid
 
 _RECORD = re.compile(r"(\d{1,7})\.(\d{1,7})\.json")
 IMAGE_STAGES = (("ingest",), ("reduce", "ingest"))
-LABEL_STAGES = (("segment",), ("label-reduce", "reduce"))
+LABEL_STAGES = (("segment", "paint-objects"), ("label-reduce", "object-reduce"))
 """Stages whose records count: at level 0, at coarser levels."""
 
 Change = tuple[int, int, int, int]

@@ -26,7 +26,7 @@ def main() -> None:
     step(tilepipe, "run", str(slide), "-o", str(store), "--job", str(HERE / "job.toml"))
     step(tilepipe, "verify", str(store), "--samples", "4")
     step(tilepipe, "export", str(store), "--to", "png", "-o", str(DEMO / "overview.png"))
-    step(tilepipe, "export", str(store), "--to", "png", "--region", "1500,1500,700,700",
+    step(tilepipe, "export", str(store), "--to", "png", "--region", "1500,1500,2200,2200",
          "-o", str(DEMO / "overlay.png"))  # fmt: skip
     print(f"\nLook at {DEMO / 'overview.png'} and {DEMO / 'overlay.png'}, or type\n"
           f"  {tilepipe} view {store}")  # fmt: skip
