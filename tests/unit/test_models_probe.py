@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from tilepipe.errors import ModelError
-from tilepipe.models import Locality, check_halo, locality_of
+from tilepipe.models import Locality, check_halo, from_module, locality_of
 from tilepipe.models.legal import LegalSizes, find_legal_sizes
 from tilepipe.models.locality import recorded_localities
 from tilepipe.models.probe import probe, probe_architecture
@@ -209,6 +209,17 @@ def test_a_halo_that_is_too_small_is_corrected_with_both_numbers():
     with pytest.warns(UserWarning, match=r"halo of 32 px .* depends on 58 px .* using 64 px"):
         assert check_halo(32, nuclei, name="nuclei") == 64
     assert check_halo(58, nuclei) == 58
+
+
+def test_any_module_becomes_a_model_and_its_halo_is_checked():
+    module = nn.Sequential(conv(5, padding=2), nn.Conv2d(2, 3, 3, padding=1))
+    with pytest.warns(UserWarning, match=r"mine declares a halo of 1 px .* depends on 3 px"):
+        model = from_module(module, name="mine", in_channels=1, outputs=3, declared_halo_px=1)
+    assert (model.locality.context_px, model.locality.exact) == (3, True)
+    assert model.activation == "softmax"
+    assert len(model.classes) == 3
+    x = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    assert model.class_ids(model.module(model.normalise(x))).shape == (1, 8, 8)
 
 
 def test_a_locality_is_read_back_and_held_in_bounds():

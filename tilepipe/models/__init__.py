@@ -2,7 +2,7 @@
 
 from tilepipe.models.checkpoint import read_header, save_checkpoint
 from tilepipe.models.locality import Locality, check_halo
-from tilepipe.models.model import Model, from_net, load_model, locality_of
+from tilepipe.models.model import Model, from_module, from_net, load_model, locality_of
 from tilepipe.models.net import InferenceNet, Net, TrainingOutput
 from tilepipe.models.normalisation import Normalisation
 from tilepipe.models.registry import ARCHITECTURES, build, parameters_of
@@ -17,6 +17,7 @@ __all__ = [
     "TrainingOutput",
     "build",
     "check_halo",
+    "from_module",
     "from_net",
     "load_model",
     "locality_of",

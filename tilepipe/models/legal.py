@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tilepipe.errors import ModelError
+from tilepipe.models.causes import named_in
 from tilepipe.tiling import round_up
 
-_FROM_PX = 256
+_FROM_PX = 64
 _WINDOW_PX = 65
 _LARGEST_PX = 1100
 
@@ -54,12 +55,12 @@ def _tensors(out: Any) -> Iterator[Tensor]:
 def find_legal_sizes(module: nn.Module, in_channels: int) -> LegalSizes:
     """Try square inputs; legal are the sides of which the network consumes least.
 
-    Raises ModelError if no side from 256 to 1100 px works or the output is of another scale.
+    Raises ModelError if no side from 64 to 1100 px works or the output is of another scale.
     """
     output_side = _side_on_meta(module, in_channels) or _side_by_running(module, in_channels)
     start = _FROM_PX
     consumed: dict[int, int] = {}
-    while not consumed and start < _LARGEST_PX:
+    while len(_legal(consumed)) < 2 and start < _LARGEST_PX:
         for side in range(start, start + _WINDOW_PX):
             out = output_side(side)
             if out is not None:
@@ -70,13 +71,13 @@ def find_legal_sizes(module: nn.Module, in_channels: int) -> LegalSizes:
             f"it takes no square input of {_FROM_PX} to {_LARGEST_PX} px with {in_channels} "
             f"channels; check the channels and that it takes (B, C, Y, X)"
         )
+    legal = _legal(consumed)
     least = min(consumed.values())
     if least < 0 or least % 2:
         raise ModelError(
             f"its output is {abs(least)} px {'larger' if least < 0 else 'smaller'} than its "
             f"input; wanted the same scale and equal margins"
         )
-    legal = [side for side, eaten in consumed.items() if eaten == least]
     # One legal side alone says nothing about a step: it is taken for the step itself.
     step = legal[1] - legal[0] if len(legal) > 1 else legal[0]
     smallest = legal[0]
@@ -85,8 +86,19 @@ def find_legal_sizes(module: nn.Module, in_channels: int) -> LegalSizes:
     return LegalSizes(smallest, step, least // 2)
 
 
+def _legal(consumed: dict[int, int]) -> list[int]:
+    """Sides of which the network consumes least, in rising order."""
+    least = min(consumed.values(), default=0)
+    return [side for side, eaten in consumed.items() if eaten == least]
+
+
 def _side_on_meta(module: nn.Module, in_channels: int) -> Callable[[int], int | None] | None:
-    """Shapes without arithmetic, or None where the network cannot run that way."""
+    """Shapes without arithmetic, or None where the network cannot run that way.
+
+    Norms have no quick shapes: torch derives them in Python, slower than running them.
+    """
+    if any(cause.endswith("norm") for cause in named_in(module)):
+        return None
     try:
         shadow = copy.deepcopy(module).to("meta")
         one_map(shadow(torch.empty(1, in_channels, 512, 512, dtype=torch.float64, device="meta")))

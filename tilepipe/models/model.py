@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from tilepipe.errors import CheckpointError, ModelError
 from tilepipe.models.checkpoint import hash_weights, read_checkpoint, weights_of
 from tilepipe.models.header import normalisation_of
-from tilepipe.models.locality import Locality, recorded_localities
+from tilepipe.models.locality import Locality, check_halo, recorded_localities
 from tilepipe.models.net import Net
 from tilepipe.models.normalisation import Normalisation
 from tilepipe.models.registry import ARCHITECTURES, architecture, build
@@ -166,6 +167,42 @@ def from_net(
         source=source,
         policy=module.policy,
         extra=dict(extra or {}),
+    )
+
+
+def from_module(
+    module: nn.Module,
+    *,
+    name: str,
+    in_channels: int,
+    outputs: int,
+    classes: Sequence[LabelClass] | None = None,
+    normalisation: Normalisation | None = None,
+    mpp: float | None = None,
+    declared_halo_px: int | None = None,
+) -> Model:
+    """Make a Model of any ``nn.Module`` that maps (B, C, Y, X) to logits; it is probed.
+
+    A declared halo that is too small is corrected, with a warning that shows both numbers.
+    """
+    from tilepipe.models.probe import probe
+
+    locality = probe(module, in_channels=in_channels)
+    if declared_halo_px is not None:
+        check_halo(declared_halo_px, locality, name=name)
+    form = copy.deepcopy(module).eval().requires_grad_(requires_grad=False)
+    return Model(
+        name=name,
+        module=form,
+        arguments={},
+        in_channels=in_channels,
+        n_outputs=outputs,
+        classes=tuple(classes or default_classes(2 if outputs == 1 else outputs)),
+        normalisation=normalisation or Normalisation(),
+        mpp=mpp,
+        locality=locality,
+        sha256=hash_weights(weights_of(form)),
+        source="module",
     )
 
 
