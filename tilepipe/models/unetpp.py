@@ -43,11 +43,11 @@ class UNetPlusPlus(Net):
         self.policy = (
             f"mean of the logits of {depth} heads" if level == 0 else f"head {level}, pruned"
         )
-        befores = [in_channels, *width[:-1]]
+        previous = [in_channels, *width[:-1]]
         self.nodes = nn.ModuleDict()
         self.ups = nn.ModuleDict()
         for i in range(depth + 1):
-            self.nodes[f"{i}_0"] = ConvChain(befores[i], width[i], norm=norm)
+            self.nodes[f"{i}_0"] = ConvChain(previous[i], width[i], norm=norm)
             for j in range(1, depth + 1 - i):
                 self.ups[f"{i}_{j}"] = nn.ConvTranspose2d(width[i + 1], width[i], 2, stride=2)
                 self.nodes[f"{i}_{j}"] = ConvChain((j + 1) * width[i], width[i], norm=norm)
