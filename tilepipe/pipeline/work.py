@@ -166,9 +166,10 @@ class SlideWork:
                     for tile in kept.facts.get("damaged", ())
                 }
             )
-            record.update(state="done" if image_done else "units failed" if not finished else
-                          "running", damaged=damaged)  # fmt: skip
-            store.write_record(record)
+            state = "done" if image_done else "units failed" if not finished else "running"
+            if (record.get("state"), record.get("damaged")) != (state, damaged):
+                record.update(state=state, damaged=damaged)
+                store.write_record(record)
         if job.segmentation is None or self.ticket.label is None:
             return
         label = store.label(self.ticket.label)
@@ -184,21 +185,23 @@ class SlideWork:
             name: px / total if total else 0.0 for name, px in self.summary["class_px"].items()
         }
         record = label.read_record()
-        record.update(
-            state=self.state,
-            finished=closing,
-            units=self.summary["units"],
-            failed=self.summary["failed"],
-            n_failed=self.summary["n_failed"],
-            class_px=self.summary["class_px"],
-            account=self.summary["account"],
-            tissue={
-                key: self.summary[key]
-                for key in ("tiles", "tiles_skipped", "skipped_checked_px", "skipped_lost_px")
-            },
-            mpix_per_s=self.summary["mpix_per_s"],
-        )
-        label.write_record(record)
+        fresh = any(self.dag.count(n)[0] > before for n, before in enumerate(self._at_start))
+        if fresh or record.get("state") != self.state:  # a run that finds all done changes nothing
+            record.update(
+                state=self.state,
+                finished=closing,
+                units=self.summary["units"],
+                failed=self.summary["failed"],
+                n_failed=self.summary["n_failed"],
+                class_px=self.summary["class_px"],
+                account=self.summary["account"],
+                tissue={
+                    key: self.summary[key]
+                    for key in ("tiles", "tiles_skipped", "skipped_checked_px", "skipped_lost_px")
+                },
+                mpix_per_s=self.summary["mpix_per_s"],
+            )
+            label.write_record(record)
         if self.ticket.instances is not None:
             self.summary["instances"] = close_instances(
                 store,
