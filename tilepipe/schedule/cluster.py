@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ from tilepipe.errors import ScheduleError
 if TYPE_CHECKING:
     from distributed import Client
 
+_M_ARENA_MAX = -8  # malloc.h
+_FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}
 THREADS_PER_WORKER = 3
 """One unit on the device, one being read, one being written."""
 ANSWER_S = 30.0
@@ -87,6 +91,7 @@ def connect(
         quiet["distributed.dashboard.link"] = "http://127.0.0.1:{port}/status"
     with dask.config.set(quiet):
         if scheduler == "local":
+            few_arenas()
             cluster = _local_cluster(workers, gpus)
             client = Client(cluster)
             try:
@@ -133,6 +138,16 @@ def _dashboard(client: Client) -> str | None:
     return link
 
 
+def few_arenas() -> None:
+    """Keep malloc to two arenas in this process, where it is glibc's.
+
+    Each thread has an arena of its own otherwise, and each hoards the units it once held: 1.2 GB
+    instead of 0.9 for a 6144 px slide in one process of three lanes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+
+
 def _local_cluster(workers: int | None, gpus: str | None) -> Any:
     from distributed import LocalCluster
 
@@ -152,6 +167,7 @@ def _local_cluster(workers: int | None, gpus: str | None) -> Any:
         processes=True,
         threads_per_worker=THREADS_PER_WORKER,
         host="127.0.0.1",
+        env=dict(_FEW_ARENAS),
         **common,
     )
 
@@ -185,7 +201,7 @@ def gpu_worker_specs(numbers: list[int]) -> dict[str, dict[str, Any]]:
                 "nthreads": THREADS_PER_WORKER,
                 "memory_limit": 0,
                 "resources": {"GPU": 1},
-                "env": {"CUDA_VISIBLE_DEVICES": str(number)},
+                "env": {**_FEW_ARENAS, "CUDA_VISIBLE_DEVICES": str(number)},
             },
         }
         for number in numbers
