@@ -14,11 +14,7 @@ ASKED = {"channels": 1, "dtype": "uint8", "extent": (700, 600), "unit_px": 256}
 
 
 def snapshot(folder):
-    return {
-        os.path.join(where, name): open(os.path.join(where, name), "rb").read()
-        for where, _, names in os.walk(folder)
-        for name in names
-    }
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("version", ["0.5", "0.4"])

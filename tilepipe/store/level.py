@@ -36,6 +36,9 @@ def checksum_of(pixels: NDArray[Any]) -> str:
 class CheckedReads(WrapperStore[ZarrStore]):
     """A zarr store in which an empty object is an error; zarr itself reads it as fill value."""
 
+    _supports_sync_io = False
+    """Newer zarr would otherwise call the wrapped store's own synchronous methods, past ``get``."""
+
     def __init__(self, store: ZarrStore, location: str) -> None:
         super().__init__(store)
         self.location = location
@@ -60,6 +63,8 @@ class WholeWrites(WrapperStore[ZarrStore]):
     read, and an error when the old shard is damaged. With one writer per unit the old bytes are
     never wanted (test_store_level.py::test_writing_a_unit_reads_nothing).
     """
+
+    _supports_sync_io = False
 
     def __init__(self, store: ZarrStore, files: Files) -> None:
         super().__init__(store)
