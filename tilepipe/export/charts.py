@@ -5,7 +5,17 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
-_STEP_COLORS = ("#0c7f70", "#f0b429", "#5b7bd5", "#e5684b", "#8e6bbf", "#4aa3c7", "#b3803d")
+_STEP_COLORS = (
+    "#0c7f70",
+    "#f0b429",
+    "#5b7bd5",
+    "#e5684b",
+    "#8e6bbf",
+    "#4aa3c7",
+    "#b3803d",
+    "#7a8f2f",
+    "#d16d9e",
+)
 
 
 def histogram(counts: Sequence[int], color: Sequence[int], um2_per_px: float | None) -> str:

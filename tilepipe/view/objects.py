@@ -34,7 +34,7 @@ def find_object(
     for _ in range(_REGIONS_PER_CALL):
         if not 0 <= region < len(grid):
             return {"found": False, "cursor": [region, place]}
-        objects = _objects_in(pyramid, grid.at(region).box, classes)
+        objects = _Objects(pyramid, grid.at(region).box, classes)
         place = min(place, len(objects)) + step
         if 0 <= place < len(objects):
             return {"found": True, "cursor": [region, place], **objects[place]}
@@ -51,39 +51,42 @@ def region_at(pyramid: ShownPyramid, y: int, x: int) -> int:
     return grid.index(min(max(y, 0) // factor, rows - 1), min(max(x, 0) // factor, columns - 1))
 
 
-def _objects_in(
-    pyramid: ShownPyramid, box: Box, classes: frozenset[int] | None
-) -> list[dict[str, Any]]:
-    """Objects whose first part lies in ``box``, in reading order."""
-    # One line more above and to the left shows what began in an earlier region.
-    wide = Box(max(0, box.y0 - 1), max(0, box.x0 - 1), box.y1, box.x1)
-    mask = pyramid.read(0, wide)
-    factor = pyramid.levels[0].downsample
-    found = []
-    for parts, values in _parts(mask, classes):
-        for number, window in enumerate(ndimage.find_objects(parts), start=1):
-            y0, x0 = window[0].start, window[1].start
-            if (box.y0 > 0 and y0 == 0) or (box.x0 > 0 and x0 == 0):
-                continue
-            inside = parts[window] == number
-            rows, columns = np.nonzero(inside)
-            y1, x1 = window[0].stop, window[1].stop
-            found.append(
-                {
-                    "value": values[number - 1],
-                    "area_px": int(inside.sum()) * factor * factor,
-                    "y": (wide.y0 + y0 + float(rows.mean()) + 0.5) * factor,
-                    "x": (wide.x0 + x0 + float(columns.mean()) + 0.5) * factor,
-                    "box": [
-                        (wide.y0 + y0) * factor,
-                        (wide.x0 + x0) * factor,
-                        (wide.y0 + y1) * factor,
-                        (wide.x0 + x1) * factor,
-                    ],
-                }
-            )
-    found.sort(key=lambda one: (one["box"][0], one["box"][1]))
-    return found
+class _Objects:
+    """Objects whose first part lies in a box, in reading order; measured when asked for."""
+
+    def __init__(self, pyramid: ShownPyramid, box: Box, classes: frozenset[int] | None) -> None:
+        # One line more above and to the left shows what began in an earlier region.
+        wide = Box(max(0, box.y0 - 1), max(0, box.x0 - 1), box.y1, box.x1)
+        self._wide = wide
+        self._factor = pyramid.levels[0].downsample
+        self._layers = list(_parts(pyramid.read(0, wide), classes))
+        found = []
+        for layer, (parts, _) in enumerate(self._layers):
+            for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
+                earlier = (box.y0 > 0 and rows.start == 0) or (box.x0 > 0 and columns.start == 0)
+                if not earlier:
+                    found.append((rows.start, columns.start, layer, number, rows, columns))
+        found.sort(key=lambda one: one[:4])
+        self._found = found
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        """Class, area and place of an object, in level-0 px of the image."""
+        y0, x0, layer, number, rows, columns = self._found[place]
+        parts, values = self._layers[layer]
+        inside = parts[rows, columns] == number
+        ys, xs = np.nonzero(inside)
+        top, left, factor = self._wide.y0 + y0, self._wide.x0 + x0, self._factor
+        height, width = inside.shape
+        return {
+            "value": values[number - 1],
+            "area_px": len(ys) * factor * factor,
+            "y": (top + float(ys.mean()) + 0.5) * factor,
+            "x": (left + float(xs.mean()) + 0.5) * factor,
+            "box": [top * factor, left * factor, (top + height) * factor, (left + width) * factor],
+        }
 
 
 def _parts(

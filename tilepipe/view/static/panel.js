@@ -69,7 +69,7 @@ export class Panel {
     options($("label-select"), `${this.settings.source}.${this.settings.label}`);
     const all = app.sources.flatMap((source, s) => source.labels.map((_, l) => `${s}.${l}`));
     const current = `${this.settings.source}.${this.settings.label}`;
-    if (!all.includes(this.settings.with)) this.settings.with = all.find((one) => one !== current) || "";
+    if (!all.includes(this.settings.with) || this.settings.with === current) this.settings.with = all.find((one) => one !== current) || "";
     options($("compare-select"), this.settings.with);
     $("compare-section").hidden = all.length < 2;
     $("mask-section").hidden = all.length === 0;
@@ -198,6 +198,7 @@ export class Panel {
       const [source, label] = event.target.value.split(".").map(Number), other = source !== this.settings.source;
       Object.assign(this.settings, { source, label, hidden: "", colors: "" });
       if (other) { Object.assign(this.settings, { channels: "" }); this.buildChannels(); app.selectSource(false); } else app.selectLabel();
+      this.fillSelects();
       app.setCompare();
       app.save();
     });
