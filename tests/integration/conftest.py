@@ -62,7 +62,9 @@ class Zygote:
         self._folder = folder
         self._count = 0
         self._lock = threading.Lock()
+        # Beside other processes, threads that wait for each other burn what the others need.
         threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+        threads["OMP_THREAD_LIMIT"] = "1"
         self._process = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("zygote.py")],
             stdin=subprocess.PIPE,

@@ -1,0 +1,162 @@
+"""Twenty slides in one run, two of them broken; manifests; what is refused."""
+
+import csv
+import json
+
+import pytest
+
+from tilepipe.store import open_store
+
+GOOD = [f"s{n:02}" for n in range(20) if n not in (4, 11)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, make_slide):
+    """Eighteen slides of 150 x 130 px, one cut off in its pixels, one that is no TIFF."""
+    folder = tmp_path_factory.mktemp("slides")
+    for number in range(20):
+        make_slide(folder / f"s{number:02}.tif", shape=(150, 130), seed=number)
+    whole = (folder / "s04.tif").read_bytes()
+    (folder / "s04.tif").write_bytes(whole[: len(whole) // 2])
+    (folder / "s11.tif").write_bytes(b"this was a slide once " * 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder, zygote, flags, tmp_path_factory):
+    """The first run: its output folder and what it printed."""
+    out = tmp_path_factory.mktemp("results")
+    text = zygote.run("run", f"{folder}/*.tif", "-o", out, *flags, code=1)
+    return out, text
+
+
+def status(out):
+    with (out / "status.csv").open(newline="") as file:
+        return {row["slide"].rsplit("/", 1)[-1]: row for row in csv.DictReader(file)}
+
+
+def state(store):
+    return open_store(str(store)).label("unet").read_record()["state"]
+
+
+def times(out, names):
+    return {
+        path: path.stat().st_mtime_ns
+        for name in names
+        for path in (out / f"{name}.zarr").rglob("*")
+        if path.is_file()
+    }
+
+
+def test_two_broken_slides_stop_nobody(results):
+    out, text = results
+    rows = status(out)
+    assert len(rows) == 20
+    for name in GOOD:
+        row = rows[f"{name}.tif"]
+        assert (row["state"], row["reason"]) == ("done", "")
+        assert int(row["units"]) > 0
+        assert float(row["seconds"]) > 0
+        assert state(out / f"{name}.zarr") == "done"
+    for name in ("s04.tif", "s11.tif"):
+        assert rows[name]["state"] == "failed"
+        assert name in rows[name]["reason"]
+    assert "not a TIFF" in rows["s11.tif"]["reason"]
+    assert "2 of 20 slides failed" in text
+    assert "Traceback" not in text
+
+
+def test_again_only_the_two_are_touched(results, folder, zygote, flags):
+    out, _ = results
+    before = times(out, GOOD)
+    told = zygote.run("run", f"{folder}/*.tif", "-o", out, *flags, "--json", code=1)
+    assert times(out, GOOD) == before
+    facts = json.loads(told.splitlines()[0])
+    assert sum(entry["state"] == "done" for entry in facts) == 18
+    assert all(entry.get("px", 0) == 0 for entry in facts)
+    assert sum(row["state"] == "failed" for row in status(out).values()) == 2
+
+
+def test_each_equals_a_run_of_its_own(results, folder, zygote, flags, equal, tmp_path):
+    out, _ = results
+    zygote.run("run", folder / "s07.tif", "-o", tmp_path / "alone.zarr", *flags)
+    equal(out / "s07.zarr", tmp_path / "alone.zarr")
+
+
+def test_a_mended_slide_is_done_next_time(results, folder, zygote, flags, make_slide):
+    out, _ = results
+    make_slide(folder / "s11.tif", shape=(150, 130), seed=11)
+    zygote.run("run", f"{folder}/*.tif", "-o", out, *flags, code=1)
+    rows = status(out)
+    assert rows["s11.tif"]["state"] == "done"
+    assert rows["s04.tif"]["state"] == "failed"
+
+
+def test_a_manifest_names_outputs_sizes_and_labels(folder, zygote, flags, tmp_path):
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text(
+        f"slide,output,mpp,label\n{folder}/s00.tif,a/first.zarr,0.25,cells\n{folder}/s01.tif,,,\n"
+    )
+    out = tmp_path / "out"
+    zygote.run("run", "--manifest", manifest, "-o", out, *flags)
+    first = open_store(str(out / "a" / "first.zarr"))
+    assert first.mpp == (0.25, 0.25)
+    assert first.labels == ("cells",)
+    assert open_store(str(out / "s01.zarr")).labels == ("unet",)
+    assert [row["state"] for row in status(out).values()] == ["done", "done"]
+
+
+@pytest.mark.parametrize(
+    "row, told",
+    [
+        ("{slides}/s00.tif,../out.zarr,,", "leaves the output folder"),
+        ("{slides}/s00.tif,/tmp/elsewhere.zarr,,", "leaves the output folder"),
+        ("{slides}/s00.tif,link/out.zarr,,", "leaves the output folder"),
+        ("{slides}/s00.tif,a/../../out.zarr,,", "leaves the output folder"),
+        ("{slides}/s00.tif,,,../../label", "name"),
+        ("{slides}/s00.tif,,,a/b", "name"),
+        ("{slides}/s00.tif,,zero,", "is no number"),
+        ("{slides}/s00.tif,,-1,", "slide_mpp"),
+        (",x.zarr,,", "no slide"),
+        ("{slides}/s00.tif,x.zarr,,\n{slides}/s01.tif,x.zarr,,", "both be written to"),
+    ],
+)
+def test_manifests_cannot_leave_the_output(folder, zygote, flags, tmp_path, row, told):
+    out = tmp_path / "out"
+    (tmp_path / "outside").mkdir()
+    out.mkdir()
+    (out / "link").symlink_to(tmp_path / "outside", target_is_directory=True)
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text("slide,output,mpp,label\n" + row.format(slides=folder) + "\n")
+    text = zygote.run("run", "--manifest", manifest, "-o", out, *flags, code=1)
+    assert told in text
+    assert "Traceback" not in text
+    assert [path.name for path in out.iterdir()] == ["link"]
+    assert not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.parametrize("name", ["..", "../up", "a/b", "/abs", ".hidden", "labels/../x", "a\\b"])
+def test_label_names_cannot_leave_the_store(folder, zygote, flags, tmp_path, name):
+    out = tmp_path / "deep" / "out.zarr"
+    text = zygote.run("run", folder / "s00.tif", "-o", out, *flags, "--name", name, code=1)
+    assert "name" in text
+    assert not out.exists()
+
+
+def test_a_link_in_the_store_is_not_followed(folder, zygote, flags, tmp_path):
+    out, outside = tmp_path / "out.zarr", tmp_path / "outside"
+    zygote.run("ingest", folder / "s00.tif", "-o", out, "--unit", "128", "--quiet")
+    outside.mkdir()
+    (out / "labels").symlink_to(outside, target_is_directory=True)
+    text = zygote.run("run", folder / "s00.tif", "-o", out, *flags, code=1)
+    assert "link" in text
+    assert not list(outside.iterdir())
+
+
+def test_more_declared_pixels_than_allowed_are_refused(folder, zygote, flags, tmp_path):
+    out = tmp_path / "out.zarr"
+    text = zygote.run("run", folder / "s00.tif", "-o", out, *flags, "--max-pixels", 9999, code=1)
+    assert "s00.tif" in text
+    assert "19500" in text.replace(",", "").replace(" ", "") or "150 x 130" in text
+    assert "--max-pixels" in text
+    assert not out.exists()

@@ -1,0 +1,57 @@
+"""``--part I/N`` in processes that know nothing of each other, then ``finish``."""
+
+import pytest
+
+from tilepipe.store import open_store
+
+
+def test_three_parts_at_once_then_finish(zygote, slide, flags, reference, equal, tmp_path):
+    store = tmp_path / "out.zarr"
+    parts = [
+        zygote.start("tilepipe", "run", slide, "-o", store, *flags, "--part", f"{share}/3")
+        for share in (2, 0, 1)
+    ]
+    for part in parts:
+        assert part.wait() == 0, part.text()
+    label = open_store(str(store)).label("unet")
+    assert label.read_record()["state"] == "part done"
+    zygote.run("finish", store, "--quiet")
+    equal(store, reference)
+    assert open_store(str(store)).label("unet").read_record()["state"] == "done"
+    assert open_store(str(store)).read_record()["state"] == "done"
+
+
+@pytest.mark.parametrize("order", [(1, 2, 0), (2, 1)])
+def test_parts_in_any_order_or_missing(zygote, slide, flags, reference, equal, tmp_path, order):
+    """``finish`` does what no part has done."""
+    store = tmp_path / "out.zarr"
+    for share in order:
+        zygote.run("run", slide, "-o", store, *flags, "--part", f"{share}/3")
+    zygote.run("finish", store, "--quiet")
+    equal(store, reference)
+
+
+def test_a_killed_part_goes_on(
+    zygote, slide, flags, reference, equal, records, tmp_path, wait_until
+):
+    store = tmp_path / "out.zarr"
+    command = ["run", slide, "-o", store, *flags, "--part", "0/2"]
+    process = zygote.start("tilepipe", *command)
+    wait_until(lambda: records(store) > 3 or process.poll() is not None, "some units")
+    process.kill()
+    zygote.run(*command)
+    zygote.run("run", slide, "-o", store, *flags, "--part", "1/2")
+    zygote.run("finish", store, "--quiet")
+    equal(store, reference)
+
+
+@pytest.mark.parametrize("part", ["3/3", "0/0", "-1/3", "x"])
+def test_parts_that_make_no_sense_are_refused(zygote, slide, flags, tmp_path, part):
+    text = zygote.run("run", slide, "-o", tmp_path / "out.zarr", *flags, "--part", part, code=1)
+    assert "part" in text
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_finish_needs_a_store_of_ours(zygote, tmp_path):
+    text = zygote.run("finish", tmp_path / "none.zarr", code=1)
+    assert "nothing there" in text
