@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tilepipe.infer.account import Account, account_json, merge_seconds, trace_json
+    from tilepipe.infer.certify import Certificate, verify
     from tilepipe.infer.engine import Engine, UnitResult
     from tilepipe.infer.memory import estimate_memory, keep_memory
     from tilepipe.infer.settings import Settings, choose_settings
     from tilepipe.infer.tuning import estimate_seconds
-    from tilepipe.infer.certify import Certificate, verify
 
 _HOME = {
     "Account": "account",

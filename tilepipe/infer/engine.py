@@ -84,6 +84,7 @@ class Engine:
         self.account = account or Account()
         self.device, self.precision, self.backend = device, precision, backend
         self._threads = threads
+        self._refused = ""
         self._cgm = cgm
         self._make = make
         self._layout = _Layout(plan, max(1, batch))
@@ -118,7 +119,7 @@ class Engine:
         not fit the device.
         """
         account = Account(parent=self.account)
-        facts: dict[str, Any] = {"backend": self.backend, "precision": self.precision}
+        facts: dict[str, Any] = {"precision": self.precision}
         precision = self.precision
         while True:
             layout = self._layout
@@ -136,6 +137,9 @@ class Engine:
                 smaller = self._shrink(layout, error)
                 facts["oom"] = facts.get("oom", 0) + 1
                 facts.setdefault("oom_events", []).append(smaller)
+        facts["backend"] = self.backend
+        if self._refused:
+            facts["backend_refused"] = self._refused
         facts["seconds"] = {step: round(value, 6) for step, value in account.seconds.items()}
         return UnitResult(ids, facts)
 
@@ -297,18 +301,23 @@ class Engine:
         if key not in self._backends:
             # What reduced precision could not hold is redone by the plainest of back-ends.
             name = self.backend if precision == self.precision else "torch"
-            self._backends[key] = self._make(
-                name,
-                self.model,
-                plan,
-                batch=layout.batch,
-                dtype=dtype,
-                device=self.device,
-                precision=precision,
-                threads=self._threads,
-                output="probabilities" if _blends(plan) else "ids",
-                gated=self._cgm == "tile",
-            )
+            options = {
+                "batch": layout.batch,
+                "dtype": dtype,
+                "device": self.device,
+                "precision": precision,
+                "threads": self._threads,
+                "output": "probabilities" if _blends(plan) else "ids",
+                "gated": self._cgm == "tile",
+            }
+            try:
+                self._backends[key] = self._make(name, self.model, plan, **options)
+            except ModelError as error:
+                if name != "openvino":
+                    raise
+                # It cannot take this network, here or on resume: the same pixels either way.
+                self.backend, self._refused = "torch", str(error)
+                self._backends[key] = self._make("torch", self.model, plan, **options)
         return self._backends[key]
 
     def _drop_backends(self) -> None:

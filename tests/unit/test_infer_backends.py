@@ -1,0 +1,240 @@
+"""Back-ends: OpenVINO says why not; the CUDA one keeps its order of copies, with a stand-in."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tilepipe.errors import ModelError
+from tilepipe.infer import Account, Engine
+from tilepipe.infer import openvino as ov_room
+from tilepipe.infer.backends import make_backend, stack_tiles, staging_dtype, supported_precisions
+from tilepipe.infer.cuda import CudaBackend
+from tilepipe.infer.network import TileNetwork
+from tilepipe.infer.openvino import openvino_fits
+from tilepipe.infer.plans import plan_for
+from tilepipe.models import load_model
+from tilepipe.spec import JobSpec
+from tilepipe.tiling import Box
+
+
+def model_and_plan(tile=None, base=2, **options):
+    model = load_model("unet", weights="random:0", base=base, **options)
+    plan, _ = plan_for(model, (200, 150), JobSpec(tile=tile or 316), unit_px=256)
+    return model, plan
+
+
+class FakeEvent:
+    def __init__(self, log, name) -> None:
+        self.log, self.name = log, name
+
+    def synchronize(self) -> None:
+        self.log.append(f"wait for {self.name}")
+
+
+class FakeStream:
+    made = 0
+
+    def __init__(self, log) -> None:
+        FakeStream.made += 1
+        self.log, self.name, self.events = log, f"stream {FakeStream.made % 3}", 0
+
+    def record_event(self):
+        self.events += 1
+        self.log.append(f"{self.name} event {self.events}")
+        return FakeEvent(self.log, f"{self.name} event {self.events}")
+
+    def wait_event(self, event) -> None:
+        self.log.append(f"{self.name} waits for {event.name}")
+
+
+class FakeCuda:
+    """torch.cuda on a machine without one: everything happens at once, in calling order."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        FakeStream.made = 0
+
+    def Stream(self, device):
+        return FakeStream(self.log)
+
+    @contextmanager
+    def stream(self, stream):
+        self.log.append(f"on {stream.name}")
+        yield
+
+    def empty_cache(self) -> None:
+        self.log.append("emptied")
+
+
+def fake_cuda(cuda):
+    def make(name, model, plan, *, batch, dtype, precision, output="ids", gated=False, **_):
+        network = TileNetwork(
+            model, plan, dtype=dtype, precision=precision, output=output, gated=gated
+        )
+        shape = (batch, model.in_channels, plan.input_px, plan.input_px)
+        return CudaBackend(
+            network, shape=shape, dtype=dtype, device="cpu", precision=precision, cuda=cuda
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_cuda_backend_gives_the_cpus_labels(batch):
+    model, plan = model_and_plan()
+    image = np.random.default_rng(0).integers(0, 256, (3, 200, 150)).astype(np.uint8)
+
+    def read(box):
+        return image[(slice(None), *box.slices)]
+
+    box = Box(0, 0, 200, 150)
+    expected = Engine(model, plan=plan).segment(read, box).ids
+    cuda = FakeCuda()
+    engine = Engine(model, plan=plan, device="cpu", backend="cuda", batch=batch,
+                    make=fake_cuda(cuda))  # fmt: skip
+    np.testing.assert_array_equal(engine.segment(read, box).ids, expected)
+    engine.close()
+    assert cuda.log[-1] == "emptied"
+
+
+def test_cuda_backend_copies_in_computes_and_copies_out_in_order():
+    model, plan = model_and_plan()
+    cuda = FakeCuda()
+    backend = fake_cuda(cuda)(
+        "torch", model, plan, batch=1, dtype=np.dtype(np.uint8), precision="fp32"
+    )
+    account = Account()
+    tile = np.zeros((3, 316, 316), np.uint8)
+    first, second = backend.submit([tile], account), backend.submit([tile + 200], account)
+    # Nothing has been waited for while two batches are under way.
+    assert not any(entry.startswith("wait for") for entry in cuda.log)
+    one = backend.collect(first, account)
+    two = backend.collect(second, account)
+    assert one.finite
+    assert two.finite
+    log = cuda.log[:8]
+    assert log == [
+        "on stream 1",
+        "stream 1 event 1",
+        "on stream 2",
+        "stream 2 waits for stream 1 event 1",
+        "stream 2 event 1",
+        "on stream 0",
+        "stream 0 waits for stream 2 event 1",
+        "stream 0 event 1",
+    ]
+    assert not torch.equal(one.values, two.values) or one.values.float().std() == 0
+    assert {"host-to-device", "compute"} <= set(account.seconds)
+
+
+def test_cuda_backend_blends_on_the_device():
+    model = load_model("unet-dilated", weights="random:0", base=2)
+    plan, _ = plan_for(model, (300, 240), JobSpec(tile=260, halo=40), unit_px=512)
+    image = np.random.default_rng(0).integers(0, 256, (3, 300, 240)).astype(np.uint8)
+
+    def read(box):
+        return image[(slice(None), *box.slices)]
+
+    box = Box(0, 0, 300, 240)
+    expected = Engine(model, plan=plan).segment(read, box).ids
+    engine = Engine(model, plan=plan, backend="cuda", make=fake_cuda(FakeCuda()))
+    np.testing.assert_array_equal(engine.segment(read, box).ids, expected)
+
+
+def test_unknown_backend():
+    model, plan = model_and_plan()
+    with pytest.raises(ModelError, match="back-end 'wings' is unknown"):
+        make_backend("wings", model, plan, batch=1, dtype=np.dtype(np.uint8), device="cpu",
+                     precision="fp32")  # fmt: skip
+
+
+def test_why_openvino_does_not_fit(monkeypatch):
+    monkeypatch.setattr(ov_room.importlib.util, "find_spec", lambda name: None)
+    assert "is not installed" in openvino_fits("cpu", "fp32")
+    monkeypatch.setattr(ov_room.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(ov_room, "is_intel", lambda: False)
+    assert "not an Intel one" in openvino_fits("cpu", "fp32")
+    monkeypatch.setattr(ov_room, "is_intel", lambda: True)
+    monkeypatch.setattr(ov_room, "cpu_has_bf16", lambda: False)
+    assert openvino_fits("cpu", "fp32") == ""
+    assert "no bf16" in openvino_fits("cpu", "bf16")
+    assert "no fp16" in openvino_fits("cpu", "fp16")
+    assert "not on cuda:0" in openvino_fits("cuda:0", "fp32")
+    assert "torch only" in openvino_fits("cpu", "fp32", gated=True)
+
+
+needs_openvino = pytest.mark.skipif(bool(openvino_fits("cpu", "fp32")), reason="no OpenVINO here")
+
+
+@needs_openvino
+def test_openvino_runs_part_of_a_batch_and_other_dtypes(tmp_path, monkeypatch):
+    monkeypatch.setenv("TILEPIPE_CACHE", str(tmp_path))
+    model, plan = model_and_plan(tile=188 + 16)
+    rng = np.random.default_rng(0)
+    for dtype in (np.uint16,):
+        tiles = [rng.integers(0, np.iinfo(dtype).max, (3, 204, 204)).astype(dtype) for _ in "ab"]
+        made = {}
+        for name in ("openvino", "torch"):
+            backend = make_backend(name, model, plan, batch=3, dtype=np.dtype(dtype), device="cpu",
+                                   precision="fp32", threads=1)  # fmt: skip
+            account = Account()
+            result = backend.collect(backend.submit(tiles, account), account)
+            made[name] = result.values.numpy().copy()
+            assert result.finite
+            backend.close()
+        assert made["openvino"].shape == made["torch"].shape
+        assert (made["openvino"] != made["torch"]).mean() < 0.01
+
+
+@needs_openvino
+def test_openvino_that_cannot_take_a_network_gives_way_to_torch(monkeypatch):
+    import openvino
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("No conversion rule for aten::wings\nand more")
+
+    monkeypatch.setattr(openvino, "convert_model", refuse)
+    model, plan = model_and_plan()
+    image = np.zeros((3, 200, 150), np.uint8)
+    engine = Engine(model, plan=plan, backend="openvino")
+    result = engine.segment(lambda box: image[(slice(None), *box.slices)], Box(0, 0, 200, 150))
+    assert result.facts["backend"] == "torch"
+    assert "No conversion rule for aten::wings" in result.facts["backend_refused"]
+    expected = Engine(model, plan=plan).segment(
+        lambda box: image[(slice(None), *box.slices)], Box(0, 0, 200, 150)
+    )
+    np.testing.assert_array_equal(result.ids, expected.ids)
+
+
+def test_bf16_overflow_sums_are_seen():
+    model, plan = model_and_plan()
+
+    class Nan(nn.Module):
+        def forward(self, x):
+            return torch.full_like(x[:, :2, 92:-92, 92:-92], torch.nan)
+
+    network = TileNetwork(model, plan, dtype=np.dtype(np.uint8), precision="bf16", output="ids")
+    network.network = Nan()
+    _, sums = network(torch.zeros((1, 3, 316, 316), dtype=torch.uint8))
+    assert not torch.isfinite(sums).any()
+
+
+def test_staging_keeps_bytes_and_widens_the_rest():
+    assert staging_dtype(np.dtype(np.uint8)) == np.uint8
+    assert staging_dtype(np.dtype(np.uint16)) == np.float32
+    out = np.zeros((2, 1, 8, 8), np.float32)
+    part = stack_tiles([np.full((1, 4, 6), 40000, np.uint16)], out)
+    assert part.shape == (1, 1, 4, 6)
+    assert (part == 40000).all()
+    with pytest.raises(TypeError):
+        stack_tiles([np.zeros((1, 4, 6), np.uint16)], np.zeros((1, 1, 8, 8), np.uint8))
+
+
+def test_fp32_is_always_supported():
+    assert "fp32" in supported_precisions("cpu")
+    assert "fp16" not in supported_precisions("cpu")

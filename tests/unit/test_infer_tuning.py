@@ -1,0 +1,221 @@
+"""Tuning, its cache and its bounds; memory forecast; the allocator's switch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tilepipe.infer import (
+    caches,
+    choose_settings,
+    estimate_memory,
+    estimate_seconds,
+    memory,
+    tuning,
+)
+from tilepipe.infer.tuning import Trial, candidate_plans, tuned, useful_px
+from tilepipe.models import load_model
+from tilepipe.spec import JobSpec
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TILEPIPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("unet", weights="random:0", base=2)
+
+
+def start(model, **spec):
+    asked = JobSpec(precision="fp32", backend="torch", **spec)
+    return asked, choose_settings(
+        model, extent=(9000, 9000), spec=asked.replace(tune=False), channels=3, unit_px=2048
+    )
+
+
+def fast(best_px, calls=None):
+    """Stands for the measurement: tiles near ``best_px`` are the fastest."""
+
+    def measure(settings, model, candidates, *, dtype, **_):
+        if calls is not None:
+            calls.append(len(candidates))
+        return [
+            Trial(plan.input_px, plan.core_px, batch, 1000.0 - abs(plan.input_px - best_px))
+            for plan, batch in candidates
+        ]
+
+    return measure
+
+
+def test_the_fastest_tile_is_taken_and_remembered(model, monkeypatch, cache):
+    spec, settings = start(model)
+    calls: list[int] = []
+    monkeypatch.setattr(tuning, "measure", fast(700, calls))
+    first = tuned(settings, model, spec, dtype=np.dtype(np.uint8), workers=1)
+    assert first.plan.input_px < settings.plan.input_px
+    assert "measured" in first.notes[-1]
+    assert len(list(cache.glob("tune-*.json"))) == 1
+    again = tuned(settings, model, spec, dtype=np.dtype(np.uint8), workers=1)
+    assert again.plan == first.plan
+    assert "earlier measurement" in again.notes[-1]
+    assert len(calls) == 1
+
+
+def test_another_precision_is_another_measurement(model, monkeypatch):
+    spec, settings = start(model)
+    calls: list[int] = []
+    monkeypatch.setattr(tuning, "measure", fast(700, calls))
+    tuned(settings, model, spec, dtype=np.dtype(np.uint8), workers=1)
+    tuned(replace(settings, precision="bf16"), model, spec, dtype=np.dtype(np.uint8), workers=1)
+    assert len(calls) == 2
+
+
+def test_a_spoilt_cache_is_measured_again(model, monkeypatch, cache):
+    spec, settings = start(model)
+    monkeypatch.setattr(tuning, "measure", fast(700))
+    first = tuned(settings, model, spec, dtype=np.dtype(np.uint8), workers=1)
+    next(cache.glob("tune-*.json")).write_text("{]")
+    assert tuned(settings, model, spec, dtype=np.dtype(np.uint8), workers=1).plan == first.plan
+    next(cache.glob("tune-*.json")).write_text(json.dumps({"input_px": 13, "batch": 1}))
+    assert tuned(settings, model, spec, dtype=np.dtype(np.uint8), workers=1).plan == first.plan
+
+
+def test_what_the_user_says_wins(model):
+    spec, settings = start(model, tile=572, batch=2)
+    assert list(candidate_plans(settings, model, spec, workers=1)) == [(settings.plan, 2)]
+    same = tuned(settings, model, spec, dtype=np.dtype(np.uint8), workers=1)
+    assert same == settings
+    assert same.batch == 2
+
+
+def test_candidates_are_bounded_by_free_memory(model, monkeypatch):
+    spec, settings = start(model)
+    wide = [plan.input_px for plan, _ in candidate_plans(settings, model, spec, workers=1)]
+    assert max(wide) > settings.plan.input_px
+    monkeypatch.setattr(tuning, "free_bytes", lambda device: 1 << 20)
+    narrow = [plan.input_px for plan, _ in candidate_plans(settings, model, spec, workers=1)]
+    assert narrow == [settings.plan.input_px]
+
+
+def test_blended_tiles_are_not_tuned_because_they_are_part_of_the_answer():
+    dilated = load_model("unet-dilated", weights="random:0", base=2)
+    spec, settings = start(dilated)
+    assert settings.plan.mode == "blended"
+    assert len(list(candidate_plans(settings, dilated, spec, workers=1))) == 1
+
+
+def test_measuring_leaves_out_what_does_not_fit_and_keeps_to_its_budget(model, monkeypatch):
+    _, settings = start(model)
+    plans = [settings.plan] * 3
+    made = []
+
+    class Backend:
+        depth = 1
+
+        def submit(self, tiles, account):
+            if len(made) == 1:
+                raise MemoryError
+            return None
+
+        def collect(self, ticket, account):
+            return None
+
+        def close(self):
+            pass
+
+    def make(*args, **kwargs):
+        made.append(kwargs["batch"])
+        return Backend()
+
+    monkeypatch.setattr(tuning, "make_backend", make)
+    now = iter(range(1000))
+    found = tuning.measure(
+        settings, model, [(plan, 1 + n) for n, plan in enumerate(plans)],
+        dtype=np.dtype(np.uint8), budget_s=1e9, clock=lambda: float(next(now)),
+    )  # fmt: skip
+    assert made == [1, 2, 3]
+    assert [trial.batch for trial in found] == [2, 3]
+    made.clear()
+    found = tuning.measure(
+        settings, model, [(plan, 2) for plan in plans],
+        dtype=np.dtype(np.uint8), budget_s=-1.0, clock=lambda: float(next(now)),
+    )  # fmt: skip
+    assert len(found) == 1
+
+
+def test_useful_px_counts_what_sticks_out(model):
+    _, settings = start(model)
+    plan = settings.plan
+    assert useful_px(replace(plan, unit_px=2048, core_px=1024)) == 1024**2
+    assert useful_px(replace(plan, unit_px=2048, core_px=1536)) == 1024**2
+
+
+def test_a_real_measurement_of_a_small_tile(model):
+    _, settings = start(model, tile=252)
+    seconds = estimate_seconds(model, settings)
+    assert 0 < seconds < 60
+
+
+def test_memory_forecast_grows_with_the_tile_and_is_near_the_truth(model):
+    per_px = memory.peak_activation_bytes(model)
+    # At the widest: two maps of base channels and a concatenation of twice as many.
+    assert 4 * 2 * 2 < per_px < 4 * 2 * 10
+    assert memory.peak_activation_bytes(model, precision="bf16") == per_px / 2
+    _, settings = start(model, tile=572)
+    _, larger = start(model, tile=1196)
+    assert estimate_memory(model, settings) < estimate_memory(model, larger)
+    assert estimate_memory(model, replace(settings, backend="openvino")) > estimate_memory(
+        model, settings
+    )
+
+
+def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("TILEPIPE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert caches.cache_folder() == tmp_path / "tilepipe"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("TILEPIPE_CACHE", str(blocked / "below"))
+    assert caches.usable_cache() is None
+    caches.write_cached("x", {"a": 1})
+    assert caches.read_cached("x") is None
+
+
+def test_keep_memory_holds_freed_blocks():
+    code = """
+import ctypes, sys
+from tilepipe.infer.memory import keep_memory
+if not keep_memory():
+    print("no glibc"); sys.exit()
+import resource, numpy as np
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(64 << 20, np.uint8)
+before = faults()
+for _ in range(5): np.ones(64 << 20, np.uint8)
+print(faults() - before)
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if out == "no glibc":
+        pytest.skip(out)
+    # 64 MiB in pages of 4 KiB, five times over, would be 81920 faults.
+    assert int(out) < 8000
+
+
+def test_free_bytes_is_believable():
+    assert 1 << 20 < memory.free_bytes() < 1 << 50
+    if torch.cuda.is_available():
+        assert memory.free_bytes("cuda:0") > 0

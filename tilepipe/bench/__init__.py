@@ -1,0 +1,1 @@
+"""Throughput: the bare network, the engine from memory and the whole pipeline, in one account."""
