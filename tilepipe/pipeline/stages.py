@@ -79,7 +79,7 @@ def build_stages(layout: Layout) -> list[Stage]:
     if layout.gate:
         stages.append(
             Stage(
-                GATE, layout.level, label[0], rank=2, needs=pixels,
+                GATE, 0, label[0], rank=2, needs=pixels,
                 feeds=lambda _: ((first_label, index) for index in range(len(label[0]))),
                 on_device=True, root=not image,
             )
