@@ -234,3 +234,27 @@ def test_inspect_tells_of_slide_store_and_progress(done, small_slide):
     assert label["units"]["segment"] == {"done": 1, "total": 1}
     assert [entry["name"] for entry in label["classes"]] == ["background", "class 1"]
     assert "1/1 units" in tilepipe("inspect", out)
+
+
+@pytest.mark.parametrize("gate", ["slide", "tile"])
+def test_the_classification_gate_in_two_passes(small_slide, tmp_path, gate):
+    out = tmp_path / "out.zarr"
+    cgm = ["--model", "unet3plus-cgm", "--weights", "random:0", "--base", "2", "--no-tune"]
+    facts = tilepipe("run", small_slide, "-o", out, *cgm, "--level", "1", "--unit", "256",
+                     "--cgm", gate, "--json")  # fmt: skip
+    assert facts["state"] == "done"
+    store = open_store(str(out))
+    record = store.label("unet3plus-cgm").read_record()
+    journal = store.journal("unet3plus-cgm", record["fingerprint"])
+    logits = [entry.facts["logit"] for entry in journal.recorded("gate", 0).values()]
+    if gate == "tile":
+        assert not logits
+        return
+    assert len(logits) == len(store.label("unet3plus-cgm").level(0).grid) == 2
+    mask = pixels(out, "labels/unet3plus-cgm/0")
+    plain = tmp_path / "plain.zarr"
+    tilepipe("run", small_slide, "-o", plain, *cgm, "--level", "1", "--unit", "256", "--quiet")
+    # An open gate changes nothing, a closed one leaves background alone.
+    ungated = pixels(plain, "labels/unet3plus-cgm/0")
+    assert np.array_equal(mask, ungated if max(logits) > 0 else np.zeros_like(ungated))
+    assert ungated.any()
