@@ -163,7 +163,7 @@ class Tally:
         outcomes = self.outcomes
         return (
             f"{outcomes.total()} executions, {outcomes['ok']} ok, {outcomes['refused']} refused, "
-            fXX
+            f"{outcomes['finding']} findings; slowest {self._slowest_s:.2f} s of processor, "
             f"memory +{self._peak_mb:.0f} MB"
         )
 
