@@ -206,11 +206,15 @@ def test_side_outputs_and_gate_are_taught(folders, model, options):
 
 
 def test_border_target_has_three_classes(folders):
-    spec = spec_of(folders, target="foreground+border", steps=1, store="fp16", in_channels=3)
+    spec = spec_of(
+        folders, target="foreground+border", steps=1, store="fp16", in_channels=3,
+        mean=(0.2,), std=(0.25,),
+    )  # fmt: skip
     result = train(spec)
     header = read_header(result.weights)
     assert [c["name"] for c in header["classes"]] == ["background", "nucleus", "border"]
     assert header["in_channels"] == 3
+    assert header["normalisation"] == {"kind": "mean-std", "mean": [0.2], "std": [0.25]}
     assert {t.dtype for t in load_file(result.weights).values()} == {torch.float16}
     assert result.scores[0].f1 is not None
 
@@ -224,6 +228,8 @@ def test_what_cannot_be_trained(folders):
         train(spec_of(folders, target="classes"))
     with pytest.raises(TrainError, match="3 class names for 2 classes"):
         train(spec_of(folders, class_names=("a", "b", "c")))
+    with pytest.raises(TilepipeError, match="2 means for 1 channels"):
+        train(spec_of(folders, mean=(0.2, 0.3), std=(1.0, 1.0)))
     with pytest.raises(TilepipeError, match="norm"):
         train(spec_of(folders, options={"norm": "group"}))
     with pytest.raises(TrainError, match="the loss is nan"):

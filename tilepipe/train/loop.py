@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tilepipe.errors import TrainError
-from tilepipe.models import Net, Normalisation, build, locality_of, save_checkpoint
+from tilepipe.models import Net, build, locality_of, save_checkpoint
 from tilepipe.train.curve import draw_curve
 from tilepipe.train.dataset import Samples, Teaching
 from tilepipe.train.events import Event, Started, Stepped, TrainResult, Validated
@@ -20,7 +20,13 @@ from tilepipe.train.log import TrainLog
 from tilepipe.train.losses import gate_loss, make_loss, supervised
 from tilepipe.train.predict import autocast, choose_precision
 from tilepipe.train.schedule import make_optimizer, rate
-from tilepipe.train.setup import choose_classes, choose_device, fingerprint_of, gather
+from tilepipe.train.setup import (
+    choose_classes,
+    choose_device,
+    choose_normalisation,
+    fingerprint_of,
+    gather,
+)
 from tilepipe.train.spec import TrainSpec
 from tilepipe.train.state import Averaged, Counters, load_state, save_state
 from tilepipe.train.validate import KindScore, overall, score_images
@@ -59,6 +65,7 @@ class Training:
         self.classes = choose_classes(spec)
         channels = spec.in_channels or open_raster(training[0].image).channels
         self.outputs = 1 if spec.classes == 1 else len(self.classes)
+        self.normalisation = choose_normalisation(spec, channels)
         torch.manual_seed(spec.seed)
         self.net: Net = build(
             spec.model,
@@ -213,7 +220,8 @@ class Training:
         # Dropout draws from the global generator: seeded per step, a resumed run draws the same.
         torch.manual_seed(self.spec.seed * 1_000_003 + self.counters.step)
         with autocast(self.device, self.precision):
-            output = self.net(batch.images.contiguous(memory_format=torch.channels_last))
+            images = self.normalisation(batch.images)
+            output = self.net(images.contiguous(memory_format=torch.channels_last))
         loss = supervised(
             [logits.float() for logits in output["logits"]],
             batch.targets,
@@ -244,7 +252,7 @@ class Training:
         module = self.averaged.module
 
         def forward(x: Tensor) -> Tensor:
-            logits: Tensor = module.infer(x)  # type: ignore[operator]
+            logits: Tensor = module.infer(self.normalisation(x))  # type: ignore[operator]
             return logits
 
         scores = score_images(
@@ -284,7 +292,7 @@ class Training:
             name=spec.model,
             arguments=arguments,
             classes=self.classes,
-            normalisation=Normalisation(),
+            normalisation=self.normalisation,
             mpp=spec.mpp,
             locality=locality_of(spec.model, arguments),
             extra={

@@ -8,6 +8,7 @@ import json
 import torch
 
 from tilepipe.errors import TrainError
+from tilepipe.models import Normalisation
 from tilepipe.spec import LabelClass, default_classes
 from tilepipe.train.images import Pair, find_pairs, read_kinds, read_names, split
 from tilepipe.train.spec import TrainSpec
@@ -50,6 +51,15 @@ def choose_classes(spec: TrainSpec) -> tuple[LabelClass, ...]:
     if spec.class_weights is not None and len(spec.class_weights) != len(classes):
         raise TrainError(f"{len(spec.class_weights)} class weights for {len(classes)} classes")
     return classes
+
+
+def choose_normalisation(spec: TrainSpec, channels: int) -> Normalisation:
+    """Return what the network sees of a pixel; ModelError for numbers that cannot be."""
+    if not spec.mean and not spec.std:
+        return Normalisation()
+    normalisation = Normalisation("mean-std", spec.mean, spec.std)
+    normalisation.check_channels(channels)
+    return normalisation
 
 
 def choose_device(name: str) -> torch.device:

@@ -44,6 +44,10 @@ class TrainSpec(BaseModel):
     base: int | None = Field(default=None, ge=1, le=1024)
     options: dict[str, Any] = Field(default_factory=dict)
     mpp: float | None = Field(default=None, gt=0)
+    mean: tuple[float, ...] = ()
+    """With ``std``: the network sees (share of the dtype's range - mean) / std; one number, or one
+    per channel. None: it sees the share."""
+    std: tuple[float, ...] = ()
 
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
