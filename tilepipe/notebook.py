@@ -54,7 +54,7 @@ def open_result(store: str | Path, label: str | None = None) -> Result:
     """Open a finished (or running) mask; ``label`` may be left out where there is one."""
     if label is None:
         opened = open_store(str(store))
-        names = opened.labels
+        names = opened.masks
         if len(names) != 1:
             raise StoreError(
                 f"{store}: has {len(names)} labels ({', '.join(names)}); say which one"

@@ -65,6 +65,10 @@ def test_objects_are_those_of_the_whole_mask(done):
     assert (record["state"], record["count"], record["instances_of"]) == ("done", n, "unet")
     assert label.n_levels == open_store(str(out)).label("unet").n_levels
     np.testing.assert_array_equal(pixels(out, "labels/unet-instances/1"), reduce_label(whole))
+    # Where a command wants one label, the objects are not a second one to choose from.
+    assert open_store(str(out)).masks == ("unet",)
+    scores = tilepipe("evaluate", out, out, "--json")
+    assert scores["objects_predicted"] == n
     # What the units told each other is not kept.
     assert not (out / "tilepipe" / "objects" / "unet").exists()
 

@@ -117,10 +117,10 @@ def _label(store: Store, name: str | None) -> Label:
 
     if name is not None:
         return store.label(name)
-    if len(store.labels) != 1:
+    if len(store.masks) != 1:
         known = ", ".join(store.labels) or "none"
         raise ExportError(f"{store.location}: say which label with --label; there are: {known}")
-    return store.label(store.labels[0])
+    return store.label(store.masks[0])
 
 
 def _kept(label: Label, text: str | None) -> frozenset[int] | None:

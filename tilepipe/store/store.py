@@ -141,6 +141,14 @@ class Store:
         listed = names_in(ome_of(self._label_attributes(), self.version).get("labels"))
         return tuple(name for name in listed if _is_safe(name))
 
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Names of the labels that hold classes: what is left out are the objects of another."""
+        return tuple(name for name in self.labels if "instances_of" not in self._label_record(name))
+
+    def _label_record(self, name: str) -> dict[str, Any]:
+        return read_own(read_attributes(self.files, f"{LABELS}/{name}", self.version) or {})
+
     def label(self, name: str) -> Label:
         """Return a label; StoreError lists those there are."""
         if name not in self.labels:

@@ -108,11 +108,11 @@ def _of_store(location: str, name: str | None) -> LabelImage:
 
     store = open_store(location)
     if name is None:
-        if len(store.labels) != 1:
+        if len(store.masks) != 1:
             raise TrainError(
                 f"{location}: labels {', '.join(store.labels) or 'none'}; say which with --label"
             )
-        name = store.labels[0]
+        name = store.masks[0]
     label = store.label(name)
     level = label.level(0)
     return LabelImage(
