@@ -65,7 +65,7 @@ def open_result(store: str | Path, label: str | None = None) -> Result:
 
 def verify(store: str | Path, **settings: Any) -> Any:
     """Recompute places of a finished mask and compare; see ``tilepipe verify``."""
-    from tilepipe.infer.verify import verify as check
+    from tilepipe.infer import verify as check
 
     return check(str(store), **settings)
 
