@@ -39,6 +39,7 @@ def write_slide(path, side):
     )
 
 
+@pytest.mark.slow
 def test_the_report_says_what_inspect_says(tmp_path):
     slide, store = tmp_path / "slide.tif", tmp_path / "slide.zarr"
     write_slide(slide, 300)
