@@ -121,6 +121,9 @@ def _convert(network: TileNetwork, shape: tuple[int, int, int, int], dtype: np.d
     )
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
+        # Without torch's own check of the trace, which runs the network twice more.
+        trace: Any = torch.jit.trace
+        traced = trace(network, example, check_trace=False)
         return openvino.convert_model(
-            network, example_input=example, input=[openvino.PartialShape(list(shape))]
+            traced, example_input=example, input=[openvino.PartialShape(list(shape))]
         )
