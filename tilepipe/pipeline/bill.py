@@ -46,6 +46,8 @@ def bill(request: Request) -> dict[str, Any]:
     ratio = _compressed_share(source) if copied else 0.0
     pyramid_px = sum(height * width for height, width in extents)
     mask_px = sum(height * width for height, width in extents[chosen.level :])
+    # Objects compress as their mask does: ids change where classes do.
+    mask_px *= 1 + spec.instances
     disk = round(pyramid_px * source.channels * itemsize * ratio + mask_px * 0.02)
     height, width = extents[chosen.level]
     return {
