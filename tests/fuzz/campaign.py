@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARES = {"tiff": 18, "store": 6, "store04": 6, "journal": 30, "job": 25, "checkpoint": 15}
 """Percent of all executions; the costly ones get few."""
 BATCH = 50
-WALL_FACTOR = 6
+WALL_FACTOR = 30
 """On a busy machine seconds pass without work: a hang is SECONDS of processor time, or this many
 times SECONDS on the clock."""
 
