@@ -67,6 +67,9 @@ class FakeCuda:
         self.log.append(f"on {stream.name}")
         yield
 
+    def synchronize(self) -> None:
+        self.log.append("all is done")
+
     def empty_cache(self) -> None:
         self.log.append("emptied")
 
@@ -117,7 +120,8 @@ def test_cuda_backend_copies_in_computes_and_copies_out_in_order():
     two = backend.collect(second, account)
     assert one.finite
     assert two.finite
-    log = cuda.log[:8]
+    assert cuda.log[0] == "all is done"
+    log = cuda.log[1:9]
     assert log == [
         "on stream 1",
         "stream 1 event 1",

@@ -73,6 +73,8 @@ class CudaBackend:
             # TF32 keeps 10 bits: that would not be float32.
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
+        # Weights and buffers are made on the default stream, which the others do not wait for.
+        cuda.synchronize()
 
     def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> tuple[_Slot, int]:
         """Put a batch on its way; returns at once."""
@@ -107,6 +109,9 @@ class CudaBackend:
         if slot.values is None or slot.sums is None:
             raise RuntimeError("a batch was collected before it was submitted")
         finite = bool(torch.isfinite(slot.sums[:count]).all())
+        if slot.values.is_cuda:
+            # Blended on the current stream: the allocator must know before it is freed.
+            slot.values.record_stream(self._cuda.current_stream(self.device))
         return BatchResult(slot.values[:count], finite)
 
     def close(self) -> None:
