@@ -236,6 +236,13 @@ def test_what_cannot_be_trained(folders):
         train(spec_of(folders, lr=1e30, clip=None, optimizer="sgd", steps=20, save_every_s=99.0))
 
 
+def test_without_validation_the_last_weights_are_kept(folders):
+    result = train(spec_of(folders, val_share=0.0))
+    assert (result.best_step, result.scores) == (4, ())
+    assert result.to_json()["metric"] is None
+    assert read_header(result.weights)["extra"]["metric"] is None
+
+
 def test_validation_folder_and_epochs(folders):
     spec = spec_of(folders, val=folders / "img", val_labels=folders / "lab", steps=None, epochs=1.2)
     events = []

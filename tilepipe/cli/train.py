@@ -166,8 +166,9 @@ class _Display:
 
 
 def _summary(result: TrainResult) -> None:
+    metric = f", metric {result.metric:.4f}" if result.scores else ""
     click.echo(
-        f"{result.weights}: step {result.best_step} of {result.steps}, metric "
-        f"{result.metric:.4f}, {result.elapsed_s:.0f} s\n"
+        f"{result.weights}: step {result.best_step} of {result.steps}{metric}, "
+        f"{result.elapsed_s:.0f} s\n"
         f"next: tilepipe run SLIDE --model NAME --weights {result.weights}"
     )

@@ -57,6 +57,7 @@ class TrainResult:
     steps: int
     elapsed_s: float
     metric: float
+    """Of the weights kept; -inf without validation images."""
     best_step: int
     scores: tuple[KindScore, ...]
 

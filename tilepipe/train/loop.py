@@ -266,10 +266,11 @@ class Training:
         )
         loss = counters.loss_sum / max(1, counters.loss_count)
         # Without validation images the last weights are as good as any.
-        metric = overall(scores) if scores else float(counters.step)
-        best = metric > counters.best or not self.spec.out.is_file()
+        metric = overall(scores)
+        best = not scores or metric > counters.best or not self.spec.out.is_file()
         if best:
-            counters.best, counters.best_step = metric, counters.step
+            counters.best_step = counters.step
+            counters.best = metric if scores else counters.best
             self.sha256 = self.keep(scores, metric)
             self.last_scores = scores
         counters.loss_sum, counters.loss_count = 0.0, 0
@@ -297,7 +298,7 @@ class Training:
             locality=locality_of(spec.model, arguments),
             extra={
                 "step": self.counters.step,
-                "metric": metric,
+                "metric": metric if scores else None,
                 "scores": [asdict(score) for score in scores],
                 "images": {"training": len(self.samples.pairs), "validation": len(self.validation)},
                 "data_sha256": self.data_hash,
