@@ -55,8 +55,8 @@ def command(
                 f"{store}: label {name} verified\n"
                 f"  {certificate.samples} places, {certificate.sampled_px} px computed again: "
                 f"{certificate.flips} differ, {certificate.ties} ties, "
-                f"largest difference in probability {certificate.max_probability_error:.2g} "
-                f"({certificate.precision})\n"
+                f"mask made in {certificate.precision}; two cuts in fp32 differ by at most "
+                f"{certificate.max_probability_error:.2g} in probability\n"
                 f"  {certificate.label_units} units of the mask and {certificate.image_units} of "
                 f"the image have the bytes that were written; slide: {certificate.slide}"
             )
