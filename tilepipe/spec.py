@@ -110,6 +110,13 @@ class JobSpec(BaseModel):
     instances: bool = False
     overwrite: bool = False
 
+    @field_validator("model", "weights", "tissue", "scheduler")
+    @classmethod
+    def _nameable(cls, text: str | None) -> str | None:
+        if text is not None and "://" not in text and not _is_path(text):
+            raise ValueError("no file can have such a name")
+        return text
+
     @field_validator("part")
     @classmethod
     def _part(cls, part: str | None) -> str | None:
@@ -134,7 +141,7 @@ class JobSpec(BaseModel):
         """Read a job file; ``flags`` win. Paths in it are relative to the file's folder."""
         values = read_toml(path)
         weights = values.get("weights")
-        if isinstance(weights, str) and "://" not in weights and not weights.startswith("random:"):
+        if isinstance(weights, str) and not weights.startswith("random:") and _is_path(weights):
             values["weights"] = str((path.parent / weights).resolve())
         return cls.checked({**values, **flags}, source=str(path))
 
@@ -145,6 +152,17 @@ class JobSpec(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values."""
         return self.model_dump(mode="json")
+
+
+def _is_path(text: str) -> bool:
+    """Tell whether the file system can be asked for ``text`` at all."""
+    parts = text.split("/")
+    return (
+        "://" not in text
+        and "\0" not in text
+        and len(text) < 4096
+        and all(len(part.encode("utf-8", "surrogatepass")) < 256 for part in parts)
+    )
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -206,7 +206,10 @@ def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Reques
     folder = Path(output or ".")
     requests = []
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+        text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise SpecError(f"{path}: holds a null byte; a manifest is text")
+        rows = list(csv.DictReader(text.splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SpecError(f"{path}: not a manifest that can be read: {error}") from error
     for number, row in enumerate(rows, start=2):
