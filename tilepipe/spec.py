@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,9 +114,18 @@ class JobSpec(BaseModel):
     @field_validator("model", "weights", "tissue", "scheduler")
     @classmethod
     def _nameable(cls, text: str | None) -> str | None:
-        if text is not None and "://" not in text and not _is_path(text):
+        if text is not None and "://" not in text and not is_path(text):
             raise ValueError("no file can have such a name")
         return text
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(options, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"options are numbers, words and lists of them: {error}") from None
+        return options
 
     @field_validator("part")
     @classmethod
@@ -141,7 +151,7 @@ class JobSpec(BaseModel):
         """Read a job file; ``flags`` win. Paths in it are relative to the file's folder."""
         values = read_toml(path)
         weights = values.get("weights")
-        if isinstance(weights, str) and not weights.startswith("random:") and _is_path(weights):
+        if isinstance(weights, str) and not weights.startswith("random:") and is_path(weights):
             values["weights"] = str((path.parent / weights).resolve())
         return cls.checked({**values, **flags}, source=str(path))
 
@@ -154,7 +164,7 @@ class JobSpec(BaseModel):
         return self.model_dump(mode="json")
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
     """Tell whether the file system can be asked for ``text`` at all."""
     parts = text.split("/")
     return (

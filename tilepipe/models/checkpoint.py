@@ -194,7 +194,7 @@ def _opened(path: str | Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be read: {error.strerror or error}") from error
     except (SafetensorError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{target}: not a safetensors file: {error}") from error
+        raise CheckpointError(f"{target}: not a safetensors file: {str(error)[:300]}") from error
 
 
 def _as_float32(tensor: Tensor, source: str) -> Tensor:

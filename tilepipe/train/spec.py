@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tilepipe.errors import SpecError
-from tilepipe.spec import explain, read_toml
+from tilepipe.spec import explain, is_path, read_toml
 from tilepipe.train.augment import AugmentSpec
 from tilepipe.train.targets import Target
 
@@ -114,6 +114,8 @@ class TrainSpec(BaseModel):
         values = read_toml(path)
         for key in _PATHS:
             if isinstance(values.get(key), str):
+                if not is_path(values[key]):
+                    raise SpecError(f"{path}: {key}: no file can have such a name")
                 values[key] = (path.parent / values[key]).resolve()
         return cls.checked({**values, **flags}, source=str(path))
 
