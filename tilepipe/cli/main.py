@@ -90,13 +90,13 @@ def fail(error: Exception) -> None:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tilepipe")
 def main() -> None:
-    r"""Segment gigapixel images exactly, fast and in bounded memory.
+    """Segment gigapixel images exactly, fast and in bounded memory.
 
     \b
     tilepipe run slide.tif --model unet      slide to OME-Zarr with a mask pyramid
     tilepipe view slide.zarr                 look at it
     tilepipe verify slide.zarr               prove that the tiled mask is the whole-image mask
-    """
+    """  # noqa: D301 - click wants the character itself
 
 
 if __name__ == "__main__":
