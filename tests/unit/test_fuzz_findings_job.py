@@ -48,6 +48,12 @@ def test_the_message_about_a_broken_weights_file_is_short(tmp_path):
     assert len(str(caught.value)) < 1000
 
 
+def test_what_is_wrong_with_settings_is_said_shortly():
+    with pytest.raises(SpecError) as caught:
+        JobSpec.checked({"k" * 5000: 1, "part": "1/" + "9" * 4000, "name": "n" * 5000})
+    assert len(str(caught.value)) < 2000
+
+
 def test_a_manifest_with_a_null_byte_is_refused(tmp_path):
     manifest = tmp_path / "m.csv"
     manifest.write_bytes(b"slide,output,mpp,label\na.tif,a\0.zarr,,\n")
