@@ -54,7 +54,7 @@ def stain_mask(image):
     return mask
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     path = shutil.which("chromium")
     if path is None:

@@ -13,6 +13,10 @@ from tilepipe.store import create_store, open_store, reduce_label
 from tilepipe.tiling import Box
 
 READY = 'body[data-ready="1"]'
+PATIENCE_S = 150
+"""A busy machine draws slowly; what is checked is what it draws."""
+
+pytestmark = pytest.mark.timeout(1200)
 
 
 class Visit:
@@ -23,6 +27,7 @@ class Visit:
             viewport={"width": width, "height": height}, bypass_csp=False, **options
         )
         self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE_S * 1000)
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page.on(
@@ -34,12 +39,12 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(url + hash_)
-        self.page.wait_for_selector(READY, timeout=20_000)
+        self.page.wait_for_selector(READY)
 
     def app(self, expression):
         return self.page.evaluate(f"() => {{ const app = window.tilepipe; return {expression}; }}")
 
-    def until(self, expression, seconds=40):
+    def until(self, expression, seconds=PATIENCE_S):
         """Wait for a condition on the page (its policy forbids waiting inside the page)."""
         end = time.monotonic() + seconds
         while not (value := self.app(expression)):
@@ -67,7 +72,7 @@ class Visit:
 
     def drawn(self, y, x, color, alpha):
         """Wait until the mask over a level-0 pixel has a colour and an opacity (0-255)."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE_S
         while True:
             *shown, strength = self.overlay(y, x)
             near = all(abs(a - b) <= 2 for a, b in zip(shown, color, strict=True))
