@@ -131,6 +131,10 @@ def open_image(slide: Slide, output: str, spec: JobSpec, *, overwrite: bool) -> 
     mark = fingerprint(**wanted)
     if found is not None and record.get("fingerprint") == mark:
         return Image(found, mark, unit_px, record.get("state") == "done" or spec.in_place)
+    if found is not None and not record and found.own and is_blank(found):
+        # Stopped between the creation and the first record: nothing is in it, it begins anew
+        # (test_faults_writes.py).
+        overwrite = True
     if found is not None and not overwrite:
         raise MismatchError(f"{output}: {_difference(record, wanted)}; {_WAYS_OUT_IMAGE}")
     level0 = slide.levels[0]
@@ -160,6 +164,26 @@ def open_image(slide: Slide, output: str, spec: JobSpec, *, overwrite: bool) -> 
         }
     )
     return Image(store, mark, unit_px, spec.in_place)
+
+
+def is_blank(store: Store) -> bool:
+    """Tell whether nothing was ever written to a store: no pixels, no labels, no journal."""
+    return not (_lies_in(store, "0") or _lies_in(store, "tilepipe/journal") or store.labels)
+
+
+def is_begun(store: Store, name: str) -> bool:
+    """Tell whether a label of ours was created and nothing was ever written to it."""
+    label = store.label(name)
+    return (
+        label.own
+        and not label.read_record()
+        and not _lies_in(store, f"labels/{name}/0")
+        and not _lies_in(store, f"tilepipe/journal/{name}")
+    )
+
+
+def _lies_in(store: Store, folder: str) -> bool:
+    return any(entry.is_folder for entry in store.files.entries(folder))
 
 
 _WAYS_OUT_IMAGE = "choose another -o, or make it anew with --overwrite"

@@ -29,6 +29,7 @@ from tilepipe.pipeline.job import (
 )
 from tilepipe.pipeline.output import (
     exclusive,
+    is_begun,
     is_remote,
     open_image,
     running,
@@ -416,7 +417,9 @@ def _open_label(
     wanted = asked(spec, chosen.model, chosen.level)
     mark = fingerprint(image=image_mark, asked=wanted, settings=chosen.settings.to_json())
     name = chosen.name
-    if name in store.labels and not spec.overwrite:
+    # Stopped between the label's creation and its first record: it begins anew.
+    begun = name in store.labels and is_begun(store, name)
+    if name in store.labels and not spec.overwrite and not begun:
         record = store.label(name).read_record()
         if record.get("fingerprint") == mark:
             return mark
@@ -436,7 +439,7 @@ def _open_label(
         classes=chosen.model.classes,
         level=chosen.level,
         unit_px=chosen.settings.plan.unit_px,
-        overwrite=spec.overwrite,
+        overwrite=spec.overwrite or begun,
     )
     label.write_record(
         {

@@ -46,6 +46,11 @@ class Label:
     def __repr__(self) -> str:
         return f"Label({self.name!r}, {self._store!r})"
 
+    @property
+    def own(self) -> bool:
+        """Whether tilepipe created it."""
+        return self._facts is not None
+
     def level(self, index: int) -> Level:
         """Return a level of the label's own pyramid; 0 is finest."""
         if not 0 <= index < self.n_levels:
