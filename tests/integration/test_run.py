@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from tilepipe.cli.main import main
 from tilepipe.models import load_model
-from tilepipe.store import open_store
-from tilepipe.tiling import mirror_index
+from tilepipe.store import open_store, reduce_label
+from tilepipe.tiling import Box, mirror_index
 
 RANDOM = ["--model", "unet", "--weights", "random:0", "--base", "4", "--no-tune"]
 
@@ -105,6 +105,11 @@ def test_a_level_is_chosen_by_number_or_pixel_size(small_slide, tmp_path):
     store = open_store(str(out))
     assert store.label("unet").image_level == 1
     assert store.label("unet").level(0).shape == store.image(1).shape
+    label = store.label("unet")
+    for k in range(1, label.n_levels):
+        fine = label.level(k - 1).read(Box.of_shape(label.level(k - 1).shape))
+        coarse = label.level(k).read(Box.of_shape(label.level(k).shape))
+        assert np.array_equal(coarse, reduce_label(fine))
     again = tilepipe("run", small_slide, "-o", out, *RANDOM, "--level", "1", "--json")
     assert again["px"] == 0  # the same job: nothing was left to do
     text = tilepipe("run", small_slide, "-o", out, *RANDOM, "--mpp", "0.7", code=1)

@@ -330,7 +330,7 @@ def _open_job(
     extents = source.extents
     layout = Layout(
         image=extents if copied else (),
-        label=extents[chosen.level :] if chosen is not None else (),
+        label=_halved(extents[chosen.level], len(extents)) if chosen is not None else (),
         unit_px=chosen.settings.plan.unit_px if chosen is not None else unit_px,
         level=chosen.level if chosen is not None else 0,
         plan=chosen.settings.plan if chosen is not None else None,
@@ -392,6 +392,18 @@ def _open_job(
     for reason in rejected:
         on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
     return Job(source, ticket, stages, recorded, store, chosen, tuple(rejected), held)
+
+
+def _halved(extent: Shape, count: int) -> tuple[Shape, ...]:
+    """Extents of a label pyramid: as many levels as the image, from the segmented one down.
+
+    A reader of OME-Zarr 0.5 refuses a label with fewer levels than its image.
+    """
+    extents = [extent]
+    while len(extents) < count:
+        y, x = extents[-1]
+        extents.append((-(-y // 2), -(-x // 2)))
+    return tuple(extents)
 
 
 def _absolute(location: str) -> str:
