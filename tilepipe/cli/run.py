@@ -159,8 +159,8 @@ def _requests(
     slides: tuple[str, ...], output: str | None, manifest: str | None, spec: JobSpec
 ) -> list[Request]:
     """One request a slide; SpecError where outputs would collide."""
-    from tilepipe.pipeline.prepare import default_output
     from tilepipe.pipeline.run import Request
+    from tilepipe.pipeline.source import default_output
 
     if manifest is not None:
         if slides:
@@ -200,8 +200,8 @@ def _distinct(requests: list[Request]) -> None:
 
 
 def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Request]:
-    from tilepipe.pipeline.prepare import default_output
     from tilepipe.pipeline.run import Request
+    from tilepipe.pipeline.source import default_output
 
     folder = Path(output or ".")
     requests = []

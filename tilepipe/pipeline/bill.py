@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from tilepipe.pipeline.choice import choose
 from tilepipe.pipeline.events import Event, Note, Warned
 from tilepipe.pipeline.output import unit_for
-from tilepipe.pipeline.prepare import Source, choose, open_source
 from tilepipe.pipeline.run import Request
+from tilepipe.pipeline.source import Source, open_source
 from tilepipe.schedule.cluster import THREADS_PER_WORKER
 from tilepipe.tiling import Box
 

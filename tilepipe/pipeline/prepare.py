@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tilepipe.errors import MismatchError, PlanError, SlideError
+from tilepipe.errors import MismatchError, PlanError
 from tilepipe.pipeline.cells import Rule
+from tilepipe.pipeline.choice import Segmentation, asked, choose
 from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.instances import forget_instances, instances_of, open_instances
 from tilepipe.pipeline.job import (
@@ -33,74 +33,15 @@ from tilepipe.pipeline.output import (
     is_remote,
     open_image,
     running,
-    unit_for,
     versions,
 )
+from tilepipe.pipeline.source import Source, open_source
 from tilepipe.pipeline.stages import Layout, build_stages
-from tilepipe.pipeline.worker import Read, forget, slide_level, spread
+from tilepipe.pipeline.worker import forget
 from tilepipe.schedule import Stage
-from tilepipe.slide import Slide, open_slide
 from tilepipe.spec import JobSpec
-from tilepipe.store import Journal, Store, open_files, open_store, what_is_at
-from tilepipe.tiling import Shape, round_up
-from tilepipe.tiling.grid import level_extents
-
-if TYPE_CHECKING:
-    from tilepipe.infer import Settings
-    from tilepipe.models import Model
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What is to be segmented, before anything is planned."""
-
-    slide: Slide | None
-    store: Store | None
-    """An existing OME-Zarr that is segmented without being copied."""
-    output: str
-
-    @property
-    def name(self) -> str:
-        """How the user knows it."""
-        return self.slide.path if self.slide is not None else self.output
-
-    @property
-    def extents(self) -> tuple[Shape, ...]:
-        """Extents of the pyramid's levels."""
-        if self.store is not None:
-            return tuple(self.store.image(k).shape for k in range(self.store.n_levels))
-        assert self.slide is not None
-        return level_extents(self.slide.levels[0].shape)
-
-    @property
-    def mpp(self) -> tuple[float, float] | None:
-        """µm per level-0 px (y, x)."""
-        return self.store.mpp if self.store is not None else self._slide.mpp
-
-    @property
-    def channels(self) -> int:
-        """Channels of the image."""
-        return self.store.channels if self.store is not None else self._slide.channels
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the image."""
-        return self.store.dtype if self.store is not None else self._slide.dtype
-
-    @property
-    def _slide(self) -> Slide:
-        assert self.slide is not None
-        return self.slide
-
-
-@dataclass(frozen=True, slots=True)
-class Segmentation:
-    """The network and how it will be run."""
-
-    model: Model
-    settings: Settings
-    name: str
-    level: int
+from tilepipe.store import Journal, Store
+from tilepipe.tiling import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,155 +58,6 @@ class Job:
     """Journal records that could not be believed; their units are done again."""
     held: ExitStack
     """Locks on the output; close it when the job is over."""
-
-
-def open_source(slide: str, output: str | None, spec: JobSpec) -> Source:
-    """Open the input; an OME-Zarr without another output is segmented in place."""
-    if (output is None or _same(slide, output)) and what_is_at(open_files(slide)) in (
-        "ours",
-        "ome-zarr",
-    ):
-        return Source(None, open_store(slide, writable=True), slide)
-    opened = open_slide(
-        slide, mpp=spec.slide_mpp, max_pixels=spec.max_pixels, on_damage=spec.on_damage
-    )
-    return Source(opened, None, output or default_output(slide))
-
-
-def default_output(slide: str) -> str:
-    """``slide.ome.tif`` → ``slide.zarr`` in the current folder."""
-    name = Path(slide.rstrip("/")).name
-    for suffix in (".ome.tiff", ".ome.tif", ".ome.zarr"):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)] + ".zarr"
-    return f"{Path(name).stem}.zarr"
-
-
-def _same(one: str, other: str) -> bool:
-    if is_remote(one) or is_remote(other):
-        return one.rstrip("/") == other.rstrip("/")
-    return Path(one).resolve() == Path(other).resolve()
-
-
-def resolve_level(
-    extents: tuple[Shape, ...], mpp: tuple[float, float] | None, spec: JobSpec
-) -> int:
-    """Return the image level to segment, from ``--level`` or ``--mpp``; PlanError lists them."""
-    listed = "; ".join(
-        f"level {k}: {height} x {width} px"
-        + (f", {mpp[0] * 2**k:.4g} µm/px" if mpp is not None else "")
-        for k, (height, width) in enumerate(extents)
-    )
-    if spec.level is not None and spec.mpp is not None:
-        raise PlanError("--level and --mpp both say where to segment; give one of them")
-    if spec.level is not None:
-        if spec.level >= len(extents):
-            raise PlanError(f"there is no level {spec.level}; the pyramid has {listed}")
-        return spec.level
-    if spec.mpp is None:
-        return 0
-    if mpp is None:
-        raise PlanError(
-            f"--mpp {spec.mpp} needs the pixel size of the slide, which its tags do not say; "
-            "pass --slide-mpp, e.g. --slide-mpp 0.25, or choose with --level"
-        )
-    best = min(range(len(extents)), key=lambda k: abs(mpp[0] * 2**k / spec.mpp - 1))
-    if abs(mpp[0] * 2**best / spec.mpp - 1) > 0.1:
-        raise PlanError(f"no level is within 10 % of --mpp {spec.mpp}; the pyramid has {listed}")
-    return best
-
-
-def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
-    """Load the network and plan how it covers the level; nothing is written."""
-    from tilepipe.infer import Settings, choose_settings
-    from tilepipe.models import load_model
-
-    channels = source.channels
-    model = load_model(
-        spec.model,
-        weights=spec.weights,
-        # Weights of a file say themselves what they take; random ones are made to fit.
-        in_channels=channels if (spec.weights or "").startswith("random:") else None,
-        classes=spec.classes,
-        base=spec.base,
-        options=spec.options,
-    )
-    if model.in_channels != channels:
-        if channels != 1:
-            raise PlanError(
-                f"{source.name}: has {channels} channels, but {spec.model} ({model.source}) takes "
-                f"{model.in_channels}; use weights trained on {channels} channels"
-            )
-        on_event(Note(source.name, f"one channel, shown to all {model.in_channels} of the network"))
-    extents = source.extents
-    level = resolve_level(extents, source.mpp, spec)
-    if source.mpp is not None and model.mpp is not None:
-        here = source.mpp[0] * 2**level
-        if not 0.5 < here / model.mpp < 2:
-            on_event(
-                Warned(
-                    source.name,
-                    f"level {level} has {here:.3g} µm/px, the weights were made at {model.mpp:.3g}",
-                )
-            )
-    name = spec.name or model.name
-    recorded = _recorded_settings(source, name, spec, model, level)
-    if recorded is not None:
-        return Segmentation(model, Settings.from_json(recorded), name, level)
-    if source.store is not None:
-        unit = spec.unit or min(2048, round_up(max(extents[level]), 512))
-        read: Read | None = source.store.image(level).read
-    else:
-        assert source.slide is not None
-        unit = unit_for(source.slide, spec.unit)
-        slide = source.slide
-        if spec.in_place:
-            number = slide_level(slide, level)
-            read = partial(slide.read, level=number)
-        else:
-            # Places for the precision guard; coarser levels do not exist before ingest.
-            read = slide.read if level == 0 else None
-    alignment = model.locality.alignment_px
-    if spec.unit is None:
-        unit = round_up(unit, alignment)
-    settings = choose_settings(
-        model,
-        extent=extents[level],
-        unit_px=unit,
-        spec=spec,
-        channels=model.in_channels,
-        dtype=source.dtype,
-        read=spread(read, model.in_channels) if read is not None else None,
-        workers=spec.workers or 1,
-    )
-    for note in settings.notes:
-        on_event(Note(source.name, note))
-    return Segmentation(model, settings, name, level)
-
-
-def _recorded_settings(
-    source: Source, name: str, spec: JobSpec, model: Model, level: int
-) -> dict[str, Any] | None:
-    """Settings of the run that is taken up again: measured choices must not change half-way."""
-    if spec.overwrite:
-        return None
-    try:
-        store = source.store or open_store(source.output)
-        record = store.label(name).read_record()
-    except OSError:
-        return None
-    if record.get("asked") != asked(spec, model, level):
-        return None
-    settings = record.get("settings")
-    return settings if isinstance(settings, dict) else None
-
-
-def asked(spec: JobSpec, model: Model, level: int) -> dict[str, Any]:
-    """Return what the user asked for that shapes the mask; equal requests resume each other."""
-    keys = ("model", "classes", "base", "options", "precision", "backend", "tolerance", "tile",
-            "batch", "halo", "exact", "cgm", "unit", "tissue", "in_place")  # fmt: skip
-    values = spec.to_json()
-    return {**{key: values[key] for key in keys}, "weights": model.sha256, "level": level}
 
 
 def prepare(
@@ -489,6 +281,3 @@ _STAGE_WORDS = {INGEST: "ingest", REDUCE: "image pyramid", GATE: "gate", SEGMENT
 def stage_word(stage: Stage) -> str:
     """Name a stage as the user sees it; all levels of a pyramid have one word."""
     return _STAGE_WORDS[stage.name]
-
-
-__all__ = ["Job", "Segmentation", "SlideError", "Source", "choose", "open_source", "prepare"]

@@ -11,7 +11,8 @@ from typing import Any
 
 from tilepipe.errors import StoreError, TilepipeError, UnitsFailedError
 from tilepipe.pipeline.events import Finished, Note, OnEvent, Opened, Warned, ignore
-from tilepipe.pipeline.prepare import Job, default_output, prepare
+from tilepipe.pipeline.prepare import Job, prepare
+from tilepipe.pipeline.source import default_output
 from tilepipe.pipeline.work import SlideWork
 from tilepipe.pipeline.worker import forget, run_units
 from tilepipe.schedule import Dag, Outcome

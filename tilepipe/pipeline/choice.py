@@ -1,0 +1,125 @@
+"""``choose``: which network, how it is run, and what makes two requests the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tilepipe.errors import PlanError
+from tilepipe.pipeline.events import Note, OnEvent, Warned
+from tilepipe.pipeline.output import (
+    unit_for,
+)
+from tilepipe.pipeline.source import Source, resolve_level
+from tilepipe.pipeline.worker import Read, slide_level, spread
+from tilepipe.spec import JobSpec
+from tilepipe.store import open_store
+from tilepipe.tiling import round_up
+
+if TYPE_CHECKING:
+    from tilepipe.infer import Settings
+    from tilepipe.models import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """The network and how it will be run."""
+
+    model: Model
+    settings: Settings
+    name: str
+    level: int
+
+
+def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
+    """Load the network and plan how it covers the level; nothing is written."""
+    from tilepipe.infer import Settings, choose_settings
+    from tilepipe.models import load_model
+
+    channels = source.channels
+    model = load_model(
+        spec.model,
+        weights=spec.weights,
+        # Weights of a file say themselves what they take; random ones are made to fit.
+        in_channels=channels if (spec.weights or "").startswith("random:") else None,
+        classes=spec.classes,
+        base=spec.base,
+        options=spec.options,
+    )
+    if model.in_channels != channels:
+        if channels != 1:
+            raise PlanError(
+                f"{source.name}: has {channels} channels, but {spec.model} ({model.source}) takes "
+                f"{model.in_channels}; use weights trained on {channels} channels"
+            )
+        on_event(Note(source.name, f"one channel, shown to all {model.in_channels} of the network"))
+    extents = source.extents
+    level = resolve_level(extents, source.mpp, spec)
+    if source.mpp is not None and model.mpp is not None:
+        here = source.mpp[0] * 2**level
+        if not 0.5 < here / model.mpp < 2:
+            on_event(
+                Warned(
+                    source.name,
+                    f"level {level} has {here:.3g} µm/px, the weights were made at {model.mpp:.3g}",
+                )
+            )
+    name = spec.name or model.name
+    recorded = _recorded_settings(source, name, spec, model, level)
+    if recorded is not None:
+        return Segmentation(model, Settings.from_json(recorded), name, level)
+    if source.store is not None:
+        unit = spec.unit or min(2048, round_up(max(extents[level]), 512))
+        read: Read | None = source.store.image(level).read
+    else:
+        assert source.slide is not None
+        unit = unit_for(source.slide, spec.unit)
+        slide = source.slide
+        if spec.in_place:
+            number = slide_level(slide, level)
+            read = partial(slide.read, level=number)
+        else:
+            # Places for the precision guard; coarser levels do not exist before ingest.
+            read = slide.read if level == 0 else None
+    alignment = model.locality.alignment_px
+    if spec.unit is None:
+        unit = round_up(unit, alignment)
+    settings = choose_settings(
+        model,
+        extent=extents[level],
+        unit_px=unit,
+        spec=spec,
+        channels=model.in_channels,
+        dtype=source.dtype,
+        read=spread(read, model.in_channels) if read is not None else None,
+        workers=spec.workers or 1,
+    )
+    for note in settings.notes:
+        on_event(Note(source.name, note))
+    return Segmentation(model, settings, name, level)
+
+
+def _recorded_settings(
+    source: Source, name: str, spec: JobSpec, model: Model, level: int
+) -> dict[str, Any] | None:
+    """Settings of the run that is taken up again: measured choices must not change half-way."""
+    if spec.overwrite:
+        return None
+    try:
+        store = source.store or open_store(source.output)
+        record = store.label(name).read_record()
+    except OSError:
+        return None
+    if record.get("asked") != asked(spec, model, level):
+        return None
+    settings = record.get("settings")
+    return settings if isinstance(settings, dict) else None
+
+
+def asked(spec: JobSpec, model: Model, level: int) -> dict[str, Any]:
+    """Return what the user asked for that shapes the mask; equal requests resume each other."""
+    keys = ("model", "classes", "base", "options", "precision", "backend", "tolerance", "tile",
+            "batch", "halo", "exact", "cgm", "unit", "tissue", "in_place")  # fmt: skip
+    values = spec.to_json()
+    return {**{key: values[key] for key in keys}, "weights": model.sha256, "level": level}
