@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -365,6 +366,7 @@ def _segment(context: Context, level: int, index: int) -> dict[str, Any]:
         result = context.engine().segment(
             context.level_reader(), unit.box, skip=_no_tissue(context)
         )
+        _give_way(context.ticket.settings)
         ids, facts = result.ids, dict(result.facts)
     seconds: dict[str, float] = facts.pop("seconds", {})
     clock = _Clock()
@@ -374,6 +376,23 @@ def _segment(context: Context, level: int, index: int) -> dict[str, Any]:
     facts["counts"] = {str(value): int(n) for value, n in enumerate(counts) if n}
     context.label_journal.write(SEGMENT, 0, unit, checksum=checksum, facts=facts)
     return {**facts, "seconds": {**seconds, **clock.seconds}, "px": unit.box.area}
+
+
+_lane = threading.local()
+
+
+def _give_way(settings: dict[str, Any]) -> None:
+    """Let the network's threads go before this lane's, where both share the processor.
+
+    A forward waits for its slowest thread: a lane that takes half of one core from it halves it.
+    Threads inherit the priority of the one that makes them, so this comes after the first unit,
+    when the device's threads stand.
+    """
+    if settings.get("device") != "cpu" or getattr(_lane, "gave_way", False):
+        return
+    _lane.gave_way = True
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _no_tissue(context: Context) -> Callable[[Box], bool] | None:
