@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -64,7 +66,7 @@ class OpenVinoBackend:
         precision: str,
         threads: int | None = None,
     ) -> None:
-        import openvino
+        openvino = import_openvino()
 
         self.precision = precision
         self._staging = np.zeros(shape, staging_dtype(dtype))
@@ -107,13 +109,23 @@ class OpenVinoBackend:
         del self._request
 
 
+def import_openvino() -> Any:
+    """Import OpenVINO without its usage reports, which fork this process and call a server.
+
+    Its converter falls back to a stub of its own where the reporting package is missing.
+    """
+    if "openvino.tools.ovc" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module("openvino")
+
+
 def _convert(network: TileNetwork, shape: tuple[int, int, int, int], dtype: np.dtype[Any]) -> Any:
     """Return the OpenVINO form of a float32 network for tiles of ``shape``.
 
     It is traced on the smallest tile that leaves a core, not on the real one: tracing runs the
     network in torch, which takes longer than everything else for a large tile.
     """
-    import openvino
+    openvino = import_openvino()
 
     side = network.trace_px
     example = torch.zeros(
