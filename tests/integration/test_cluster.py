@@ -205,7 +205,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_rest(
 
 
 def test_a_full_disk_on_one_worker(start_cluster, zygote, slide, flags, reference, equal, tmp_path):
-    """A file size limit stands for it: the worker's writes fail, everybody else's do not."""
+    """A patched write stands for it: the worker's writes fail, everybody else's do not."""
     cluster = start_cluster(workers=2)
     store = tmp_path / "out.zarr"
     limited = cluster.start_worker(TEST_FULL_UNDER=store)

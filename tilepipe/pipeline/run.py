@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tilepipe.errors import StoreError, TilepipeError, UnitsFailedError
-from tilepipe.pipeline.events import Finished, Note, OnEvent, Opened, Warned, ignore
+from tilepipe.pipeline.events import Finished, Note, OnEvent, Opened, ignore
 from tilepipe.pipeline.prepare import Job, prepare
 from tilepipe.pipeline.source import default_output
 from tilepipe.pipeline.work import SlideWork
@@ -289,6 +289,3 @@ def _write_trace(path: Path, works: Sequence[SlideWork]) -> None:
         path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
     except OSError as error:
         raise StoreError(f"{path}: the trace cannot be written: {error.strerror}") from error
-
-
-__all__ = ["Request", "RunResult", "Warned", "failure", "finish", "run_many", "run_one"]

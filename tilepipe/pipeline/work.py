@@ -11,7 +11,7 @@ from tilepipe.errors import StoreError
 from tilepipe.infer.account import account_json, merge_seconds
 from tilepipe.pipeline.events import Finished, OnEvent, Progress, StageProgress
 from tilepipe.pipeline.instances import close_instances
-from tilepipe.pipeline.job import INGEST, LABEL_REDUCE, REDUCE, SEGMENT, Ticket
+from tilepipe.pipeline.job import INGEST, REDUCE, SEGMENT, Ticket
 from tilepipe.pipeline.prepare import Job, stage_word
 from tilepipe.schedule import Dag, Outcome
 
@@ -238,6 +238,3 @@ def part_of(job: Job, part: str) -> dict[int, set[int]]:
         stage = job.stages[number]
         todo.extend(stage.needs(stage.grid.at(index)))
     return wanted
-
-
-__all__ = ["LABEL_REDUCE", "SlideWork", "part_of"]
