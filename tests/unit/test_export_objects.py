@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from tilepipe.errors import ExportError
 from tilepipe.export.geojson import iter_features, write_geojson
-from tilepipe.export.objects import iter_objects
+from tilepipe.export.objects import iter_instances, iter_objects
 from tilepipe.export.runs import find_regions
 from tilepipe.export.table import totals_beside, write_csv
 from tilepipe.spec import default_classes
@@ -131,6 +131,57 @@ def test_instance_ids_above_a_byte():
     regions = find_regions(mask)
     assert sorted(regions.values.tolist()) == [70_000, 70_001]
     assert regions.areas_px.tolist() == [9, 9]
+
+
+def scattered(height=90, width=100):
+    """Object ids whose pixels lie apart, some across every border of regions; some with holes."""
+    mask = MASKS["blobs"][:height, :width].astype(np.int32)
+    pieces, _ = ndimage.label(mask == 1)
+    ids = 100_000 + pieces % 7  # seven ids share all the pieces
+    return np.where(pieces > 0, ids, 0).astype(np.int32)
+
+
+@pytest.mark.parametrize("region_px", [16, 41, 4096])
+def test_an_instance_in_several_pieces_is_one_object(region_px):
+    mask = scattered()
+    level = ArrayLevel(mask)
+    found = list(iter_instances(level, outlines=True, region_px=region_px))
+    ids, areas = np.unique(mask[mask > 0], return_counts=True)
+    assert len(list(iter_objects(level))) > len(ids) == len(found)
+    assert dict(zip(ids.tolist(), areas.tolist(), strict=True)) == {
+        one.value: one.area_px for one in found
+    }
+    shapes = []
+    for one in found:
+        ys, xs = np.nonzero(mask == one.value)
+        assert one.centroid == pytest.approx((ys.mean() + 0.5, xs.mean() + 0.5))
+        assert one.box == Box(ys.min(), xs.min(), ys.max() + 1, xs.max() + 1)
+        polygons = [shapely.Polygon(rings[0], rings[1:]) for rings in one.polygons()]
+        assert len(polygons) == ndimage.label(mask == one.value)[1]
+        shapes.append((shapely.MultiPolygon(polygons), one.value))
+        assert shapes[-1][0].is_valid
+    back = features.rasterize(shapes, out_shape=mask.shape, dtype=np.int32)
+    assert np.array_equal(back, mask)
+
+
+def test_an_instance_is_one_feature_and_one_row(tmp_path):
+    mask = scattered()
+    ids = np.unique(mask[mask > 0]).tolist()
+    level = ArrayLevel(mask)
+    found = list(iter_features(level, [], instances=True, um2_per_px=0.25))
+    assert sorted(one["properties"]["object_id"] for one in found) == ids
+    assert {one["properties"]["classification"]["name"] for one in found} == {"object"}
+    assert {one["geometry"]["type"] for one in found} == {"MultiPolygon"}
+    path = tmp_path / "objects.csv"
+    count, totals = write_csv(path, level, [], um2_per_px=0.25, instances=True)
+    rows = list(csv.DictReader(path.open()))
+    assert count == len(ids)
+    assert {int(row["id"]): int(row["area_px"]) for row in rows} == {
+        value: np.count_nonzero(mask == value) for value in ids
+    }
+    (total,) = csv.DictReader(totals.open())
+    assert (total["class"], total["objects"]) == ("object", str(len(ids)))
+    assert int(total["area_px"]) == np.count_nonzero(mask)
 
 
 def test_empty_masks_have_no_objects():

@@ -142,7 +142,7 @@ def _kept(label: Label, text: str | None) -> frozenset[int] | None:
 
 def _geojson(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
     from tilepipe.export import write_geojson
-    from tilepipe.export.figures import um2_per_px
+    from tilepipe.export.figures import holds_instances, um2_per_px
 
     label = _label(store, given["label"])
     level = label.level(0)
@@ -155,6 +155,7 @@ def _geojson(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]
         object_type=given["object_type"],
         tolerance_px=given["simplify"],
         only=_kept(label, given["classes"]),
+        instances=holds_instances(label),
         overwrite=given["overwrite"],
     )
     return {"features": count}
@@ -162,7 +163,7 @@ def _geojson(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]
 
 def _csv(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
     from tilepipe.export import write_csv
-    from tilepipe.export.figures import um2_per_px
+    from tilepipe.export.figures import holds_instances, um2_per_px
 
     label = _label(store, given["label"])
     level = label.level(0)
@@ -173,6 +174,7 @@ def _csv(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
         scale=level.downsample,
         um2_per_px=um2_per_px(store, label),
         only=_kept(label, given["classes"]),
+        instances=holds_instances(label),
         overwrite=given["overwrite"],
     )
     return {"objects": count, "totals": str(totals)}

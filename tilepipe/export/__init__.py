@@ -3,7 +3,7 @@
 from tilepipe.export.figures import facts
 from tilepipe.export.geojson import iter_features, write_geojson
 from tilepipe.export.image import render_view, write_png
-from tilepipe.export.objects import MaskObject, iter_objects
+from tilepipe.export.objects import MaskObject, iter_instances, iter_objects
 from tilepipe.export.ometiff import write_ome_tiff
 from tilepipe.export.omezarr import copy_store
 from tilepipe.export.result import Result
@@ -15,6 +15,7 @@ __all__ = [
     "copy_store",
     "facts",
     "iter_features",
+    "iter_instances",
     "iter_objects",
     "render_view",
     "write_csv",

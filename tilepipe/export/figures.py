@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tilepipe.export.geojson import class_of
-from tilepipe.export.objects import iter_objects
+from tilepipe.export.objects import iter_instances, iter_objects
 from tilepipe.store import Label, Store
 
 SIZE_BINS = 32
@@ -26,11 +26,14 @@ def facts(store: Store, label: Label | str, *, objects: bool = True) -> dict[str
     record = found.read_record()
     um2 = um2_per_px(store, found)
     total_px = level.shape[0] * level.shape[1]
-    values = range(len(found.classes)) if level.dtype == np.uint8 else range(2)
+    instances = holds_instances(found)
+    values = range(2) if instances else range(len(found.classes))
     counts = {value: _nothing() for value in values}
     if objects:
-        for one in iter_objects(level):
-            _count(counts.setdefault(_key(one.value, level.dtype), _nothing()), one.area_px)
+        for one in (iter_instances if instances else iter_objects)(level):
+            # Every object of an instance mask is of one class, "object".
+            value = 1 if instances else one.value
+            _count(counts.setdefault(value, _nothing()), one.area_px)
         counts[0]["px"] = total_px - sum(row["px"] for value, row in counts.items() if value)
     else:
         recorded = record.get("class_px")
@@ -49,7 +52,10 @@ def facts(store: Store, label: Label | str, *, objects: bool = True) -> dict[str
         "image_level": found.image_level,
         "level_px": list(level.shape),
         "downsample": level.downsample,
-        "instances": level.dtype != np.uint8,
+        "instances": instances,
+        "instances_of": record.get("instances_of"),
+        "count": record.get("count"),
+        "rule": record.get("rule"),
         "area_mm2": None if um2 is None else total_px * um2 / 1e6,
         "classes": classes,
         "objects": sum(one["objects"] for one in classes) if objects else None,
@@ -76,9 +82,9 @@ def um2_per_px(store: Store, label: Label) -> float | None:
     return store.mpp[0] * store.mpp[1] * downsample * downsample
 
 
-def _key(value: int, dtype: Any) -> int:
-    # Every object of an instance mask is of one class, "object".
-    return value if dtype == np.uint8 else 1
+def holds_instances(label: Label) -> bool:
+    """Whether the pixels of a label are object ids, not class ids."""
+    return label.level(0).dtype != np.uint8
 
 
 def _nothing() -> dict[str, Any]:
@@ -101,14 +107,15 @@ def _class_facts(
     total_px: int,
     objects: bool,
 ) -> dict[str, Any]:
-    name, color = class_of(value, label.classes if label.level(0).dtype == np.uint8 else ())
+    instances = holds_instances(label)
+    name, color = class_of(value, label.classes if value == 0 or not instances else ())
     px = row["px"]
     known = px is not None
     area = px * um2 if known and um2 is not None else None
     several = objects and row["objects"] > 0
     return {
         "value": value,
-        "name": "background" if value == 0 and name == "object" else name,
+        "name": name,
         "color": list(color),
         "px": px,
         "share": px / total_px if known else None,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tilepipe.errors import ExportError
-from tilepipe.export.objects import MaskLevel, MaskObject, iter_objects
+from tilepipe.export.objects import MaskLevel, MaskObject, iter_instances, iter_objects
 from tilepipe.export.polygons import simplify
 from tilepipe.export.sink import text_sink
 from tilepipe.spec import LabelClass
@@ -27,15 +27,20 @@ def iter_features(
     object_type: ObjectType = "annotation",
     tolerance_px: float = 0.0,
     only: frozenset[int] | None = None,
+    instances: bool = False,
     region_px: int = 2048,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a GeoJSON feature per 4-connected object; coordinates are level-0 px (x, y).
+    """Yield a GeoJSON feature per object; coordinates are level-0 px (x, y).
+
+    An object is a 4-connected region of a class; with ``instances`` it is all pixels of one id,
+    as a MultiPolygon where they lie apart.
 
     ``scale``: level-0 px per px of ``level``. ``um2_per_px``: area of a px of ``level``; adds the
     measurement. ``only``: class ids to keep. ``tolerance_px`` > 0 simplifies outlines by about
     that many level px; 0 keeps them pixel-exact.
     """
-    for found in iter_objects(level, outlines=True, region_px=region_px):
+    objects = iter_instances if instances else iter_objects
+    for found in objects(level, outlines=True, region_px=region_px):
         if only is not None and found.value not in only:
             continue
         yield _feature(
@@ -45,6 +50,7 @@ def iter_features(
             um2_per_px=um2_per_px,
             object_type=object_type,
             tolerance_px=tolerance_px,
+            instances=instances,
         )
 
 
@@ -56,6 +62,7 @@ def _feature(
     um2_per_px: float | None,
     object_type: ObjectType,
     tolerance_px: float,
+    instances: bool,
 ) -> dict[str, Any]:
     exact = found.polygons()
     outlines = simplify(exact, tolerance_px) if tolerance_px > 0 else exact
@@ -67,14 +74,15 @@ def _feature(
     measurements: dict[str, float] = {"Area px": found.area_px * scale * scale}
     if um2_per_px is not None:
         measurements["Area µm^2"] = round(found.area_px * um2_per_px, 4)
-    name, color = class_of(found.value, classes)
+    name, color = class_of(found.value, () if instances else classes)
+    number = {"object_id": found.value} if instances else {"class_id": found.value}
     return {
         "type": "Feature",
         "geometry": geometry,
         "properties": {
             "objectType": object_type,
             "classification": {"name": name, "color": list(color)},
-            "class_id": found.value,
+            **number,
             "measurements": measurements,
         },
     }
@@ -106,6 +114,7 @@ def write_geojson(
     object_type: ObjectType = "annotation",
     tolerance_px: float = 0.0,
     only: frozenset[int] | None = None,
+    instances: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Write a FeatureCollection (gzipped if ``path`` ends in .gz); returns the number of features.
@@ -127,6 +136,7 @@ def write_geojson(
             object_type=object_type,
             tolerance_px=tolerance_px,
             only=only,
+            instances=instances,
         ):
             file.write(",\n" if count else "\n")
             file.write(json.dumps(feature, separators=(",", ":"), ensure_ascii=False))

@@ -7,6 +7,7 @@ a row of regions below its last pixel. So memory holds one region and the object
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -46,6 +47,8 @@ class MaskObject:
     fragments: list[Polygon] = field(default_factory=list)
     inner_holes: Polygon = field(default_factory=list)
     """Holes away from every border of regions: joining fragments cannot change them."""
+    apart: list[MaskObject] = field(default_factory=list)
+    """Further pieces of the same instance that do not touch this one; measures include them."""
 
     @property
     def centroid(self) -> tuple[float, float]:
@@ -55,20 +58,28 @@ class MaskObject:
     def polygons(self) -> list[Polygon]:
         """Return the outline: rings of integer (x, y) pixel corners; the first is the outside."""
         merged = merge_polygons(self.fragments)
-        if not self.inner_holes:
-            return merged
-        # The fragments of one object touch along edges, so they join to one polygon.
-        return [[*merged[0], *self.inner_holes], *merged[1:]]
+        if self.inner_holes:
+            # The fragments of one piece touch along edges, so they join to one polygon.
+            merged = [[*merged[0], *self.inner_holes], *merged[1:]]
+        return [*merged, *(polygon for piece in self.apart for polygon in piece.polygons())]
 
     def absorb(self, other: MaskObject) -> None:
-        """Take over another fragment of the same object."""
+        """Take over another fragment that touches this one."""
+        self._measure(other)
+        self.fragments += other.fragments
+        self.inner_holes += other.inner_holes
+
+    def join(self, other: MaskObject) -> None:
+        """Take over a piece of the same instance that lies apart."""
+        self._measure(other)
+        self.apart.append(other)
+
+    def _measure(self, other: MaskObject) -> None:
         self.area_px += other.area_px
         self.sum_y += other.sum_y
         self.sum_x += other.sum_x
         a, b = self.box, other.box
         self.box = Box(min(a.y0, b.y0), min(a.x0, b.x0), max(a.y1, b.y1), max(a.x1, b.x1))
-        self.fragments += other.fragments
-        self.inner_holes += other.inner_holes
 
 
 def iter_objects(
@@ -88,6 +99,33 @@ def iter_objects(
             polygons = trace_regions(regions, box) if outlines else None
             yield from tracker.add(box, mask, regions, polygons)
         yield from tracker.end_row(last=row.y1 == whole.y1)
+
+
+def iter_instances(
+    level: MaskLevel, *, outlines: bool = False, region_px: int = 2048
+) -> Iterator[MaskObject]:
+    """Yield every object of an instance mask once: all pixels of one id, connected or not.
+
+    The mask is read twice: how many pieces an id has is counted first, so that only ids in
+    several pieces wait in memory for their last one.
+    """
+    pieces: Counter[int] = Counter()
+    for one in iter_objects(level, region_px=region_px):
+        pieces[one.value] += 1
+    missing = {value: count for value, count in pieces.items() if count > 1}
+    del pieces
+    begun: dict[int, MaskObject] = {}
+    for one in iter_objects(level, outlines=outlines, region_px=region_px):
+        if one.value not in missing:
+            yield one
+            continue
+        if one.value in begun:
+            begun[one.value].join(one)
+        else:
+            begun[one.value] = one
+        missing[one.value] -= 1
+        if missing[one.value] == 0:
+            yield begun.pop(one.value)
 
 
 class _Tracker:

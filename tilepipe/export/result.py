@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilepipe.export.figures import facts, um2_per_px
+from tilepipe.export.figures import facts, holds_instances, um2_per_px
 from tilepipe.export.geojson import iter_features, write_geojson
 from tilepipe.export.image import Show, render_view, to_png
 from tilepipe.store import Label, Level, Store, open_store
@@ -132,13 +132,20 @@ class Result:
     def to_geojson(self, path: str | Path | None = None, *, overwrite: bool = False) -> Any:
         """Write the objects to ``path`` and return their number; without one, return the features.
 
-        One feature per connected region of a class, pixel-exact, in level-0 px, as QuPath reads.
+        One feature per connected region of a class, or per object of an instance mask,
+        pixel-exact, in level-0 px, as QuPath reads.
         """
         level = self.label.level(0)
         um2 = um2_per_px(self.store, self.label)
         if path is None:
             features = list(
-                iter_features(level, self.label.classes, scale=level.downsample, um2_per_px=um2)
+                iter_features(
+                    level,
+                    self.label.classes,
+                    scale=level.downsample,
+                    um2_per_px=um2,
+                    instances=holds_instances(self.label),
+                )
             )
             return {"type": "FeatureCollection", "features": features}
         return write_geojson(
@@ -147,6 +154,7 @@ class Result:
             self.label.classes,
             scale=level.downsample,
             um2_per_px=um2,
+            instances=holds_instances(self.label),
             overwrite=overwrite,
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tilepipe.export.geojson import class_of
-from tilepipe.export.objects import MaskLevel, iter_objects
+from tilepipe.export.objects import MaskLevel, iter_instances, iter_objects
 from tilepipe.export.sink import text_sink
 from tilepipe.spec import LabelClass
 
@@ -35,15 +35,18 @@ def write_csv(
     scale: int = 1,
     um2_per_px: float | None = None,
     only: frozenset[int] | None = None,
+    instances: bool = False,
     overwrite: bool = False,
 ) -> tuple[int, Path]:
     """Write the objects to ``path`` and the class totals beside it (``NAME.totals.csv``).
 
     Px are level-0 px (``scale`` of them per px of ``level``); ``um2_per_px`` is the area of a px
-    of ``level``, None leaves µm² empty. Returns the number of objects and the totals' path.
+    of ``level``, None leaves µm² empty. With ``instances`` the ``id`` is that of the mask and all
+    are of class 1, "object". Returns the number of objects and the totals' path.
     """
     totals: dict[int, list[int]] = {}
     factor = scale * scale
+    named = () if instances else classes
     count = 0
 
     def um2(area_px: int) -> str:
@@ -52,17 +55,18 @@ def write_csv(
     with text_sink(path, overwrite=overwrite) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(OBJECT_COLUMNS)
-        for found in iter_objects(level):
+        for found in (iter_instances if instances else iter_objects)(level):
             if only is not None and found.value not in only:
                 continue
             count += 1
-            name, _ = class_of(found.value, classes)
+            value = 1 if instances else found.value
+            name, _ = class_of(value, named)
             y, x = found.centroid
             box = found.box.enlarged(scale)
             table.writerow(
                 (
-                    count,
-                    found.value,
+                    found.value if instances else count,
+                    value,
                     name,
                     found.area_px * factor,
                     um2(found.area_px),
@@ -74,7 +78,7 @@ def write_csv(
                     box.x1,
                 )
             )
-            total = totals.setdefault(found.value, [0, 0])
+            total = totals.setdefault(value, [0, 0])
             total[0] += 1
             total[1] += found.area_px
     totals_path = totals_beside(path)
@@ -83,7 +87,7 @@ def write_csv(
         table.writerow(TOTAL_COLUMNS)
         for value in sorted(totals):
             objects, area_px = totals[value]
-            name, _ = class_of(value, classes)
+            name, _ = class_of(value, named)
             mm2 = "" if um2_per_px is None else f"{area_px * um2_per_px / 1e6:.6f}"
             table.writerow((value, name, objects, area_px * factor, um2(area_px), mm2))
     return count, totals_path
