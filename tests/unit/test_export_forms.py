@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tilepipe.export import (
     write_ome_tiff,
     write_png,
 )
+from tilepipe.export.detail import busiest
 from tilepipe.export.report import write_report
 from tilepipe.spec import LabelClass
 from tilepipe.store import create_store, open_store, reduce_image, reduce_label
@@ -236,11 +238,40 @@ def test_the_report(made, tmp_path):
     assert "&lt;b&gt;vessel&lt;/b&gt;" in page
     assert "<b>vessel" not in page
     assert "none &lt;at all&gt;" in page
-    assert "compute <b>80.5 %</b>" in page
+    assert 'compute <b data-inspect="account.shares.compute">80.5 %</b>' in page
     assert not re.search(r'(src|href)="(?!data:)', page), "self-contained"
     with pytest.raises(ExportError, match="exists already"):
         write_report(path, store)
     label.write_record({})
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("place", [(100, 300), (0, 0), (560, 460)])
+def test_the_busiest_place_is_inside_the_slide(place, scale):
+    mask = np.zeros((599, 499), dtype=np.uint8)
+    y, x = place
+    mask[y : y + 80 : 2, x : x + 120 : 2] = 1
+
+    class Label:
+        n_levels = 1
+
+        def level(self, _):
+            return SimpleNamespace(
+                shape=mask.shape, downsample=scale, read=lambda box: mask[box.slices]
+            )
+
+    extent = (599 * scale - scale + 1, 499 * scale - scale + 1)
+    box = busiest(Label(), extent, side_px=100 * scale)
+    assert box.shape == (100 * scale, 100 * scale)
+    assert Box.of_shape(extent).contains(box)
+    inside = mask[box.y0 // scale : box.y1 // scale, box.x0 // scale : box.x1 // scale]
+    most = max(
+        np.count_nonzero(mask[a : a + 100, b : b + 100])
+        for a in range(0, 500, 10)
+        for b in range(0, 400, 10)
+    )
+    assert np.count_nonzero(inside) >= 0.97 * most
+    assert busiest(Label(), extent, side_px=4096) == Box.of_shape(extent)
 
 
 def test_a_result_in_a_notebook(made, tmp_path):

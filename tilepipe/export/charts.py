@@ -25,30 +25,35 @@ def histogram(counts: Sequence[int], color: Sequence[int], um2_per_px: float | N
         return ""
     first, last = filled[0], filled[-1]
     shown = counts[first : last + 1]
-    width, height, left, base = 420, 150, 54, 120
+    width, height, left, base, tall = 420, 160, 54, 118, 100
     step = (width - left) / max(len(shown), 1)
     top = max(shown)
     fill = f"rgb({color[0]},{color[1]},{color[2]})"
+    unit = "µm²" if um2_per_px is not None else "px"
     parts = [
-        f'<text x="{left - 6}" y="18" text-anchor="end">{top:,}</text>',
-        f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>',
-        f'<line x1="{left}" y1="{base + 0.5}" x2="{width}" y2="{base + 0.5}"/>',
+        f'<text x="{left - 6}" y="{base - tall + 4}" text-anchor="end">{top:,}</text>',
+        f'<text x="{left - 6}" y="{base + 4}" text-anchor="end">0</text>',
+        f'<line x1="{left}" y1="{base - tall + 0.5}" x2="{width}" y2="{base - tall + 0.5}"/>',
     ]
     every = max(1, -(-len(shown) // 6))
     for index, count in enumerate(shown):
-        tall = 108 * count / top
+        # What is there is seen, however little beside the most frequent size.
+        high = max(tall * count / top, 1.5) if count else 0.0
         x = left + index * step
+        low, most = (_size(first + index + more, um2_per_px) for more in (0, 1))
         parts.append(
-            f'<rect x="{x + 1:.1f}" y="{base - tall:.1f}" width="{max(step - 2, 1):.1f}" '
-            f'height="{tall:.1f}" fill="{fill}"><title>{count:,} objects of '
-            f"{_size(first + index, um2_per_px)} and more</title></rect>"
+            f'<rect x="{x + 1:.1f}" y="{base - high:.1f}" width="{max(step - 2, 1):.1f}" '
+            f'height="{high:.1f}" fill="{fill}" data-count="{count}">'
+            f"<title>{count:,} objects of {low} to {most} {unit}</title></rect>"
         )
-        if index % every == 0:
-            parts.append(
-                f'<text x="{x:.1f}" y="{base + 15}">{_size(first + index, um2_per_px)}</text>'
-            )
-    unit = "µm²" if um2_per_px is not None else "px"
-    parts.append(f'<text x="{width}" y="{height - 2}" text-anchor="end">area, {unit}</text>')
+        # The last label would leave the chart if it were as far right as it could be.
+        if index % every == 0 and x < width - 28:
+            parts.append(f'<text x="{x:.1f}" y="{base + 16}" text-anchor="middle">{low}</text>')
+    parts.append(f'<line x1="{left}" y1="{base + 0.5}" x2="{width}" y2="{base + 0.5}"/>')
+    parts.append(
+        f'<text x="{(left + width) / 2:.0f}" y="{height - 4}" text-anchor="middle">'
+        f"area, {unit}</text>"
+    )
     return (
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="Histogram of object areas">{"".join(parts)}</svg>'
@@ -73,7 +78,11 @@ def shares(parts: Mapping[str, float]) -> str:
             f'<rect x="{x:.1f}" y="0" width="{wide:.1f}" height="26" fill="{color}">'
             f"<title>{label} {value:.1f} %</title></rect>"
         )
-        legend.append(f'<li><i style="background:{color}"></i>{label} <b>{value:.1f} %</b></li>')
+        told = f"{value:.1f} %" if value >= 0.05 else "< 0.1 %"
+        legend.append(
+            f'<li><i style="background:{color}"></i>{label} '
+            f'<b data-inspect="account.shares.{label}">{html.escape(told)}</b></li>'
+        )
         x += wide
     return (
         '<svg class="bar" viewBox="0 0 800 26" preserveAspectRatio="none" role="img" '

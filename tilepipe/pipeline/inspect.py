@@ -135,6 +135,10 @@ def label_facts(store: Store, label: Label) -> dict[str, Any]:
         "model": record.get("model"),
         "settings": record.get("settings"),
         "class_px": record.get("class_px"),
+        "class_mm2": _class_mm2(store, label, record.get("class_px")),
+        "mpix_per_s": record.get("mpix_per_s"),
+        "started": record.get("started"),
+        "finished": record.get("finished"),
         "failed": record.get("failed", []),
         "account": record.get("account"),
         "instances_of": record.get("instances_of"),
@@ -143,6 +147,14 @@ def label_facts(store: Store, label: Label) -> dict[str, Any]:
         "verified": record.get("verified"),
         "versions": record.get("versions"),
     }
+
+
+def _class_mm2(store: Store, label: Label, class_px: Any) -> dict[str, float] | None:
+    """Area of each class; None where it or the size of a pixel is not known."""
+    if store.mpp is None or not isinstance(class_px, dict):
+        return None
+    mm2 = store.mpp[0] * store.mpp[1] * label.level(0).downsample ** 2 / 1e6
+    return {str(name): px * mm2 for name, px in class_px.items() if isinstance(px, int)}
 
 
 def _units(store: Store, label: str | None, mark: Any) -> dict[str, dict[str, int]]:
