@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow test-gpu lint fuzz bench clean
+.PHONY: demo test test-slow test-gpu lint fuzz bench peers clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,13 @@ fuzz: $(READY)
 
 bench: $(READY)
 	$(BIN)/tilepipe bench
+
+# The alternatives on the same slide and weights; benchmarks/peers/README.md.
+PEERS_SIZE ?= 8192
+PEERS_REPEAT ?= 1
+PEERS_ARGS ?=
+peers: $(READY)
+	$(BIN)/python benchmarks/peers/run.py --size $(PEERS_SIZE) --repeat $(PEERS_REPEAT) $(PEERS_ARGS)
 
 clean:
 	rm -rf $(VENV) demo
