@@ -8,7 +8,8 @@ import pytest
 
 from tilepipe.errors import ScheduleError
 from tilepipe.schedule import Dag, Outcome, Stage
-from tilepipe.schedule import stream as stream_room
+from tilepipe.schedule import crew as crew_room
+from tilepipe.schedule import pace as pace_room
 from tilepipe.schedule.cluster import connect, gpu_worker_specs
 from tilepipe.schedule.stream import drive
 from tilepipe.tiling import Grid
@@ -186,13 +187,13 @@ def test_quick_units_travel_together_and_the_window_is_bounded(connection):
     job = run(connection, Pyramid("quick", count=3000))
     assert job.dag.finished
     sizes = [len(units) for _, _, units in TASKS]
-    assert max(sizes) == stream_room.MOST_UNITS
+    assert max(sizes) == pace_room.MOST_UNITS
     assert sum(sizes) == 4500
     assert len(TASKS) < 300
 
 
 def test_the_scheduler_never_sees_more_than_the_window(connection, monkeypatch):
-    monkeypatch.setattr(stream_room, "MOST_UNITS", 1)
+    monkeypatch.setattr(pace_room, "MOST_UNITS", 1)
     most = 0
 
     def tick(_):
@@ -265,7 +266,7 @@ def test_a_cluster_that_loses_all_workers_for_good_is_given_up(connection, monke
         def workers(self):
             return {}
 
-    monkeypatch.setattr(stream_room, "NO_WORKER_S", 0.0)
+    monkeypatch.setattr(crew_room, "NO_WORKER_S", 0.0)
     with pytest.raises(ScheduleError, match=r"no worker .* same command again"):
         drive(Empty(), iter([Pyramid("alone", count=2000)]), work_on)
 
