@@ -29,13 +29,10 @@ TILE_PX = 572
 def export(model: Model, path: Path) -> PlainUNet:
     """Write ``model``, a valid U-Net, for ``plain_unet.load``; the two agree to the last bit.
 
-    SystemExit for any other architecture or normalisation: the peers' scripts have that one.
+    SystemExit for any other architecture: the peers' scripts have that one.
     """
-    if model.name != "unet" or model.normalisation.kind != "unit":
-        raise SystemExit(
-            f"{model.name}, normalisation {model.normalisation.kind}: the peers' scripts have the "
-            "valid U-Net and pixels / 255; use --model unet --weights random:0"
-        )
+    if model.name != "unet":
+        raise SystemExit(f"{model.name}: the peers' scripts have the valid U-Net; use --model unet")
     ours = [m for m in model.module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     ups = sum(isinstance(m, nn.ConvTranspose2d) for m in ours)
     widths = [m.out_channels for m in ours[: 2 * ups + 2 : 2]]
@@ -51,7 +48,8 @@ def export(model: Model, path: Path) -> PlainUNet:
         if not torch.equal(net(x), model.module(x)):
             raise SystemExit("the exported network is not the same network")
     facts = {"in_channels": model.in_channels, "outputs": model.n_outputs, "widths": widths}
-    torch.save({**facts, "state": net.state_dict()}, path)
+    scale = {"mean": list(model.normalisation.mean), "std": list(model.normalisation.std)}
+    torch.save({**facts, **scale, "state": net.state_dict()}, path)
     return net
 
 

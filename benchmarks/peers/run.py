@@ -170,7 +170,8 @@ def prepare(asked: argparse.Namespace, folder: Path) -> tuple[Race, dict[str, An
     slide = asked.slide.resolve() if asked.slide else folder / "slide.tif"
     exported = folder / "network.pt"
     network = ["--model", asked.model, *(["--weights", asked.weights] if asked.weights else [])]
-    network += ["--base", str(asked.base)] if asked.base else []
+    if asked.weights.startswith("random:"):
+        network += ["--base", str(asked.base)]
     command = [sys.executable, str(HERE / "prepare.py"), "--slide", str(slide), "--export",
                str(exported), *network]  # fmt: skip
     command += [] if asked.slide else ["--size", str(asked.size)]
@@ -192,7 +193,7 @@ def main() -> None:
     parser.add_argument("--slide", type=Path, help="a tiled RGB TIFF of your own")
     parser.add_argument("--model", default="unet")
     parser.add_argument("--weights", default="random:0", help="'' for the bundled ones")
-    parser.add_argument("--base", type=int, default=16, help="for random weights; 0: as recorded")
+    parser.add_argument("--base", type=int, default=16, help="for random weights")
     parser.add_argument("--tile", type=int, default=1340, help="largest tuned tile, px")
     parser.add_argument("--only", help="peers, e.g. loop,dask; 'none' for tilepipe alone")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each; the fastest counts")

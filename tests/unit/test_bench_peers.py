@@ -185,7 +185,7 @@ def test_the_exported_network_is_the_same(monkeypatch, tmp_path):
     assert (tmp_path / "net.pt").stat().st_size > 1000
     assert net.head.out_channels == model.n_outputs
     other = load_model("unet-same", weights="random:3", in_channels=3, base=2)
-    with pytest.raises(SystemExit, match="unet-same, normalisation unit: the peers' scripts have"):
+    with pytest.raises(SystemExit, match="unet-same: the peers' scripts have the valid U-Net"):
         prepare.export(other, tmp_path / "other.pt")
 
 

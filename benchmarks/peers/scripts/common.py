@@ -51,8 +51,11 @@ class Job:
 class Network(nn.Module):
     """Pixels 0..255 (B, C, Y, X) of any dtype -> logits of the tile's middle, float32."""
 
-    def __init__(self, net: nn.Module, dtype: torch.dtype, *, channels_last: bool) -> None:
+    def __init__(self, weights: Path, dtype: torch.dtype, *, channels_last: bool) -> None:
         super().__init__()
+        net, mean, std = load(weights)
+        self.mean = torch.tensor(mean).view(1, -1, 1, 1)
+        self.std = torch.tensor(std).view(1, -1, 1, 1)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(dtype=dtype, memory_format=self.layout)
         self.dtype = dtype
@@ -60,7 +63,10 @@ class Network(nn.Module):
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits (B, K, Y - 184, X - 184)."""
-        x = (pixels.float() / 255).to(self.dtype).contiguous(memory_format=self.layout)
+        x = pixels.float() / 255
+        if self.mean.numel():
+            x = (x - self.mean) / self.std
+        x = x.to(self.dtype).contiguous(memory_format=self.layout)
         logits: Tensor = self.net(x).float()
         return logits
 
@@ -84,7 +90,7 @@ def start() -> Job:
     if asked.warm:
         keep_memory()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[asked.precision]
-    net = Network(load(asked.weights), dtype, channels_last=asked.channels_last).eval()
+    net = Network(asked.weights, dtype, channels_last=asked.channels_last).eval()
     return Job(
         asked.slide, asked.out, asked.tile, asked.stride, net, asked.warm, time.perf_counter()
     )

@@ -54,9 +54,9 @@ class PlainUNet(nn.Module):
         return logits
 
 
-def load(path: Path) -> PlainUNet:
-    """Read what ``prepare.py`` exported."""
+def load(path: Path) -> tuple[PlainUNet, list[float], list[float]]:
+    """Read what ``prepare.py`` exported: the network, mean and std of pixels / 255 (or none)."""
     found = torch.load(path, weights_only=True)
     net = PlainUNet(found["in_channels"], found["outputs"], found["widths"])
     net.load_state_dict(found["state"])
-    return net.eval().requires_grad_(requires_grad=False)
+    return net.eval().requires_grad_(requires_grad=False), found["mean"], found["std"]
