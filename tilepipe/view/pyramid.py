@@ -14,6 +14,7 @@ from tilepipe.view.cache import ByteLRU
 from tilepipe.view.units import UnitTracker
 
 TILE_PX = 512
+_OVERVIEW_PX = 2048
 Pixels = NDArray[Any]
 
 
@@ -40,6 +41,25 @@ class ShownPyramid:
     def dtype(self) -> np.dtype[Any]:
         """Type of the pixels."""
         return self.levels[0].dtype
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return shape and downsample of each level, as JSON."""
+        return [
+            {"shape": list(level.shape), "downsample": level.downsample} for level in self.levels
+        ]
+
+    def overview(self) -> Pixels:
+        """Return the finest level of at most 2048 px a side, else the middle of the coarsest."""
+        index = len(self.levels) - 1
+        for number, level in enumerate(self.levels):
+            if max(level.shape) <= _OVERVIEW_PX:
+                index = number
+                break
+        height, width = self.levels[index].shape
+        # A foreign store may have one huge level only: look at its middle then.
+        y0, x0 = max(0, (height - _OVERVIEW_PX) // 2), max(0, (width - _OVERVIEW_PX) // 2)
+        box = Box(y0, x0, min(height, y0 + _OVERVIEW_PX), min(width, x0 + _OVERVIEW_PX))
+        return self.read(index, box)
 
     def grid_shape(self, level: int) -> tuple[int, int]:
         """Tiles per axis (y, x)."""

@@ -8,43 +8,18 @@ import threading
 import time
 from typing import Any
 
-import numpy as np
-
 from tilepipe.errors import StoreError, TilepipeError
-from tilepipe.spec import LabelClass
-from tilepipe.store import Label, Store, open_store
-from tilepipe.store.attributes import ome_of, read_attributes
+from tilepipe.store import Store, open_store
 from tilepipe.tiling import Box, Shape
 from tilepipe.tiling.grid import level_extents
 from tilepipe.view import render
 from tilepipe.view.cache import ByteLRU
+from tilepipe.view.channels import describe_channels
+from tilepipe.view.labels import ShownLabel
 from tilepipe.view.pyramid import TILE_PX, ShownPyramid
 from tilepipe.view.units import IMAGE_STAGES, LABEL_STAGES, tracker_of
 
 _LOOK_EVERY_S = 0.4
-_OVERVIEW_PX = 2048
-_COLORS = ("4d7cff", "3ddc84", "ff4d5e", "ffd23f", "d05cff", "35d6e6", "ff8a3d", "ffffff")
-
-
-class ShownLabel:
-    """A label and what its job says of itself."""
-
-    def __init__(self, label: Label, pyramid: ShownPyramid, record: dict[str, Any]) -> None:
-        self.name = label.name
-        self.classes: tuple[LabelClass, ...] = label.classes
-        self.pyramid = pyramid
-        self.record = record
-
-    @property
-    def instances(self) -> bool:
-        """Whether pixels hold object numbers instead of class ids."""
-        return self.pyramid.dtype != np.uint8
-
-    def class_name(self, value: int) -> str:
-        """Name of a class id."""
-        if not self.instances and value < len(self.classes):
-            return self.classes[value].name
-        return f"object {value}" if value else "background"
 
 
 class Source:
@@ -161,68 +136,22 @@ class Source:
             "dtype": str(store.dtype),
             "ome_zarr": store.version,
             "tile_px": TILE_PX,
-            "levels": _levels(self.image) or _blank_levels(store.extent),
+            "levels": _blank_levels(store.extent) if self.image is None else self.image.describe(),
             "has_image": self.image is not None,
-            "channels": [] if store.rgb or self.image is None else self._channels(self.image),
-            "labels": [
-                {
-                    "name": label.name,
-                    "instances": label.instances,
-                    "unit_px": label.pyramid.levels[0].unit_px,
-                    "levels": _levels(label.pyramid),
-                    "classes": _classes(label),
-                    "record": label.record,
-                }
-                for label in self.labels
-            ],
+            "channels": self._channels(),
+            "labels": [label.describe() for label in self.labels],
         }
 
-    def _channels(self, image: ShownPyramid) -> list[dict[str, Any]]:
-        overview = _overview(image)
-        colors = self._colors(overview.shape[0])
-        limit = float(np.iinfo(image.dtype).max) if image.dtype.kind in "iu" else 1.0
-        channels = []
-        for index, plane in enumerate(overview):
-            values = plane[np.isfinite(plane) & (plane != 0)]
-            low, high = (
-                (float(part) for part in np.percentile(values, [0.5, 99.7]))
-                if values.size
-                else (0.0, limit)
-            )
-            names = self.store.channel_names
-            channels.append(
-                {
-                    "name": names[index] if index < len(names) else f"channel {index}",
-                    "color": colors[index],
-                    "window": [low, high if high > low else low + 1],
-                    "range": [0.0, max(high * 1.5, float(values.max()) if values.size else limit)],
-                }
-            )
-        return channels
-
-    def _colors(self, count: int) -> list[str]:
-        if count == 1:
-            return ["ffffff"]
-        attributes = read_attributes(self.store.files, "", self.store.version) or {}
-        omero = ome_of(attributes, self.store.version).get("omero")
-        listed = omero.get("channels") if isinstance(omero, dict) else None
-        colors = [_COLORS[index % len(_COLORS)] for index in range(count)]
-        given = [str(one.get("color")) for one in listed or [] if isinstance(one, dict)]
-        # Stores that give every channel the same colour have not chosen any.
-        if len(set(given)) > 1 or count == 1:
-            for index, color in enumerate(given[:count]):
-                if len(color) == 6 and all(c in "0123456789abcdefABCDEF" for c in color):
-                    colors[index] = color.lower()
-        return colors
+    def _channels(self) -> list[dict[str, Any]]:
+        if self.store.rgb or self.image is None:
+            return []
+        return describe_channels(self.store, self.image)
 
     def windows(self) -> tuple[render.Window, ...]:
         """Return the windows used when the page names none."""
-        if self.store.rgb or self.image is None:
-            return ()
-        channels = self._channels(self.image)[: render.MAX_CHANNELS]
         return tuple(
             render.Window(index, one["window"][0], one["window"][1], render.rgb_of(one["color"]))
-            for index, one in enumerate(channels)
+            for index, one in enumerate(self._channels()[: render.MAX_CHANNELS])
         )
 
     def pixel(self, y: int, x: int) -> dict[str, Any]:
@@ -235,10 +164,7 @@ class Source:
             values = self.image.read(0, Box(y, x, y + 1, x + 1))[:, 0, 0].tolist()
         labels = []
         for label in self.labels:
-            factor = label.pyramid.levels[0].downsample
-            rows, columns = label.pyramid.levels[0].shape
-            ly, lx = min(y // factor, rows - 1), min(x // factor, columns - 1)
-            value = int(label.pyramid.read(0, Box(ly, lx, ly + 1, lx + 1))[0, 0])
+            value = label.value_at(y, x)
             labels.append({"name": label.name, "value": value, "class": label.class_name(value)})
         return {"y": y, "x": x, "image": values, "labels": labels}
 
@@ -261,43 +187,9 @@ class Source:
             "generation": self.generation,
             "seq": max([since, *(one[0] for one in changed)]),
             "changed": changed,
-            "labels": [_label_progress(label) for label in self.labels],
+            "labels": [label.progress() for label in self.labels],
             "complete": all(p.tracker is None or p.tracker.complete for p in self._pyramids()),
         }
-
-
-def _label_progress(label: ShownLabel) -> dict[str, Any]:
-    tracker = label.pyramid.tracker
-    grid = label.pyramid.levels[0].grid
-    failed = _failed_units(label.record)
-    done = None if tracker is None else tracker.done_units(0)
-    return {
-        "units": len(grid),
-        "shape": list(grid.shape),
-        "done": len(grid) if done is None else len(done),
-        "done_units": done,
-        "failed": failed,
-        "state": str(label.record.get("state", "")),
-    }
-
-
-def _failed_units(record: dict[str, Any]) -> list[list[int]]:
-    """Units of the finest level that the job gave up on, as it recorded them."""
-    listed = record.get("failed")
-    found = []
-    for one in listed if isinstance(listed, list) else []:
-        unit = one.get("unit") if isinstance(one, dict) and not one.get("level") else None
-        if isinstance(unit, list) and len(unit) == 2 and all(isinstance(n, int) for n in unit):
-            found.append([int(unit[0]), int(unit[1])])
-    return found
-
-
-def _levels(pyramid: ShownPyramid | None) -> list[dict[str, Any]]:
-    if pyramid is None:
-        return []
-    return [
-        {"shape": list(level.shape), "downsample": level.downsample} for level in pyramid.levels
-    ]
 
 
 def _blank_levels(extent: Shape) -> list[dict[str, Any]]:
@@ -306,43 +198,6 @@ def _blank_levels(extent: Shape) -> list[dict[str, Any]]:
         {"shape": list(shape), "downsample": 1 << index}
         for index, shape in enumerate(level_extents(extent))
     ]
-
-
-def _classes(label: ShownLabel) -> list[dict[str, Any]]:
-    if label.instances:
-        return []
-    counts = np.bincount(_overview(label.pyramid).reshape(-1), minlength=256)
-    total = max(1, int(counts.sum()))
-    listed = list(label.classes)
-    highest = int(np.flatnonzero(counts).max(initial=0))
-    listed += [
-        LabelClass(name=f"class {value}", color=(128, 128, 128, 255))
-        for value in range(len(listed), highest + 1)
-    ]
-    return [
-        {
-            "value": value,
-            "name": one.name,
-            "color": list(one.color[:3]),
-            "shown": one.color[3] > 0,
-            "share": float(counts[value]) / total,
-        }
-        for value, one in enumerate(listed)
-    ]
-
-
-def _overview(pyramid: ShownPyramid) -> Any:
-    """Pixels of the finest level of at most _OVERVIEW_PX a side, else of the coarsest one."""
-    index = len(pyramid.levels) - 1
-    for number, level in enumerate(pyramid.levels):
-        if max(level.shape) <= _OVERVIEW_PX:
-            index = number
-            break
-    height, width = pyramid.levels[index].shape
-    # A foreign store may have one huge level only: look at its middle then.
-    y0, x0 = max(0, (height - _OVERVIEW_PX) // 2), max(0, (width - _OVERVIEW_PX) // 2)
-    box = Box(y0, x0, min(height, y0 + _OVERVIEW_PX), min(width, x0 + _OVERVIEW_PX))
-    return pyramid.read(index, box)
 
 
 def open_sources(locations: list[str], *, cache_bytes: int) -> list[Source]:
