@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from tilepipe.errors import ModelError
-from tilepipe.infer import Account, Engine
+from tilepipe.infer import Account, Engine, caches
 from tilepipe.infer import openvino as ov_room
 from tilepipe.infer.backends import make_backend, stack_tiles, staging_dtype, supported_precisions
 from tilepipe.infer.cuda import CudaBackend
@@ -196,7 +197,50 @@ def test_openvino_runs_part_of_a_batch_and_other_dtypes(tmp_path, monkeypatch):
 
 
 @needs_openvino
-def test_openvino_that_cannot_take_a_network_gives_way_to_torch(monkeypatch):
+def test_a_compiled_network_is_kept_and_a_damaged_one_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("TILEPIPE_CACHE", str(tmp_path))
+    converted = []
+    real = ov_room._convert
+    monkeypatch.setattr(ov_room, "_convert", lambda *a: converted.append(1) or real(*a))
+    tile = np.random.default_rng(0).integers(0, 255, (3, 204, 204), dtype=np.uint8)
+
+    def values(**options):
+        model, plan = model_and_plan(tile=188 + 16, **options)
+        backend = make_backend("openvino", model, plan, batch=1, dtype=np.dtype(np.uint8),
+                               device="cpu", precision="fp32", threads=1)  # fmt: skip
+        account = Account()
+        ids = backend.collect(backend.submit([tile], account), account).values.numpy().copy()
+        backend.close()
+        return ids
+
+    first = values()
+    np.testing.assert_array_equal(values(), first)
+    assert len(converted) == 1
+    values(base=3)
+    assert len(converted) == 2, "other weights are another network"
+    for path in tmp_path.glob("*.blob"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    np.testing.assert_array_equal(values(), first)
+    assert len(converted) == 3
+
+
+def test_kept_networks_have_bounded_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("TILEPIPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(caches, "BLOBS_BYTES", 350)
+    for number, name in enumerate("abc"):
+        caches.write_blob(name, bytes(100))
+        os.utime(tmp_path / f"{name}.blob", ns=(number, number))
+    assert [caches.read_blob(name) is not None for name in "abc"] == [False, True, True]
+    assert not list(tmp_path.glob("*.part"))
+    caches.write_blob("large", bytes(400))
+    assert caches.read_blob("large") is None
+
+
+@needs_openvino
+def test_openvino_that_cannot_take_a_network_gives_way_to_torch(tmp_path, monkeypatch):
+    monkeypatch.setenv("TILEPIPE_CACHE", str(tmp_path))
     import openvino
 
     def refuse(*args, **kwargs):

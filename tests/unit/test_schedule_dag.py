@@ -47,6 +47,7 @@ def jobs(draw):
             level=level,
             plan=plan,
             gate=plan is not None and draw(st.booleans()),
+            band=draw(st.integers(0, 5)),
         )
     )
 
@@ -93,9 +94,11 @@ def test_every_order_runs_each_unit_once_after_what_it_needs(stages, data):
     running = []
     while True:
         wants_device = bool(rng.integers(2)) or not running
-        taken = dag.take(device=wants_device, limit=lambda _: int(rng.integers(1, 5)))
+        roots = dag.backlog < 2 or bool(rng.integers(2))
+        taken = dag.take(device=wants_device, roots=roots, limit=lambda _: int(rng.integers(1, 5)))
         if taken is not None:
             number, units = taken
+            assert roots or stages[number].on_device or not stages[number].root
             assert wants_device or not stages[number].on_device
             for unit in units:
                 assert needs_of(stages, (number, unit)) <= done
@@ -178,3 +181,41 @@ def test_a_million_units_take_a_megabyte():
     assert dag.count(0)[0] == 500_000
     assert int((dag._state[0] == DONE).sum()) == 500_000
     assert not dag._ready[0]
+
+
+def test_a_band_goes_down_before_the_next_begins():
+    dag = Dag([Stage("ingest", 0, Grid((30, 50), 10), root=True, band=2)])
+    dag.start({})
+    order = [dag.take(device=True)[1][0] for _ in range(15)]
+    assert order == [0, 1, 5, 6, 10, 11, 2, 3, 7, 8, 12, 13, 4, 9, 14]
+    for unit in (4, 13, 1):
+        dag.give_back((0, unit))
+    assert [dag.take(device=True)[1][0] for _ in range(3)] == [1, 13, 4]
+    assert dag.take(device=True) is None
+
+
+def test_reading_on_waits_for_the_device():
+    extent = (80, 80)
+    plan = plan_tiles(
+        extent,
+        unit_px=16,
+        context_px=4,
+        alignment_px=4,
+        margin_px=0,
+        least_input_px=12,
+        input_step_px=4,
+        input_px=None,
+        mode="exact",
+    )
+    layout = Layout(image=(extent,), label=(extent,), unit_px=16, level=0, plan=plan, band=2)
+    dag = Dag(build_stages(layout))
+    dag.start({})
+    read = 0
+    while dag.backlog < 3:
+        number, (unit,) = dag.take(device=False, roots=True)
+        dag.complete((number, unit))
+        read += 1
+    assert read < len(dag.stages[0].grid)
+    assert dag.take(device=False, roots=False) is None
+    assert dag.take(device=True, roots=False)[0] == 1
+    assert dag.backlog == 2

@@ -71,10 +71,48 @@ def read_cached(name: str) -> dict[str, Any] | None:
 
 def write_cached(name: str, values: dict[str, Any]) -> None:
     """Keep plain values as ``name``; silently not where the folder cannot be written."""
+    _put(f"{name}.json", json.dumps(values).encode())
+
+
+BLOBS_BYTES = 512 << 20
+"""Compiled networks kept in all; the longest unused go first."""
+
+
+def read_blob(name: str) -> bytes | None:
+    """Return the compiled network kept as ``name``, or None where there is none."""
+    path = cache_folder() / f"{name}.blob"
+    with suppress(OSError):
+        kept = path.read_bytes()
+        os.utime(path)
+        digest, blob = kept[:32], kept[32:]
+        if hashlib.sha256(blob).digest() == digest:  # a flipped bit would be another network
+            return blob
+    return None
+
+
+def write_blob(name: str, blob: bytes) -> None:
+    """Keep a compiled network as ``name`` and make room for it; silently not where it cannot be."""
+    if len(blob) > BLOBS_BYTES:
+        return
+    _put(f"{name}.blob", hashlib.sha256(blob).digest() + blob)
+    with suppress(OSError):
+        held = sorted(
+            ((path.stat(), path) for path in cache_folder().glob("*.blob")),
+            key=lambda pair: pair[0].st_mtime_ns,
+        )
+        excess = sum(found.st_size for found, _ in held) - BLOBS_BYTES
+        for found, path in held:
+            if excess <= 0:
+                break
+            path.unlink(missing_ok=True)
+            excess -= found.st_size
+
+
+def _put(name: str, content: bytes) -> None:
     folder = usable_cache()
     if folder is None:
         return
     part = folder / f".{name}.{os.getpid()}.part"
     with suppress(OSError):
-        part.write_text(json.dumps(values), encoding="utf-8")
-        part.replace(folder / f"{name}.json")
+        part.write_bytes(content)
+        part.replace(folder / name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,6 +101,10 @@ class Engine:
     def batch(self) -> int:
         """The batch now in use."""
         return self._layout.batch
+
+    def warm(self, dtype: np.dtype[Any]) -> Future[Backend]:
+        """Have the device's thread build what runs pixels of ``dtype``, before the first unit."""
+        return self._device.submit(self._backend, self._layout, self.precision, dtype)
 
     def close(self) -> None:
         """End the device's thread and give back what the back-ends hold."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tilepipe.infer.caches import key_of
 from tilepipe.models import Model
 from tilepipe.tiling import TilePlan
 
@@ -90,6 +92,12 @@ class TileNetwork(nn.Module):
         self.trace_px = min(plan.input_px, model.locality.least_input_px + 4 * step_px)
         """Side of a tile that is enough to record the network's operations."""
         self.divisor = divisor_of(dtype)
+        self.identity = key_of(
+            model.name, model.sha256, dict(model.arguments), model.in_channels, model.activation,
+            self.n_classes, asdict(model.normalisation), precision, output, gated,
+            self.crop_px, self.core_px, self.divisor,
+        )  # fmt: skip
+        """Equal for networks that compute the same."""
         self.mean_std = model.normalisation.kind == "mean-std"
         self.register_buffer("mean", _per_channel(model.normalisation.mean))
         self.register_buffer("std", _per_channel(model.normalisation.std))

@@ -7,12 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tilepipe.errors import PlanError
+from tilepipe.pipeline.context import Read, slide_level, spread
 from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.output import (
     unit_for,
 )
 from tilepipe.pipeline.source import Source, resolve_level
-from tilepipe.pipeline.worker import Read, slide_level, spread
 from tilepipe.spec import JobSpec
 from tilepipe.store import open_store
 from tilepipe.tiling import round_up

@@ -40,6 +40,10 @@ class Ticket:
     """Label of the mask's objects."""
     instances_fingerprint: str = ""
     trace: bool = False
+    shared_tiles: bool = True
+    """Tiles of the slide lie under several units: decoded ones are worth keeping."""
+    warms: bool = False
+    """Units of the network wait for others: it can be built meanwhile."""
 
 
 def fingerprint(**facts: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from tilepipe.errors import MismatchError, PlanError
 from tilepipe.pipeline.cells import Rule
 from tilepipe.pipeline.choice import Segmentation, asked, choose
+from tilepipe.pipeline.context import RECENT_BYTES, forget
 from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.instances import forget_instances, instances_of, open_instances
 from tilepipe.pipeline.job import (
@@ -37,7 +38,6 @@ from tilepipe.pipeline.output import (
 )
 from tilepipe.pipeline.source import Source, open_source
 from tilepipe.pipeline.stages import Layout, build_stages
-from tilepipe.pipeline.worker import forget
 from tilepipe.schedule import Stage
 from tilepipe.spec import JobSpec
 from tilepipe.store import Journal, Store
@@ -120,13 +120,17 @@ def _open_job(
     if sole:
         store.clean_partial()
     extents = source.extents
+    tile = source.slide.levels[0].tile if source.slide is not None else None
+    unit_px = chosen.settings.plan.unit_px if chosen is not None else unit_px
     layout = Layout(
         image=extents if copied else (),
         label=_halved(extents[chosen.level], len(extents)) if chosen is not None else (),
-        unit_px=chosen.settings.plan.unit_px if chosen is not None else unit_px,
+        unit_px=unit_px,
         level=chosen.level if chosen is not None else 0,
         plan=chosen.settings.plan if chosen is not None else None,
         gate=chosen is not None and spec.cgm == "slide" and chosen.model.has_gate,
+        # Strips lie under a whole row of units: those go in reading order.
+        band=0 if source.slide is not None and tile is None else _band(source, unit_px),
         objects_halo_px=Rule.of_classes(chosen.model.classes).halo_px
         if chosen is not None and spec.instances
         else None,
@@ -180,10 +184,23 @@ def _open_job(
         trace=trace,
         instances=objects,
         instances_fingerprint=object_mark,
+        shared_tiles=spec.in_place
+        or tile is None
+        or any(layout.unit_px % px or px > layout.unit_px for px in tile),
+        warms=copied and chosen is not None,
     )
     for reason in rejected:
         on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
     return Job(source, ticket, stages, recorded, store, chosen, tuple(rejected), held)
+
+
+def _band(source: Source, unit_px: int) -> int:
+    """Columns of units whose neighbours are still in memory when they are needed: an even number.
+
+    A unit waits for the row below it: a band and two more units, and masks beside them.
+    """
+    unit_bytes = source.channels * source.dtype.itemsize * unit_px**2
+    return max(2, (RECENT_BYTES // unit_bytes - 3) // 2 * 2)
 
 
 def _halved(extent: Shape, count: int) -> tuple[Shape, ...]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tilepipe.errors import StoreError, TilepipeError, UnitsFailedError
+from tilepipe.pipeline.context import forget
 from tilepipe.pipeline.events import Finished, Note, OnEvent, Opened, ignore
 from tilepipe.pipeline.prepare import Job, prepare
 from tilepipe.pipeline.source import default_output
 from tilepipe.pipeline.work import SlideWork
-from tilepipe.pipeline.worker import forget, run_units
+from tilepipe.pipeline.worker import run_units
 from tilepipe.schedule import Dag, Outcome
 from tilepipe.schedule.cluster import connect
 from tilepipe.schedule.stream import drive

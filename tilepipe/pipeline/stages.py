@@ -27,6 +27,8 @@ class Layout:
     plan: TilePlan | None
     gate: bool = False
     """Two passes: the gate of the whole slide is known before the first mask."""
+    band: int = 0
+    """Columns of units of the finest level that are gone down together; 0: all."""
     objects_halo_px: int | None = None
     """Px around a unit that its objects depend on; None: objects are not asked for."""
 
@@ -45,6 +47,9 @@ def build_stages(layout: Layout) -> list[Stage]:
     if layout.plan is not None:
         side = layout.plan.unit_px
         reach = max(layout.plan.halo_px, layout.plan.input_px) + side % max(1, layout.plan.core_px)
+
+    def band(level: int) -> int:
+        return max(1, layout.band >> level) if layout.band else 0
 
     def feeds_segment(grid: Grid) -> Callable[[Unit], Iterable[Node]]:
         def feeds(unit: Unit) -> Iterable[Node]:
@@ -70,6 +75,7 @@ def build_stages(layout: Layout) -> list[Stage]:
                 needs=_nothing if level == 0 else _children(level - 1, image[level - 1]),
                 feeds=_all(feeds),
                 root=level == 0,
+                band=band(level),
             )
         )
     if not label or layout.plan is None:
@@ -81,7 +87,7 @@ def build_stages(layout: Layout) -> list[Stage]:
             Stage(
                 GATE, 0, label[0], rank=2, needs=pixels,
                 feeds=lambda _: ((first_label, index) for index in range(len(label[0]))),
-                on_device=True, root=not image,
+                on_device=True, root=not image, band=band(layout.level),
             )
         )  # fmt: skip
     needs: list[Callable[[Unit], Iterable[Node]]] = [pixels]
@@ -111,6 +117,7 @@ def build_stages(layout: Layout) -> list[Stage]:
                 feeds=_all(parent),
                 on_device=level == 0,
                 root=level == 0 and not image and not layout.gate,
+                band=band(layout.level + level),
             )
         )
     return stages + after

@@ -85,6 +85,8 @@ def connect(
         "distributed.worker.memory.terminate": False,
         # Large native stacks are normal for a network: no advice about them.
         "distributed.admin.tick.limit": "1h",
+        # Samples every thread's stack a hundred times a second; --trace tells what is of use.
+        "distributed.worker.profile.enabled": False,
     }
     if scheduler == "local":
         # Our own dashboard listens on this machine alone.

@@ -6,7 +6,7 @@ State is one byte a unit, so a job of 10**6 units costs a megabyte and no object
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,10 @@ class Stage:
     on_device: bool = False
     """Needs the device; few of these are in flight at a time."""
     root: bool = False
-    """Needs nothing: handed out in reading order without being queued."""
+    """Needs nothing: handed out in order without being queued."""
+    band: int = 0
+    """Units go in bands of so many columns, so that neighbours come soon after each other and the
+    unit above them too; 0: in reading order."""
 
 
 class Dag:
@@ -50,8 +53,11 @@ class Dag:
         self._state: list[NDArray[np.uint8]] = [
             np.full(len(stage.grid), WAITING, np.uint8) for stage in self.stages
         ]
-        self._ready: list[list[int]] = [[] for _ in self.stages]
-        self._cursor = [0] * len(self.stages)
+        self._ready: list[list[tuple[int, int]]] = [[] for _ in self.stages]
+        """Heaps of (band, unit index)."""
+        self._roots: list[Iterator[int]] = [
+            stage.grid.banded(stage.band or max(1, stage.grid.shape[1])) for stage in self.stages
+        ]
         self._done = [0] * len(self.stages)
         self._order = sorted(range(len(self.stages)), key=lambda number: -self.stages[number].rank)
         self.failed: dict[Node, str] = {}
@@ -79,6 +85,15 @@ class Dag:
             for index in np.flatnonzero(self._state[number] == WAITING):
                 self._offer((number, int(index)))
 
+    @property
+    def backlog(self) -> int:
+        """Units that are ready for the device and wait for it."""
+        return sum(
+            len(ready)
+            for stage, ready in zip(self.stages, self._ready, strict=True)
+            if stage.on_device
+        )
+
     def count(self, number: int) -> tuple[int, int]:
         """Return (done, total) units of a stage."""
         return self._done[number], len(self._state[number])
@@ -88,15 +103,22 @@ class Dag:
         return bool(self._state[node[0]][node[1]] == DONE)
 
     def take(
-        self, *, device: bool, limit: Callable[[Stage], int] = lambda _: 1
+        self,
+        *,
+        device: bool,
+        roots: bool = True,
+        limit: Callable[[Stage], int] = lambda _: 1,
     ) -> tuple[int, list[int]] | None:
         """Hand out up to ``limit(stage)`` ready units of one stage; None where nothing may run now.
 
-        ``device`` False passes over the stages that need the device.
+        ``device`` False passes over the stages that need the device, ``roots`` False over those
+        that only feed them.
         """
         for number in self._order:
             stage = self.stages[number]
             if stage.on_device and not device:
+                continue
+            if stage.root and not stage.on_device and not roots:
                 continue
             most = limit(stage)
             taken = self._take_root(number, most) if stage.root else self._take(number, most)
@@ -108,7 +130,7 @@ class Dag:
         ready, state = self._ready[number], self._state[number]
         taken: list[int] = []
         while ready and len(taken) < limit:
-            index = heapq.heappop(ready)
+            _, index = heapq.heappop(ready)
             state[index] = RUNNING
             taken.append(index)
         return taken
@@ -116,21 +138,28 @@ class Dag:
     def _take_root(self, number: int, limit: int) -> list[int]:
         taken = self._take(number, limit)  # handed back by a lost worker
         state = self._state[number]
-        cursor = self._cursor[number]
-        while cursor < len(state) and len(taken) < limit:
-            if state[cursor] == WAITING:
-                state[cursor] = RUNNING
-                taken.append(cursor)
-            cursor += 1
-        self._cursor[number] = cursor
+        while len(taken) < limit:
+            index = next(self._roots[number], None)
+            if index is None:
+                break
+            if state[index] == WAITING:
+                state[index] = RUNNING
+                taken.append(index)
         return taken
+
+    def _push(self, number: int, index: int) -> None:
+        self._state[number][index] = READY
+        stage = self.stages[number]
+        place = (0, index)
+        if stage.band:
+            place = (index % stage.grid.shape[1] // stage.band, index)
+        heapq.heappush(self._ready[number], place)
 
     def give_back(self, node: Node) -> None:
         """Put a running unit back among the ready ones."""
         number, index = node
         if self._state[number][index] == RUNNING:
-            self._state[number][index] = READY
-            heapq.heappush(self._ready[number], index)
+            self._push(number, index)
 
     def complete(self, node: Node) -> bool:
         """Mark a unit done and offer what it feeds; False if it was done already."""
@@ -179,5 +208,4 @@ class Dag:
             return
         stage = self.stages[number]
         if all(self.is_done(need) for need in stage.needs(stage.grid.at(index))):
-            state[index] = READY
-            heapq.heappush(self._ready[number], index)
+            self._push(number, index)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tilepipe.errors import SlideError
 from tilepipe.slide import openslide_input
-from tilepipe.slide.tiff_open import OverlapError, open_tiff
+from tilepipe.slide.tiff_open import CACHE_BYTES, OverlapError, open_tiff
 from tilepipe.slide.types import OnDamage, Slide
 from tilepipe.slide.zarr_input import is_zarr, open_ome_zarr
 
@@ -31,6 +31,7 @@ def open_slide(
     mpp: float | None = None,
     max_pixels: int = 2**40,
     on_damage: OnDamage = "error",
+    cache_bytes: int = CACHE_BYTES,
 ) -> Slide:
     """Open an image for region reads.
 
@@ -44,6 +45,8 @@ def open_slide(
         Largest believable level 0.
     on_damage
         ``error``: DamageError at the first damaged tile; ``fill``: fill and record it.
+    cache_bytes
+        Decoded tiles of a TIFF to keep, for reads of neighbouring boxes.
 
     Raises
     ------
@@ -62,7 +65,13 @@ def open_slide(
     head = _read_head(name)
     if head[:4] in _TIFF:
         try:
-            return open_tiff(name, mpp=mpp, max_pixels=max_pixels, on_damage=on_damage)
+            return open_tiff(
+                name,
+                mpp=mpp,
+                max_pixels=max_pixels,
+                on_damage=on_damage,
+                cache_bytes=cache_bytes,
+            )
         except OverlapError:
             if openslide_input.detect(name) is None:
                 raise

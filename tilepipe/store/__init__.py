@@ -6,6 +6,7 @@ from tilepipe.store.journal import Journal, Record
 from tilepipe.store.label import Label
 from tilepipe.store.level import Level, checksum_of
 from tilepipe.store.open import open_store
+from tilepipe.store.recent import RecentUnits
 from tilepipe.store.reduce import reduce_image, reduce_label
 from tilepipe.store.store import Store
 
@@ -15,6 +16,7 @@ __all__ = [
     "Label",
     "Level",
     "LocalFiles",
+    "RecentUnits",
     "Record",
     "Store",
     "checksum_of",

@@ -69,6 +69,7 @@ class Label:
                 is_label=True,
                 unit_px=self._facts.unit_px if self._facts else None,
                 writable=self._store.writable and self._facts is not None,
+                recent=self._store.recent,
             )
         return self._levels[index]
 

@@ -18,6 +18,7 @@ from zarr.storage import WrapperStore
 
 from tilepipe.errors import StoreError, TilepipeError
 from tilepipe.store.files import Files, LocalFiles, explained
+from tilepipe.store.recent import RecentUnits
 from tilepipe.tiling import Box, Grid, Shape, Unit
 
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
@@ -104,6 +105,7 @@ class Level:
         is_label: bool,
         unit_px: int | None,
         writable: bool,
+        recent: RecentUnits | None = None,
     ) -> None:
         self.index = index
         """Place in its own pyramid; 0 is finest."""
@@ -114,6 +116,7 @@ class Level:
         self._axes = tuple(axes)
         self._is_label = is_label
         self._writable = writable
+        self._recent = recent
         self._target: zarr.Array[Any] | None = None
         files.check_inside(key)
         self._array = self._open(
@@ -179,6 +182,11 @@ class Level:
                 ) from error
 
     @property
+    def lead(self) -> tuple[int, ...]:
+        """Sides of the axes before (y, x): (channels,) of an image, none of a label."""
+        return () if self._is_label else (self.channels,)
+
+    @property
     def grid(self) -> Grid:
         """The write units of this level."""
         return Grid(self.shape, self.unit_px)
@@ -191,13 +199,36 @@ class Level:
     def read(self, box: Box) -> NDArray[Any]:
         """Return the pixels of ``box``, (c, y, x) of an image, (y, x) of a label.
 
-        Raises StoreError, naming array and box, for a box outside the level and for damage.
+        The array may be shared with other readers: do not change it. Raises StoreError, naming
+        array and box, for a box outside the level and for damage.
         """
         if not Box.of_shape(self.shape).contains(box) or box.area == 0:
             raise StoreError(
                 f"{self._files.location}: {box} of array {self._key}, which is "
                 f"{self.shape[0]} x {self.shape[1]} px (y, x)"
             )
+        if self._recent is None:
+            return self._stored(box)
+        held = {unit: self._recent.get(self._place(unit)) for unit in self.grid.touching(box)}
+        if all(pixels is None for pixels in held.values()):
+            return self._stored(box)
+        whole = np.empty((*self.lead, *box.shape), self.dtype)
+        for unit, pixels in held.items():
+            part = unit.box.intersect(box)
+            if pixels is None:
+                found = self._stored(part)
+            else:
+                found = pixels[(..., *part.shift(-unit.box.y0, -unit.box.x0).slices)]
+            if part == box:
+                return found
+            whole[(..., *part.shift(-box.y0, -box.x0).slices)] = found
+        return whole
+
+    def _place(self, unit: Unit) -> tuple[str, int, int]:
+        return self._key, unit.iy, unit.ix
+
+    def _stored(self, box: Box) -> NDArray[Any]:
+        """Read a box inside the level from the store itself."""
         try:
             pixels = np.asarray(self._array[self._selection(box)])
         except MemoryError:
@@ -218,7 +249,8 @@ class Level:
         """Write a whole unit, (c, y, x) or (y, x) of ``unit.box``; return its checksum.
 
         When this returns the pixels are on the disk. A unit has one writer; writing it again
-        replaces it. Chunks that are all 0 are not stored.
+        replaces it. A unit that is all 0 is not stored. The caller gives ``pixels`` away: they
+        may be shown to later readers.
 
         Raises StoreError if the pixels do not fit the unit or cannot be written.
         """
@@ -227,16 +259,18 @@ class Level:
             raise StoreError(f"{location}: opened for reading; open it with writable=True")
         if unit != self.grid.unit(unit.iy, unit.ix):
             raise StoreError(f"{location}: {unit} is not a unit of array {self._key}")
-        lead = () if self._is_label else (self.channels,)
-        if pixels.shape != (*lead, *unit.box.shape) or pixels.dtype != self.dtype:
+        if pixels.shape != (*self.lead, *unit.box.shape) or pixels.dtype != self.dtype:
             raise StoreError(
                 f"{location}: unit ({unit.iy}, {unit.ix}) of array {self._key} takes "
-                f"{(*lead, *unit.box.shape)} {self.dtype}, got {pixels.shape} {pixels.dtype}"
+                f"{(*self.lead, *unit.box.shape)} {self.dtype}, got {pixels.shape} {pixels.dtype}"
             )
         if self._target is None:
             store = WholeWrites(self._files.zarr_store(read_only=False), self._files)
             self._target = self._open(store, mode="r+")
-        target: Any = self._target
+        # zarr looks for empty chunks with a third of a write's time; whole units are enough.
+        target: Any = self._target.with_config({"write_empty_chunks": bool(pixels.any())})
+        if self._recent is not None:
+            self._recent.drop(self._place(unit))
         try:
             target[self._selection(unit.box)] = (
                 pixels if self._is_label or "c" in self._axes else pixels[0]
@@ -251,6 +285,8 @@ class Level:
                 f"{location}: array {self._key} cannot be written at {unit.box}: {error}; "
                 "run the same command again, what is done is kept"
             ) from error
+        if self._recent is not None:
+            self._recent.put(self._place(unit), pixels)
         return checksum_of(pixels)
 
     def checksum(self, unit: Unit) -> str:
@@ -259,4 +295,4 @@ class Level:
         A missing shard reads as 0 and so has the checksum of an all-0 unit: compare with the
         journal's.
         """
-        return checksum_of(self.read(unit.box))
+        return checksum_of(self._stored(unit.box))

@@ -35,6 +35,7 @@ from tilepipe.store.layout import (
 )
 from tilepipe.store.level import Level
 from tilepipe.store.metadata import Pyramid, image_label, multiscales
+from tilepipe.store.recent import RecentUnits
 from tilepipe.tiling import Grid, Shape
 
 
@@ -76,6 +77,8 @@ class Store:
         self.mpp: tuple[float, float] | None = facts.mpp
         self.channel_names: tuple[str, ...] = facts.channel_names
         self.n_levels: int = facts.n_levels
+        self.recent: RecentUnits | None = None
+        """Units that this process wrote last; set it before any level is opened."""
         self._levels: dict[int, Level] = {}
 
     def __repr__(self) -> str:
@@ -112,6 +115,7 @@ class Store:
                 is_label=False,
                 unit_px=self.facts.unit_px,
                 writable=self.writable and self.own,
+                recent=self.recent,
             )
             if (found.channels, found.dtype) != (self.channels, self.dtype) or (
                 level == 0 and found.shape != self.extent

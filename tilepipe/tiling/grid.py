@@ -53,6 +53,17 @@ class Grid:
     def __iter__(self) -> Iterator[Unit]:
         return (self.at(index) for index in range(len(self)))
 
+    def banded(self, columns: int) -> Iterator[int]:
+        """Running numbers in bands of ``columns`` units: each from top to bottom, row by row.
+
+        The next row's neighbours then come ``columns`` units later, however wide the grid is.
+        """
+        rows, width = self.shape
+        for left in range(0, width, columns):
+            for iy in range(rows):
+                for ix in range(left, min(left + columns, width)):
+                    yield self.index(iy, ix)
+
     def touching(self, box: Box) -> Iterator[Unit]:
         """Units that share a pixel with ``box``."""
         inside = box.intersect(Box.of_shape(self.extent))

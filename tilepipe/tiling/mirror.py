@@ -47,6 +47,29 @@ def read_mirrored(read: Callable[[Box], NDArray[Any]], box: Box, extent: Shape) 
     pixels = read(source)
     if source == box:
         return pixels
+    inside = box.intersect(Box.of_shape(extent))
+    if inside.area == 0:
+        return _picked(pixels, source, box, extent)
+    mirrored = np.empty((*pixels.shape[:-2], *box.shape), pixels.dtype)
+    mirrored[(..., *inside.shift(-box.y0, -box.x0).slices)] = pixels[
+        (..., *inside.shift(-source.y0, -source.x0).slices)
+    ]
+    # Picking pixel by pixel is slow: only the frame around what is there is picked.
+    for strip in (
+        Box(box.y0, box.x0, inside.y0, box.x1),
+        Box(inside.y1, box.x0, box.y1, box.x1),
+        Box(inside.y0, box.x0, inside.y1, inside.x0),
+        Box(inside.y0, inside.x1, inside.y1, box.x1),
+    ):
+        if strip.area:
+            mirrored[(..., *strip.shift(-box.y0, -box.x0).slices)] = _picked(
+                pixels, source, strip, extent
+            )
+    return mirrored
+
+
+def _picked(pixels: NDArray[Any], source: Box, box: Box, extent: Shape) -> NDArray[Any]:
+    """Return ``box`` from the pixels of ``source``, each picked by its reflected position."""
     rows = mirror_index(box.y0, box.y1, extent[0]) - source.y0
     columns = mirror_index(box.x0, box.x1, extent[1]) - source.x0
     return np.ascontiguousarray(pixels[..., rows[:, None], columns[None, :]])

@@ -1,0 +1,222 @@
+"""``Context``: what a process holds of a job; slide, store, journals, network, each opened once."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import SlideError, TilepipeError
+from tilepipe.pipeline.instances import Objects
+from tilepipe.pipeline.job import GATE, Ticket
+from tilepipe.pipeline.lanes import give_way
+from tilepipe.slide import Slide, TissueMask, open_slide, tissue_mask
+from tilepipe.spec import JobSpec
+from tilepipe.store import Journal, Label, RecentUnits, Store, open_store
+from tilepipe.tiling import Box
+
+if TYPE_CHECKING:
+    from tilepipe.infer import Engine, Settings
+
+Read = Callable[[Box], NDArray[Any]]
+RECENT_BYTES = 128 << 20
+"""Units that a process keeps for the stages that read them next."""
+SEGMENTS_BYTES = 128 << 20
+"""Decoded tiles that a slide keeps for units whose tiles overlap."""
+_MOST_CONTEXTS = 4
+
+
+class Context:
+    """One job in one process."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.spec = JobSpec.checked(ticket.spec, source="ticket")
+        self.store: Store = open_store(ticket.output, writable=True)
+        self.store.recent = RecentUnits(RECENT_BYTES)
+        self.image_journal: Journal = self.store.journal(None, ticket.image_fingerprint)
+        self.label_journal: Journal | None = None
+        if ticket.label is not None:
+            self.label_journal = self.store.journal(ticket.label, ticket.label_fingerprint)
+        self.object_journal: Journal | None = None
+        if ticket.instances is not None:
+            self.object_journal = self.store.journal(ticket.instances, ticket.instances_fingerprint)
+        self._opening = threading.Lock()
+        self._labels: dict[str, Label] = {}
+        self._slide: Slide | None = None
+        self._tissue: TissueMask | None = None
+        self._tissue_read = False
+        self._gate: float | None = None
+
+    @property
+    def slide(self) -> Slide:
+        """The input, opened on first use."""
+        with self._opening:
+            if self._slide is None:
+                assert self.ticket.slide is not None
+                self._slide = open_slide(
+                    self.ticket.slide,
+                    mpp=self.spec.slide_mpp,
+                    max_pixels=self.spec.max_pixels,
+                    on_damage=self.spec.on_damage,
+                    cache_bytes=SEGMENTS_BYTES if self.ticket.shared_tiles else 0,
+                )
+            return self._slide
+
+    def label(self, name: str) -> Label:
+        """Return a label of the store, opened on first use."""
+        with self._opening:
+            if name not in self._labels:
+                self._labels[name] = self.store.label(name)
+            return self._labels[name]
+
+    @property
+    def tissue(self) -> TissueMask | None:
+        """Where there is something to segment; None: everywhere."""
+        if self.spec.tissue == "off" or self.ticket.slide is None:
+            return None
+        slide = self.slide
+        with self._opening:
+            if not self._tissue_read:
+                self._tissue = (
+                    tissue_mask(slide)
+                    if self.spec.tissue == "auto"
+                    else TissueMask.from_image(self.spec.tissue, slide.levels[0].shape)
+                )
+                self._tissue_read = True
+            return self._tissue
+
+    def warm(self) -> None:
+        """Have the network built while the first units are still being read.
+
+        What goes wrong here goes wrong again, and is told, at the first unit.
+        """
+        if self.ticket.label is None:
+            return
+        with suppress(TilepipeError, OSError, RuntimeError, MemoryError):
+            self.engine().warm(self.store.dtype).result()
+        give_way(self.ticket.settings)
+
+    def engine(self) -> Engine:
+        """The network on its device, shared by the jobs of this process that use the same one."""
+        from tilepipe.infer import Settings
+
+        settings = Settings.from_json(self.ticket.settings)
+        return _engine(self.ticket, self.spec, settings)
+
+    def gate(self) -> float | None:
+        """The classification logit of the whole slide, from the first pass; None without one."""
+        if not any(name == GATE for name, _ in self.ticket.stages):
+            return None
+        assert self.label_journal is not None
+        with self._opening:
+            if self._gate is None:
+                records = self.label_journal.recorded(GATE, 0)
+                self._gate = max(float(record.facts["logit"]) for record in records.values())
+            return self._gate
+
+    def objects(self) -> Objects:
+        """The mask's objects."""
+        assert self.ticket.label is not None
+        assert self.object_journal is not None
+        return Objects(self.store, self.ticket.label, self.object_journal)
+
+    def level_reader(self) -> Read:
+        """Read boxes of the level that is segmented, with the network's channels."""
+        if self.spec.in_place:
+            number = slide_level(self.slide, self.ticket.level)
+            return spread(partial(self.slide.read, level=number), self.ticket.in_channels)
+        return spread(self.store.image(self.ticket.level).read, self.ticket.in_channels)
+
+
+def spread(read: Read, channels: int) -> Read:
+    """Show a single channel to a network that takes several; otherwise read as it is."""
+
+    def reader(box: Box) -> NDArray[Any]:
+        pixels = read(box)
+        if pixels.shape[0] == 1 and channels > 1:
+            return np.broadcast_to(pixels, (channels, *pixels.shape[1:]))
+        return pixels
+
+    return reader
+
+
+def slide_level(slide: Slide, level: int) -> int:
+    """Return the slide's own level that equals pyramid level ``level``; SlideError if none does."""
+    height, width = slide.levels[0].shape
+    for number, found in enumerate(slide.levels):
+        wanted = (-(-height // 2**level), -(-width // 2**level))
+        if found.shape == wanted:
+            return number
+    raise SlideError(
+        f"{slide.path}: has no level of its own at a downsample of {2**level}, which --in-place "
+        f"with --level {level} needs; leave --in-place out"
+    )
+
+
+_contexts: OrderedDict[tuple[str, str, str], Context] = OrderedDict()
+_engines: OrderedDict[str, Engine] = OrderedDict()
+_lock = threading.Lock()
+_engine_lock = threading.Lock()
+
+
+def context_of(ticket: Ticket) -> Context:
+    """Return what this process holds of a job, opened when it is first asked for."""
+    key = (ticket.output, ticket.image_fingerprint, ticket.label_fingerprint)
+    with _lock:
+        if key not in _contexts:
+            context = _contexts[key] = Context(ticket)
+            while len(_contexts) > _MOST_CONTEXTS:
+                _contexts.popitem(last=False)
+            if ticket.warms:
+                threading.Thread(target=context.warm, name="tilepipe-warm", daemon=True).start()
+        _contexts.move_to_end(key)
+        return _contexts[key]
+
+
+def forget(output: str) -> None:
+    """Close what this process holds of an output."""
+    with _lock:
+        for key in [key for key in _contexts if key[0] == output]:
+            del _contexts[key]
+
+
+def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
+    from tilepipe.infer import Engine, keep_memory
+    from tilepipe.models import load_model
+
+    key = repr((spec.model, spec.weights, spec.classes, spec.base, spec.options, ticket.in_channels,
+                ticket.settings))  # fmt: skip
+    with _engine_lock:
+        if key not in _engines:
+            keep_memory()
+            model = load_model(
+                spec.model,
+                weights=spec.weights,
+                in_channels=ticket.in_channels,
+                classes=spec.classes,
+                base=spec.base,
+                options=spec.options,
+            )
+            while len(_engines) >= 2:  # the job that ends and the one that begins
+                _engines.popitem(last=False)
+            _engines[key] = Engine(
+                model,
+                plan=settings.plan,
+                device=settings.device,
+                precision=settings.precision,
+                backend=settings.backend,
+                batch=settings.batch,
+                threads=settings.threads,
+                cgm=settings.cgm if settings.cgm == "tile" else "off",
+            )
+            # torch leaves half a million objects that stay: no collection need look at them again.
+            gc.freeze()
+        return _engines[key]
