@@ -8,7 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,3 +209,52 @@ def wait_until():
         return found
 
     return wait
+
+
+@dataclass
+class Bucket:
+    """The bucket ``slides`` of an S3 server in this process."""
+
+    endpoint: str
+    client: Any
+    puts: Counter = field(default_factory=Counter)
+    """How often each path was written."""
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """A real S3 server over HTTP; this process's environment leads to it."""
+    boto3 = pytest.importorskip("boto3")
+    server_room = pytest.importorskip("moto.moto_server.threaded_moto_server")
+    pytest.importorskip("obstore")
+    puts, lock = Counter(), threading.Lock()
+
+    def counting(app):
+        def answer(environ, start_response):
+            if environ["REQUEST_METHOD"] == "PUT":
+                with lock:
+                    puts[environ["PATH_INFO"]] += 1
+            return app(environ, start_response)
+
+        return answer
+
+    inner = server_room.DomainDispatcherApplication
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            server_room, "DomainDispatcherApplication", lambda *args: counting(inner(*args))
+        )
+        server = server_room.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        for name in list(os.environ):
+            if name.startswith("AWS_"):
+                patch.delenv(name)
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        client.create_bucket(Bucket="slides")
+        puts.clear()
+        yield Bucket(endpoint, client, puts)
+        server.stop()

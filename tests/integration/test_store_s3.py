@@ -1,6 +1,4 @@
-import os
-import threading
-from collections import Counter
+"""A store on S3: the same calls and errors as on disk; each object is written once."""
 
 import numpy as np
 import pytest
@@ -10,49 +8,6 @@ from tilepipe.errors import MismatchError, StoreError
 from tilepipe.spec import default_classes
 from tilepipe.store import create_store, open_store
 from tilepipe.tiling import Box
-
-boto3 = pytest.importorskip("boto3")
-server_room = pytest.importorskip("moto.moto_server.threaded_moto_server")
-pytest.importorskip("obstore")
-
-PUTS: Counter = Counter()
-_LOCK = threading.Lock()
-
-
-class _Counting:
-    """WSGI middle layer that counts the PUT requests by path."""
-
-    def __init__(self, app):
-        self.app = app
-
-    def __call__(self, environ, start_response):
-        if environ["REQUEST_METHOD"] == "PUT":
-            with _LOCK:
-                PUTS[environ["PATH_INFO"]] += 1
-        return self.app(environ, start_response)
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    patch = pytest.MonkeyPatch()
-    inner = server_room.DomainDispatcherApplication
-
-    patch.setattr(server_room, "DomainDispatcherApplication", lambda *args: _Counting(inner(*args)))
-    server = server_room.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    for name in list(os.environ):
-        if name.startswith("AWS_"):
-            patch.delenv(name)
-    patch.setenv("AWS_ENDPOINT_URL", url)
-    patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
-    client.create_bucket(Bucket="slides")
-    yield url
-    server.stop()
-    patch.undo()
 
 
 def pixels_of(store):
@@ -75,22 +30,22 @@ def make(key, *, version="0.5", overwrite=False):
 
 
 @pytest.mark.parametrize("version", ["0.5", "0.4"])
-def test_a_whole_job_on_s3(endpoint, version):
+def test_a_whole_job_on_s3(bucket, version):
     key = f"deep/{version}.zarr"
     store = make(key, version=version)
     label = store.create_label("m", classes=default_classes(3), unit_px=256)
     pixels = pixels_of(store)
     journal = store.journal(None, "f1")
     sums = {}
-    PUTS.clear()
+    bucket.puts.clear()
     for unit in store.image(0).grid:
         sums[unit.iy, unit.ix] = store.image(0).write_unit(unit, pixels[(..., *unit.box.slices)])
         journal.write("ingest", 0, unit, checksum=sums[unit.iy, unit.ix])
     for unit in label.level(0).grid:
         label.level(0).write_unit(unit, np.ones(unit.box.shape, np.uint8))
     # 3 x 2 units of one image shard, one record and one mask shard; in 0.4 5 x 3 chunks of each.
-    assert len(PUTS) == (18 if version == "0.5" else 6 + 2 * 15)
-    assert set(PUTS.values()) == {1}
+    assert len(bucket.puts) == (18 if version == "0.5" else 6 + 2 * 15)
+    assert set(bucket.puts.values()) == {1}
 
     again = open_store(f"s3://slides/{key}", writable=True)
     assert again.labels == ("m",)
@@ -110,7 +65,7 @@ def test_a_whole_job_on_s3(endpoint, version):
     assert not anew.journal(None, "f2").recorded("ingest", 0)
 
 
-def test_a_label_is_replaced(endpoint):
+def test_a_label_is_replaced(bucket):
     store = make("label.zarr")
     unit = store.image(0).grid.unit(0, 0)
     first = store.create_label("m", classes=default_classes(3), unit_px=256)
@@ -122,37 +77,35 @@ def test_a_label_is_replaced(endpoint):
     assert not store.journal("m", "f2").recorded("segment", 0)
 
 
-def test_a_truncated_object_is_an_error(endpoint):
+def test_a_truncated_object_is_an_error(bucket):
     store = make("damaged.zarr")
     level = store.image(0)
     unit = level.grid.unit(0, 0)
     level.write_unit(unit, pixels_of(store)[:, :256, :256])
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
     for body in (b"", b"half a shard"):
-        client.put_object(Bucket="slides", Key="damaged.zarr/0/c/0/0/0", Body=body)
+        bucket.client.put_object(Bucket="slides", Key="damaged.zarr/0/c/0/0/0", Body=body)
         with pytest.raises(StoreError, match=r"s3://slides/damaged.zarr: array 0 cannot be read"):
             level.checksum(unit)
 
 
-def test_other_objects_are_left_alone(endpoint):
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    client.put_object(Bucket="slides", Key="mine/thesis.txt", Body=b"mine")
+def test_other_objects_are_left_alone(bucket):
+    bucket.client.put_object(Bucket="slides", Key="mine/thesis.txt", Body=b"mine")
     with pytest.raises(StoreError, match="not an OME-Zarr store, it is left alone"):
         make("mine", overwrite=True)
     with pytest.raises(StoreError, match="other objects, not an OME-Zarr"):
         open_store("s3://slides/mine")
     with pytest.raises(StoreError, match="nothing there"):
         open_store("s3://slides/none.zarr")
-    body = client.get_object(Bucket="slides", Key="mine/thesis.txt")["Body"].read()
+    body = bucket.client.get_object(Bucket="slides", Key="mine/thesis.txt")["Body"].read()
     assert body == b"mine"
 
 
-def test_a_bucket_that_is_not_there(endpoint):
+def test_a_bucket_that_is_not_there(bucket):
     with pytest.raises(StoreError, match=r"s3://nobody/a.zarr: cannot .*check the address"):
         create_store("s3://nobody/a.zarr", channels=1, dtype="uint8", extent=(9, 9), unit_px=16)
 
 
-def test_another_reader_opens_it(endpoint):
+def test_another_reader_opens_it(bucket):
     store = make("read.zarr")
     unit = store.image(0).grid.unit(0, 0)
     store.image(0).write_unit(unit, pixels_of(store)[:, :256, :256])
@@ -162,7 +115,7 @@ def test_another_reader_opens_it(endpoint):
     plain = S3Store(
         "slides",
         prefix="read.zarr",
-        config={"endpoint": endpoint, "region": "us-east-1"},
+        config={"endpoint": bucket.endpoint, "region": "us-east-1"},
         client_options={"allow_http": True},
     )
     group = zarr.open_group(ObjectStore(plain, read_only=True), mode="r")
