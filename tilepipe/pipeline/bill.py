@@ -8,6 +8,7 @@ import numpy as np
 
 from tilepipe.pipeline.choice import choose
 from tilepipe.pipeline.events import Event, Note, Warned
+from tilepipe.pipeline.lanes import recent_bytes
 from tilepipe.pipeline.output import unit_for
 from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import Source, open_source
@@ -16,8 +17,6 @@ from tilepipe.tiling import Box
 
 PROCESS_BYTES = 330_000_000
 """Python, torch and dask with nothing done yet (measured)."""
-CACHE_BYTES = 128 << 20
-"""Decoded tiles that a slide keeps for its neighbouring units."""
 
 
 def bill(request: Request) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def bill(request: Request) -> dict[str, Any]:
     lanes = min(THREADS_PER_WORKER, len(plan.grid))
     network = estimate_memory(chosen.model, chosen.settings, dtype=source.dtype)
     tile_s = estimate_seconds(chosen.model, chosen.settings, dtype=source.dtype)
-    each = network + lanes * 4 * unit_bytes + PROCESS_BYTES + (CACHE_BYTES if copied else 0)
+    each = network + lanes * 4 * unit_bytes + PROCESS_BYTES + (recent_bytes(spec) if copied else 0)
     # Worker processes stand beside the one that hands out their units.
     ram = workers * each + (PROCESS_BYTES if workers > 1 else 0)
     ratio = _compressed_share(source) if copied else 0.0

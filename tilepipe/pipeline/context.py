@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from tilepipe.infer import Engine, Settings
 
 Read = Callable[[Box], NDArray[Any]]
-RECENT_BYTES = 128 << 20
-"""Units that a process keeps for the stages that read them next."""
 SEGMENTS_BYTES = 128 << 20
 """Decoded tiles that a slide keeps for units whose tiles overlap."""
 _MOST_CONTEXTS = 4
@@ -40,7 +38,7 @@ class Context:
         self.ticket = ticket
         self.spec = JobSpec.checked(ticket.spec, source="ticket")
         self.store: Store = open_store(ticket.output, writable=True)
-        self.store.recent = RecentUnits(RECENT_BYTES)
+        self.store.recent = RecentUnits(ticket.recent_bytes)
         self.image_journal: Journal = self.store.journal(None, ticket.image_fingerprint)
         self.label_journal: Journal | None = None
         if ticket.label is not None:

@@ -40,6 +40,8 @@ class Ticket:
     """Label of the mask's objects."""
     instances_fingerprint: str = ""
     trace: bool = False
+    recent_bytes: int = 0
+    """Units that a process keeps for the stages that read them next."""
     shared_tiles: bool = True
     """Tiles of the slide lie under several units: decoded ones are worth keeping."""
     warms: bool = False

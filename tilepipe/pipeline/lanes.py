@@ -9,10 +9,21 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from tilepipe.spec import JobSpec
+
 LANE_THREADS = ("Dask-Default-Threads", "Dask-Worker-Threads", "zarr_io", "asyncio_")
 """How the names of the threads begin, or contain, that read, decode, compress and write."""
+RECENT_BYTES = 128 << 20
 _NICE = 10
 _gave_way: set[int] = set()
+
+
+def recent_bytes(spec: JobSpec) -> int:
+    """Return the bytes of units that each process keeps for the stages that read them next.
+
+    Worker processes on one machine share what one would take.
+    """
+    return RECENT_BYTES // max(1, spec.workers or 1)
 
 
 def give_way(settings: dict[str, Any]) -> None:
@@ -41,7 +52,7 @@ class Memory:
     threads tear holes into it that never close: it would grow with the number of units.
     """
 
-    SLACK_BYTES = 96 << 20
+    SLACK_BYTES = 64 << 20
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

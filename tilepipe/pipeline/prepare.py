@@ -12,7 +12,7 @@ from typing import Any
 from tilepipe.errors import MismatchError, PlanError
 from tilepipe.pipeline.cells import Rule
 from tilepipe.pipeline.choice import Segmentation, asked, choose
-from tilepipe.pipeline.context import RECENT_BYTES, forget
+from tilepipe.pipeline.context import forget
 from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.instances import forget_instances, instances_of, open_instances
 from tilepipe.pipeline.job import (
@@ -28,6 +28,7 @@ from tilepipe.pipeline.job import (
     Ticket,
     fingerprint,
 )
+from tilepipe.pipeline.lanes import recent_bytes
 from tilepipe.pipeline.output import (
     exclusive,
     is_begun,
@@ -122,6 +123,7 @@ def _open_job(
     extents = source.extents
     tile = source.slide.levels[0].tile if source.slide is not None else None
     unit_px = chosen.settings.plan.unit_px if chosen is not None else unit_px
+    in_strips = source.slide is not None and tile is None
     layout = Layout(
         image=extents if copied else (),
         label=_halved(extents[chosen.level], len(extents)) if chosen is not None else (),
@@ -130,7 +132,7 @@ def _open_job(
         plan=chosen.settings.plan if chosen is not None else None,
         gate=chosen is not None and spec.cgm == "slide" and chosen.model.has_gate,
         # Strips lie under a whole row of units: those go in reading order.
-        band=0 if source.slide is not None and tile is None else _band(source, unit_px),
+        band=0 if in_strips else _band(source, unit_px, recent_bytes(spec)),
         objects_halo_px=Rule.of_classes(chosen.model.classes).halo_px
         if chosen is not None and spec.instances
         else None,
@@ -184,6 +186,7 @@ def _open_job(
         trace=trace,
         instances=objects,
         instances_fingerprint=object_mark,
+        recent_bytes=recent_bytes(spec),
         shared_tiles=spec.in_place
         or tile is None
         or any(layout.unit_px % px or px > layout.unit_px for px in tile),
@@ -194,13 +197,13 @@ def _open_job(
     return Job(source, ticket, stages, recorded, store, chosen, tuple(rejected), held)
 
 
-def _band(source: Source, unit_px: int) -> int:
+def _band(source: Source, unit_px: int, kept_bytes: int) -> int:
     """Columns of units whose neighbours are still in memory when they are needed: an even number.
 
     A unit waits for the row below it: a band and two more units, and masks beside them.
     """
     unit_bytes = source.channels * source.dtype.itemsize * unit_px**2
-    return max(2, (RECENT_BYTES // unit_bytes - 3) // 2 * 2)
+    return max(2, (kept_bytes // unit_bytes - 3) // 2 * 2)
 
 
 def _halved(extent: Shape, count: int) -> tuple[Shape, ...]:
