@@ -277,6 +277,44 @@ def test_csv_and_its_totals(tmp_path):
         assert float(total["area_mm2"]) == pytest.approx(area * 0.25e-6, abs=1e-6)
 
 
+def test_every_column_of_the_tables(tmp_path):
+    """A mask of half the slide's resolution: px of the slide, µm² of its own px."""
+    mask = MASKS["blobs"]
+    names = [one.name for one in default_classes(3)]
+    path = tmp_path / "objects.csv"
+    _, totals_path = write_csv(
+        path, ArrayLevel(mask), default_classes(3), scale=2, um2_per_px=0.998001
+    )
+    rows = list(csv.DictReader(path.open()))
+    assert [int(row["id"]) for row in rows] == list(range(1, len(rows) + 1))
+    assert {row["class"] for row in rows} == {names[1], names[2]}
+    got = [
+        (
+            names.index(row["class"]),
+            int(row["class_id"]),
+            int(row["area_px"]),
+            float(row["area_um2"]),
+            (float(row["centroid_y_px"]), float(row["centroid_x_px"])),
+            tuple(int(row[side]) for side in ("y0_px", "x0_px", "y1_px", "x1_px")),
+        )
+        for row in rows
+    ]
+    wanted = [
+        (v, v, 4 * a, round(a * 0.998001, 4), (round(2 * y, 3), round(2 * x, 3)),
+         tuple(2 * side for side in box))
+        for v, a, (y, x), box in brute_force(mask)
+    ]  # fmt: skip
+    for one, other in zip(sorted(got), sorted(wanted), strict=True):
+        assert one[:3] == other[:3]
+        assert one[3] == pytest.approx(other[3], abs=1e-4)
+        assert one[4] == pytest.approx(other[4], abs=2e-3)
+        assert one[5] == other[5]
+    totals = list(csv.DictReader(totals_path.open()))
+    assert [(total["class"], int(total["objects"])) for total in totals] == [
+        (names[value], sum(one[0] == value for one in wanted)) for value in (1, 2)
+    ]
+
+
 def test_csv_without_a_pixel_size_leaves_micrometres_empty(tmp_path):
     path = tmp_path / "objects.csv"
     write_csv(path, ArrayLevel(MASKS["full"]), default_classes(3))
