@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from tilepipe.infer.account import Account, account_json, merge_seconds, trace_json
     from tilepipe.infer.certify import Certificate, verify
     from tilepipe.infer.engine import Engine, UnitResult
-    from tilepipe.infer.memory import estimate_memory, keep_memory
+    from tilepipe.infer.memory import estimate_memory, give_large_back, keep_memory
     from tilepipe.infer.settings import Settings, choose_settings
     from tilepipe.infer.tuning import estimate_seconds
 
@@ -26,6 +26,7 @@ _HOME = {
     "choose_settings": "settings",
     "estimate_memory": "memory",
     "estimate_seconds": "tuning",
+    "give_large_back": "memory",
     "keep_memory": "memory",
 }
 
@@ -39,6 +40,7 @@ __all__ = [
     "choose_settings",
     "estimate_memory",
     "estimate_seconds",
+    "give_large_back",
     "keep_memory",
     "merge_seconds",
     "trace_json",

@@ -187,14 +187,15 @@ def forget(output: str) -> None:
 
 
 def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
-    from tilepipe.infer import Engine, keep_memory
+    from tilepipe.infer import Engine, give_large_back, keep_memory
     from tilepipe.models import load_model
 
     key = repr((spec.model, spec.weights, spec.classes, spec.base, spec.options, ticket.in_channels,
                 ticket.settings))  # fmt: skip
     with _engine_lock:
         if key not in _engines:
-            keep_memory()
+            # OpenVINO keeps its own memory; torch asks malloc anew for every layer.
+            (keep_memory if settings.backend == "torch" else give_large_back)()
             model = load_model(
                 spec.model,
                 weights=spec.weights,
