@@ -16,12 +16,13 @@ SIDE = 8448
 UNIT = 2048
 
 MEASURE = """
-import json, resource, sys, time
+import json, re, resource, sys, time
 from tilepipe.export import Result
 started = time.perf_counter()
 count = Result(sys.argv[1], "cells").to_geojson(sys.argv[2])
 seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not ru_maxrss: that begins with the peak of the process this one was forked from.
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 cpu = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps([count, seconds, cpu.ru_utime + cpu.ru_stime, peak]))
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.bench.bare import Speed, bare_speeds, engine_speed
-from tilepipe.bench.machine import machine_facts
+from tilepipe.bench.machine import PeakMemory, machine_facts
 from tilepipe.errors import ScheduleError
 from tilepipe.infer.memory import keep_memory
 from tilepipe.infer.settings import Settings, choose_settings
@@ -144,12 +143,22 @@ def _pipeline(
                str(job), "--json"]  # fmt: skip
     command += ["--gpus", gpus] if gpus is not None else []
     started_s = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    wall_s = time.perf_counter() - started_s
-    if done.returncode:
-        raise ScheduleError(f"the pipeline failed: {(done.stderr or done.stdout).strip()[-2000:]}")
-    summary = json.loads(done.stdout.strip().splitlines()[-1])
-    record = json.loads(json.dumps(summary))
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as said,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=said, text=True, env=os.environ
+        ) as process,
+        PeakMemory(process.pid) as peak,
+    ):
+        assert process.stdout is not None
+        answer = process.stdout.read()
+        failed = process.wait() != 0
+        wall_s = time.perf_counter() - started_s
+        said.seek(0)
+        words = said.read()
+    if failed:
+        raise ScheduleError(f"the pipeline failed: {(words or answer).strip()[-2000:]}")
+    record = json.loads(answer.strip().splitlines()[-1])
     px = extent[0] * extent[1]
     return {
         "gpus": gpus,
@@ -157,7 +166,7 @@ def _pipeline(
         "cold_mpix_per_s": px / wall_s / 1e6,
         "wall_s": wall_s,
         "elapsed_s": record["elapsed_s"],
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "peak_rss_bytes": peak.bytes,
         "account": record["account"],
         "settings": _recorded_settings(out, record),
     }
