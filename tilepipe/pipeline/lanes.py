@@ -13,7 +13,7 @@ from tilepipe.spec import JobSpec
 
 LANE_THREADS = ("Dask-Default-Threads", "Dask-Worker-Threads", "zarr_io", "asyncio_")
 """How the names of the threads begin, or contain, that read, decode, compress and write."""
-RECENT_BYTES = 128 << 20
+RECENT_BYTES = 192 << 20
 _NICE = 10
 _gave_way: set[int] = set()
 

@@ -200,10 +200,10 @@ def _open_job(
 def _band(source: Source, unit_px: int, kept_bytes: int) -> int:
     """Columns of units whose neighbours are still in memory when they are needed: an even number.
 
-    A unit waits for the row below it: a band and two more units, and masks beside them.
+    A unit waits for the row below it and for those that were read ahead; masks lie beside them.
     """
-    unit_bytes = source.channels * source.dtype.itemsize * unit_px**2
-    return max(2, (kept_bytes // unit_bytes - 3) // 2 * 2)
+    unit_bytes = (source.channels * source.dtype.itemsize + 1) * unit_px**2
+    return max(2, (kept_bytes // unit_bytes - 6) // 2 * 2)
 
 
 def _halved(extent: Shape, count: int) -> tuple[Shape, ...]:
