@@ -9,7 +9,12 @@ if TYPE_CHECKING:
     from tilepipe.infer.account import Account, account_json, merge_seconds, trace_json
     from tilepipe.infer.certify import Certificate, verify
     from tilepipe.infer.engine import Engine, UnitResult
-    from tilepipe.infer.memory import estimate_memory, give_large_back, keep_memory
+    from tilepipe.infer.memory import (
+        estimate_memory,
+        forward_bytes,
+        give_large_back,
+        keep_memory,
+    )
     from tilepipe.infer.settings import Settings, choose_settings
     from tilepipe.infer.tuning import estimate_seconds
 
@@ -26,6 +31,7 @@ _HOME = {
     "choose_settings": "settings",
     "estimate_memory": "memory",
     "estimate_seconds": "tuning",
+    "forward_bytes": "memory",
     "give_large_back": "memory",
     "keep_memory": "memory",
 }
@@ -40,6 +46,7 @@ __all__ = [
     "choose_settings",
     "estimate_memory",
     "estimate_seconds",
+    "forward_bytes",
     "give_large_back",
     "keep_memory",
     "merge_seconds",

@@ -52,7 +52,7 @@ def run_units(ticket: Ticket, stage: int, units: tuple[int, ...]) -> list[Outcom
         outcomes.append(
             Outcome(index, True, elapsed_s=elapsed_s, worker=_here(), facts=facts, spans=spans)
         )
-        _memory.give_back()
+        _memory.give_back(ticket.forward_bytes)
     return outcomes
 
 
