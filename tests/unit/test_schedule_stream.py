@@ -148,7 +148,8 @@ def test_permanent_errors_are_not_tried_again(connection):
     assert job.dag.failed == {(0, 1): "damaged", (1, 1): "damaged"}
 
 
-def test_a_full_disk_on_one_worker_moves_the_work_to_the_other(connection):
+def test_a_full_disk_on_one_worker_moves_the_work_to_the_other(connection, monkeypatch):
+    monkeypatch.setattr(pace_room, "MOST_UNITS", 1)
     full = sorted(connection.workers())[0]
     PLANS["full"] = lambda stage, unit, nth, worker: (
         {"error": "disk full", "no_space": True} if worker == full else {}
