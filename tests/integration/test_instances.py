@@ -178,3 +178,14 @@ def test_inspect_tells_of_objects(done):
     label = tilepipe("inspect", out, "--json")["labels"]["unet-instances"]
     assert label["units"]["paint-objects"] == {"done": 14, "total": 14}
     assert label["count"] == facts["instances"]
+
+
+def test_objects_found_later_leave_the_masks_account_alone(slide, tmp_path):
+    out = tmp_path / "later.zarr"
+    tilepipe("run", slide, "-o", out, *RANDOM, "--unit", 80)
+    before = open_store(str(out)).label("unet").read_record()
+    tilepipe("run", slide, "-o", out, *RANDOM, "--unit", 80, "--instances")
+    after = open_store(str(out)).label("unet").read_record()
+    facts = ("state", "finished", "units", "account", "mpix_per_s", "class_px")
+    assert {key: after[key] for key in facts} == {key: before[key] for key in facts}
+    assert open_store(str(out)).label("unet-instances").read_record()["state"] == "done"

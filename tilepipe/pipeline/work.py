@@ -11,7 +11,7 @@ from tilepipe.errors import StoreError
 from tilepipe.infer.account import account_json, merge_seconds
 from tilepipe.pipeline.events import Finished, OnEvent, Progress, StageProgress
 from tilepipe.pipeline.instances import close_instances
-from tilepipe.pipeline.job import INGEST, REDUCE, SEGMENT, Ticket
+from tilepipe.pipeline.job import GATE, INGEST, LABEL_REDUCE, REDUCE, SEGMENT, Ticket
 from tilepipe.pipeline.prepare import Job, stage_word
 from tilepipe.schedule import Dag, Outcome
 
@@ -185,23 +185,30 @@ class SlideWork:
             name: px / total if total else 0.0 for name, px in self.summary["class_px"].items()
         }
         record = label.read_record()
-        fresh = any(self.dag.count(n)[0] > before for n, before in enumerate(self._at_start))
-        if fresh or record.get("state") != self.state:  # a run that finds all done changes nothing
-            record.update(
-                state=self.state,
-                finished=closing,
-                units=self.summary["units"],
-                failed=self.summary["failed"],
-                n_failed=self.summary["n_failed"],
-                class_px=self.summary["class_px"],
-                account=self.summary["account"],
-                tissue={
+        updated = {
+            "state": self.state,
+            "failed": self.summary["failed"],
+            "n_failed": self.summary["n_failed"],
+        }
+        fresh = any(
+            self.dag.count(number)[0] > self._at_start[number]
+            for number, stage in enumerate(job.stages)
+            if stage.name in (INGEST, REDUCE, GATE, SEGMENT, LABEL_REDUCE)
+        )
+        if fresh:  # objects found later do not change how fast the mask was made
+            updated |= {
+                "finished": closing,
+                "units": self.summary["units"],
+                "class_px": self.summary["class_px"],
+                "account": self.summary["account"],
+                "tissue": {
                     key: self.summary[key]
                     for key in ("tiles", "tiles_skipped", "skipped_checked_px", "skipped_lost_px")
                 },
-                mpix_per_s=self.summary["mpix_per_s"],
-            )
-            label.write_record(record)
+                "mpix_per_s": self.summary["mpix_per_s"],
+            }
+        if fresh or record.get("state") != self.state:  # a run that finds all done changes nothing
+            label.write_record({**record, **updated})
         if self.ticket.instances is not None:
             self.summary["instances"] = close_instances(
                 store,
