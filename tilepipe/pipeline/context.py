@@ -47,6 +47,7 @@ class Context:
         if ticket.instances is not None:
             self.object_journal = self.store.journal(ticket.instances, ticket.instances_fingerprint)
         self._opening = threading.Lock()
+        self._looking = threading.Lock()
         self._labels: dict[str, Label] = {}
         self._slide: Slide | None = None
         self._tissue: TissueMask | None = None
@@ -81,7 +82,7 @@ class Context:
         if self.spec.tissue == "off" or self.ticket.slide is None:
             return None
         slide = self.slide
-        with self._opening:
+        with self._looking:  # may take a second: units are read meanwhile
             if not self._tissue_read:
                 self._tissue = (
                     tissue_mask(slide)
@@ -99,7 +100,9 @@ class Context:
         if self.ticket.label is None:
             return
         with suppress(TilepipeError, OSError, RuntimeError, MemoryError):
-            self.engine().warm(self.store.dtype).result()
+            built = self.engine().warm(self.store.dtype)
+            _ = self.tissue
+            built.result()
         give_way(self.ticket.settings)
 
     def engine(self) -> Engine:

@@ -47,7 +47,7 @@ class Ticket:
     shared_tiles: bool = True
     """Tiles of the slide lie under several units: decoded ones are worth keeping."""
     warms: bool = False
-    """Units of the network wait for others: it can be built meanwhile."""
+    """Units wait for the network: it can be built while the first are read."""
 
 
 def fingerprint(**facts: Any) -> str:

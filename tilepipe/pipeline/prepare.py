@@ -191,7 +191,10 @@ def _open_job(
         shared_tiles=spec.in_place
         or tile is None
         or any(layout.unit_px % px or px > layout.unit_px for px in tile),
-        warms=copied and chosen is not None,
+        warms=any(
+            stage.name == SEGMENT and len(list(recorded[number])) < len(stage.grid)
+            for number, stage in enumerate(stages)
+        ),
     )
     for reason in rejected:
         on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
