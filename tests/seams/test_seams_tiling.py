@@ -203,6 +203,7 @@ def _gate64(model: Model, image, plan: TilePlan) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("name", "options"), EXACT)
 def test_a_real_crop_of_1500_px(data, name, options):
     model = small(name, options, base=4)
