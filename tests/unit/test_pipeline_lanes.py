@@ -7,7 +7,9 @@ import threading
 
 import pytest
 
-from tilepipe.pipeline.lanes import give_way
+from tilepipe.pipeline import lanes
+from tilepipe.pipeline.lanes import Memory, give_way, recent_bytes
+from tilepipe.spec import JobSpec
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="priorities per thread")
 
@@ -43,3 +45,31 @@ def test_lanes_give_way_to_a_network_on_the_same_processor():
 def test_lanes_beside_a_gpu_keep_their_place():
     here = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     assert priorities_after({"device": "cuda:0"}, "zarr_io") == [here]
+
+
+def test_memory_goes_back_when_more_gathered_than_a_forward_takes(monkeypatch):
+    resident, trims = [100 << 20], []
+
+    class Libc:
+        @staticmethod
+        def malloc_trim(pad):
+            trims.append(pad)
+            resident[0] = 110 << 20
+
+    monkeypatch.setattr(lanes.ctypes, "CDLL", lambda _: Libc)
+    monkeypatch.setattr(Memory, "_resident", staticmethod(lambda: resident[0]))
+    memory = Memory()
+    memory.give_back()
+    assert len(trims) == 1, "the first look sets the floor"
+    resident[0] += Memory.SLACK_BYTES
+    memory.give_back()
+    assert len(trims) == 1
+    resident[0] += 50 << 20
+    memory.give_back(keep_bytes=100 << 20)
+    assert len(trims) == 1, "what the next forward takes again stays"
+    memory.give_back()
+    assert len(trims) == 2
+
+
+def test_worker_processes_share_what_one_keeps():
+    assert recent_bytes(JobSpec(workers=4)) * 4 == recent_bytes(JobSpec())
