@@ -61,11 +61,12 @@ class Memory:
     def give_back(self, keep_bytes: int = 0) -> None:
         """Trim the heap if this process holds much more than after the last time.
 
-        ``keep_bytes`` is what a forward takes from malloc and gives back again and again: trimmed
-        after every unit, it takes a tenth longer.
+        ``keep_bytes`` is what the activations of a forward take from malloc and give back again
+        and again (as much again goes to the layers' own workspaces): trimmed after every unit, a
+        forward takes a tenth longer.
         """
         with contextlib.suppress(OSError, AttributeError, ValueError), self._lock:
-            if self._resident() > self._floor_bytes + self.SLACK_BYTES + keep_bytes:
+            if self._resident() > self._floor_bytes + self.SLACK_BYTES + 2 * keep_bytes:
                 ctypes.CDLL(None).malloc_trim(0)
                 self._floor_bytes = self._resident()
 
