@@ -32,6 +32,8 @@ AIMS_PX = {"cpu": (384, 768, 1024, 1344, 2048), "cuda": (1024, 2048, 4096)}
 BUDGET_S = 8.0
 MEMORY_SHARE = 0.5
 """Part of the free memory that a forward may take."""
+FORWARD_BYTES = 640 << 20
+"""What it may take on a processor, or as much as the tile that is planned without measuring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ def candidate_plans(
     batches = (spec.batch,) if spec.batch else (1,) if kind == "cpu" else (1, 2, 4)
     allowed = MEMORY_SHARE * free_bytes(settings.device) / max(1, workers if kind == "cpu" else 1)
     per_px = peak_activation_bytes(model, precision=settings.precision)
+    if kind == "cpu":  # larger tiles gain little there and double the memory of the job
+        allowed = min(allowed, max(FORWARD_BYTES, per_px * settings.plan.input_px**2))
     for input_px, plan in sorted(plans.items()):
         for batch in batches:
             if per_px * batch * input_px**2 <= allowed or input_px == settings.plan.input_px:
