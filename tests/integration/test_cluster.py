@@ -201,6 +201,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_rest(
     assert process.wait() == 0, process.text()
     # It wakes, goes on with what it had begun, and writes the same bytes once more.
     hung.send(signal.SIGCONT)
+    wait_until(lambda: not list(store.rglob("*.partial")), "what it had begun to be written")
     equal(store, reference)
 
 

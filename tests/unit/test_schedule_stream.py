@@ -224,6 +224,21 @@ def test_a_straggler_gets_a_second_copy_and_the_first_to_come_back_counts(connec
     assert set(job.recorded.values()) == {1}
 
 
+def test_the_first_unit_that_also_loads_the_network_is_not_what_is_usual(monkeypatch):
+    monkeypatch.setenv("TILEPIPE_STRAGGLER_S", "1")
+    pace = pace_room.Pace()
+    assert pace.task_units("segment") == 1
+    pace.learn("segment", 20.0)
+    for _ in range(2):
+        pace.learn("segment", 0.01)
+    assert pace.patience_s("segment", 1) == 1.0
+    assert pace.task_units("segment") == 5
+    assert pace.patience_s("segment", 100) == pytest.approx(8.0)
+    for _ in range(pace_room.REMEMBERED):
+        pace.learn("segment", 2.0)
+    assert pace.patience_s("segment", 1) == 16.0
+
+
 def test_results_lost_with_their_worker_are_made_again(connection, monkeypatch):
     client = connection.client
     gather, broken = client.gather, []

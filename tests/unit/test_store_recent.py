@@ -117,3 +117,16 @@ def test_the_longest_unused_goes_first():
     assert recent.held_bytes == 300
     recent.put(("0", 0, 9), np.zeros(301, np.uint8))
     assert recent.get(("0", 0, 9)) is None
+
+
+def test_a_smaller_room_is_made_at_once():
+    recent = RecentUnits(300)
+    for place in range(3):
+        recent.put(("0", 0, place), np.zeros(100, np.uint8))
+    recent.resize(150)
+    assert [recent.get(("0", 0, place)) is not None for place in range(3)] == [False, False, True]
+    assert recent.held_bytes == 100
+    recent.resize(0)
+    assert recent.held_bytes == 0
+    recent.put(("0", 0, 5), np.zeros(100, np.uint8))
+    assert recent.get(("0", 0, 5)) is None

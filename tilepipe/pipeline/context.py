@@ -38,7 +38,7 @@ class Context:
         self.ticket = ticket
         self.spec = JobSpec.checked(ticket.spec, source="ticket")
         self.store: Store = open_store(ticket.output, writable=True)
-        self.store.recent = RecentUnits(ticket.recent_bytes)
+        self.recent = self.store.recent = RecentUnits(ticket.recent_bytes)
         self.image_journal: Journal = self.store.journal(None, ticket.image_fingerprint)
         self.label_journal: Journal | None = None
         if ticket.label is not None:
@@ -173,6 +173,8 @@ def context_of(ticket: Ticket) -> Context:
     key = (ticket.output, ticket.image_fingerprint, ticket.label_fingerprint)
     with _lock:
         if key not in _contexts:
+            for other in _contexts.values():  # a slide that ends leaves its room to the next
+                other.recent.resize(0)
             context = _contexts[key] = Context(ticket)
             while len(_contexts) > _MOST_CONTEXTS:
                 _contexts.popitem(last=False)

@@ -36,8 +36,13 @@ class RecentUnits:
             held.flags.writeable = False
             self._units[place] = held
             self.held_bytes += held.nbytes
-            while self.held_bytes > self.limit_bytes:
-                self._drop(next(iter(self._units)))
+            self._shrink()
+
+    def resize(self, limit_bytes: int) -> None:
+        """Hold at most so much from now on."""
+        with self._lock:
+            self.limit_bytes = limit_bytes
+            self._shrink()
 
     def get(self, place: Place) -> NDArray[Any] | None:
         """Return the pixels of a unit, read-only; None if they are not held."""
@@ -51,6 +56,10 @@ class RecentUnits:
         """Forget a unit: a write of it began, and may fail half-way."""
         with self._lock:
             self._drop(place)
+
+    def _shrink(self) -> None:
+        while self.held_bytes > self.limit_bytes:
+            self._drop(next(iter(self._units)))
 
     def _drop(self, place: Place) -> None:
         held = self._units.pop(place, None)
