@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 
 from tilepipe.infer.backends import cpu_has_bf16
-from tilepipe.infer.caches import device_name, version_of
+from tilepipe.infer.caches import cores, device_name, version_of
 from tilepipe.infer.memory import free_bytes
 
 PACKAGES = ("tilepipe", "torch", "openvino", "zarr", "numcodecs", "tifffile", "imagecodecs", "dask")
@@ -67,9 +67,7 @@ def machine_facts(device: str) -> dict[str, Any]:
         "device": device,
         "device_name": device_name(device),
         "cpu": device_name("cpu"),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores(),
         "cpu_bf16": cpu_has_bf16(),
         "free_memory_bytes": free_bytes(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else [],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tilepipe.infer.account import Account, account_json, merge_seconds, trace_json
+    from tilepipe.infer.caches import cores
     from tilepipe.infer.certify import Certificate, verify
     from tilepipe.infer.engine import Engine, UnitResult
     from tilepipe.infer.memory import (
@@ -29,6 +30,7 @@ _HOME = {
     "UnitResult": "engine",
     "Settings": "settings",
     "choose_settings": "settings",
+    "cores": "caches",
     "estimate_memory": "memory",
     "estimate_seconds": "tuning",
     "forward_bytes": "memory",
@@ -44,6 +46,7 @@ __all__ = [
     "UnitResult",
     "account_json",
     "choose_settings",
+    "cores",
     "estimate_memory",
     "estimate_seconds",
     "forward_bytes",

@@ -41,6 +41,11 @@ def version_of(package: str) -> str:
         return "absent"
 
 
+def cores() -> int:
+    """Return the processor cores that this process may use, which may be bound to few."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def device_name(device: str) -> str:
     """Return what the machine calls the device."""
     if device.startswith("cuda"):
@@ -50,8 +55,8 @@ def device_name(device: str) -> str:
             Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         ):
             if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()} x {os.cpu_count()}"
-    return f"{platform.processor() or platform.machine()} x {os.cpu_count()}"
+                return f"{line.partition(':')[2].strip()} x {cores()}"
+    return f"{platform.processor() or platform.machine()} x {cores()}"
 
 
 def key_of(*parts: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from tilepipe.errors import ModelError, PlanError
 from tilepipe.infer import guard, tuning
 from tilepipe.infer.backends import resolve_device, supported_precisions
 from tilepipe.infer.blend_error import estimate_blend_error
+from tilepipe.infer.caches import cores
 from tilepipe.infer.openvino import openvino_fits
 from tilepipe.infer.plans import choose_unit, plan_for
 from tilepipe.models import Model
@@ -96,7 +96,7 @@ def choose_settings(
         precision="fp32",
         backend="torch",
         batch=spec.batch or 1,
-        threads=max(1, (os.cpu_count() or 1) // max(1, workers)),
+        threads=max(1, cores() // max(1, workers)),
         cgm=spec.cgm,
         notes=tuple(notes),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -36,7 +35,7 @@ def bill(request: Request) -> dict[str, Any]:
     spec = request.spec
     source = open_source(request.slide, request.output, spec)
     chosen = choose(source, spec, listen)
-    from tilepipe.infer import estimate_memory, estimate_seconds
+    from tilepipe.infer import cores, estimate_memory, estimate_seconds
 
     extents = source.extents
     plan = chosen.settings.plan
@@ -56,7 +55,7 @@ def bill(request: Request) -> dict[str, Any]:
     pyramid_px = sum(height * width for height, width in extents)
     network_s = tile_s * sum(plan.n_tiles(unit.box) for unit in plan.grid) / workers
     # Lanes and the network share the processor; on a GPU the slower of the two decides.
-    copying_s = copy_s * pyramid_px / _cores()
+    copying_s = copy_s * pyramid_px / cores()
     on_cpu = chosen.settings.device == "cpu"
     seconds = network_s + copying_s if on_cpu else max(network_s, copying_s)
     mask_px = sum(height * width for height, width in extents[chosen.level :])
@@ -82,10 +81,6 @@ def bill(request: Request) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "notes": notes,
     }  # fmt: skip
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _copying(source: Source) -> tuple[float, float]:

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tilepipe.errors import PlanError
-from tilepipe.pipeline.output import (
-    is_remote,
-)
+from tilepipe.pipeline.output import is_remote
 from tilepipe.slide import Slide, open_slide
 from tilepipe.spec import JobSpec
 from tilepipe.store import Store, open_files, open_store, what_is_at
