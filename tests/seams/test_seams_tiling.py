@@ -6,6 +6,7 @@ tensor (DESIGN.md §4).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tilepipe.infer.openvino import openvino_fits
 from tilepipe.infer.plans import plan_for
 from tilepipe.models import Model, load_model
 from tilepipe.spec import JobSpec
-from tilepipe.tiling import Box, TilePlan, read_mirrored, round_up
+from tilepipe.tiling import Box, Tile, TilePlan, read_mirrored, round_up
 
 EXACT = [
     ("unet", {}),
@@ -101,16 +102,19 @@ def tiled_logits(model: Model, image, plan: TilePlan) -> torch.Tensor:
     """The same in float64 to the end."""
     network = TileNetwork(model, plan, dtype=image.dtype, precision="fp64", output="logits")
     out = torch.full((model.n_outputs, *plan.extent), torch.nan, dtype=torch.float64)
-    start = plan.crop_px
-    with torch.inference_mode():
-        for unit in plan.grid:
-            for tile in plan.tiles(unit.box):
-                pixels = read_mirrored(reader(image), tile.padded, plan.extent)
-                x = network.normalise(torch.from_numpy(pixels)[None])
-                height, width = tile.core.shape
-                logits = network.network(x)[0, :, start : start + height, start : start + width]
-                out[(slice(None), *tile.core.slices)] = logits
+    for unit in plan.grid:
+        for tile in plan.tiles(unit.box):
+            out[(slice(None), *tile.core.slices)] = tile_logits(network, image, plan, tile)
     return out
+
+
+def tile_logits(network: TileNetwork, image, plan: TilePlan, tile: Tile) -> torch.Tensor:
+    """(K, y, x) of the tile's core."""
+    pixels = read_mirrored(reader(image), tile.padded, plan.extent)
+    start, (height, width) = plan.crop_px, tile.core.shape
+    with torch.inference_mode():
+        logits = network.network(network.normalise(torch.from_numpy(pixels)[None]))[0]
+    return logits[:, start : start + height, start : start + width]
 
 
 def labels(model: Model, image, plan: TilePlan, **engine) -> NDArray[np.uint8]:
@@ -219,6 +223,82 @@ def test_a_real_crop_of_1500_px(data, name, options):
             difference = (tiled_logits(model, image, plan) - whole).abs().max()
             assert float(difference) < 1e-9
             np.testing.assert_array_equal(labels(model, image, plan), expected)
+
+
+def by_rows(self: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """``Conv2d.forward`` 256 rows at a time: float64 unfolds its input nine times in memory."""
+    reach = self.dilation[0] * (self.kernel_size[0] - 1)
+    (above, _), height = self.padding, x.shape[2]
+    out = x.new_empty((len(x), self.out_channels, height + 2 * above - reach, x.shape[3]))
+    for start in range(0, out.shape[2], 256):
+        stop = min(out.shape[2], start + 256)
+        first, last = start - above, stop - above + reach
+        sides = (above, above, max(0, -first), max(0, last - height))
+        piece = torch.nn.functional.pad(x[:, :, max(0, first) : min(last, height)], sides)
+        out[:, :, start:stop] = torch.nn.functional.conv2d(
+            piece, self.weight, self.bias, dilation=self.dilation
+        )
+    return out
+
+
+def strip_logits(model: Model, image, rows: range, halo: int) -> torch.Tensor:
+    """(K, y, x) in float64 of the rows, with ``halo`` rows of mirrored context and no more columns
+    than the strip has.
+    """
+    height, width = image.shape[1:]
+    bottom = rows.start - halo + model.next_legal(len(rows) + 2 * halo)
+    box = Box(rows.start - halo, 0, bottom, width)
+    pixels = torch.from_numpy(read_mirrored(reader(image), box, (height, width)))[None]
+    with torch.inference_mode():
+        return model.module(model.normalise(pixels / 255))[0, :, halo : halo + len(rows)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", ["u2net", "u2netp"])
+def test_u2net_on_a_strip_of_a_real_crop(data, name):
+    """3296 px of halo all round fit no small machine; along one axis, with 64 px of the other in
+    every tensor, they do: all tiles of all cuts. Rows and columns in turn.
+    """
+    model = small(name, {}, base=8)
+    model.module.double()
+    halo = model.locality.halo_px
+    assert halo == 3296
+    image = crop_of(data, (1500, 1500)).astype(np.float64)
+    for strip in (image[:, :, 700:764], image[:, 300:364].transpose(0, 2, 1)):
+        whole = strip_logits(model, strip, range(1500), halo)
+        assert whole.std() > 1e-3
+        for unit, core in itertools.product((512, 1024), (128, 384, 512)):
+            for first in range(0, 1500, unit):
+                last = min(first + unit, 1500)
+                for start in range(first, last, core):
+                    rows = range(start, min(start + core, last))
+                    tile = strip_logits(model, strip, rows, halo)
+                    assert float((tile - whole[:, rows.start : rows.stop]).abs().max()) < 1e-9
+        narrow = strip_logits(model, strip, range(512, 640), halo // 8)
+        assert float((narrow - whole[:, 512:640]).abs().max()) > 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_u2net_on_a_real_crop(data, monkeypatch):
+    """In both directions at once, one tile of each cut: 7104 px a side, minutes and 9 GB each."""
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", by_rows)
+    model = load_model("u2net", weights="random:1", base=2, classes=1)
+    image = crop_of(data, (1500, 1500))
+    halo = model.locality.halo_px
+    first = plan_of(model, (1500, 1500), unit_px=512, tile_px=512 + 2 * halo, exact=True)
+    assert first.mode == "exact"
+    whole = whole_logits(model, image, first, "fp64")
+    assert whole.std() > 1e-3
+    for unit_px, core, at in ((512, 128, 1), (512, 384, 17), (1024, 512, 4)):
+        tile_px = model.next_legal(core + 2 * halo)
+        plan = plan_of(model, (1500, 1500), unit_px=unit_px, tile_px=tile_px, exact=True)
+        tile = [tile for unit in plan.grid for tile in plan.tiles(unit.box)][at]
+        network = TileNetwork(model, plan, dtype=image.dtype, precision="fp64", output="logits")
+        found = tile_logits(network, image, plan, tile)
+        difference = found - whole[(slice(None), *tile.core.slices)]
+        assert float(difference.abs().max()) < 1e-9
 
 
 @pytest.mark.slow
