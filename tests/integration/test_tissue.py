@@ -78,3 +78,37 @@ def test_a_mask_image_that_is_none_is_one_clear_error(slide, tmp_path):
     )  # fmt: skip
     assert result.exit_code == 1
     assert "not a mask image" in result.output
+
+
+def test_tissue_is_looked_for_once_a_job_and_kept_beside_the_mask(slide, tmp_path, monkeypatch):
+    out = tmp_path / "out.zarr"
+    mask, _ = mask_of(slide, out, "--tissue", "auto")
+    kept = out / "tilepipe" / "tissue" / "unet.png"
+    with Image.open(kept) as image:
+        shown = np.asarray(image)
+    assert shown[:, : int(0.9 * EDGE * shown.shape[1] / SIDE)].all()
+    assert not shown[:, int(1.2 * EDGE * shown.shape[1] / SIDE) :].any()
+
+    looks = []
+    monkeypatch.setattr("tilepipe.pipeline.tissue.tissue_mask", lambda s: looks.append(s))
+    for record in (out / "tilepipe" / "journal" / "unet" / "segment").rglob("*.json"):
+        record.unlink()
+    again, _ = mask_of(slide, out, "--tissue", "auto")
+    np.testing.assert_array_equal(again, mask)
+    assert not looks
+    monkeypatch.undo()
+
+    raw = kept.read_bytes()
+    for torn in (b"", raw[: len(raw) // 2], b"\0" * len(raw)):
+        kept.write_bytes(torn)
+        mask_of(slide, out, "--tissue", "auto")
+        assert kept.read_bytes() == raw
+
+
+def test_a_slide_without_glass_is_segmented_everywhere(everywhere, tmp_path):
+    path = tmp_path / "full.tif"
+    image = np.random.default_rng(1).integers(80, 180, (500, 500, 3)).astype(np.uint8)
+    tifffile.imwrite(path, image, tile=(256, 256), photometric="rgb")
+    _, record = mask_of(path, tmp_path / "out.zarr", "--tissue", "auto")
+    assert record["tissue"]["tiles"] > 0
+    assert record["tissue"]["tiles_skipped"] == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import tifffile
@@ -110,3 +112,19 @@ def test_real_slides(data):
         assert 0.2 < mask.share < 0.6
     with open_slide(data / "wsi" / "test3-DAPI-2-(387).ndpi") as slide:
         assert tissue_mask(slide) is None
+
+
+def test_a_kept_mask_is_the_mask_and_anything_else_is_refused():
+    mask = TissueMask(np.random.default_rng(0).random((31, 50)) > 0.5, (8.0, 7.5), "why")
+    raw = mask.to_png()
+    again = TissueMask.from_png(raw)
+    np.testing.assert_array_equal(again.mask, mask.mask)
+    assert (again.downsample, again.note) == (mask.downsample, mask.note)
+    for downsample in ((0.0, 1.0), (float("nan"), 1.0), (1.0, float("inf")), (-1.0, 1.0)):
+        with pytest.raises(SlideError, match="downsample"):
+            TissueMask.from_png(TissueMask(mask.mask, downsample, "").to_png())
+    plain = io.BytesIO()
+    Image.fromarray(mask.mask).save(plain, "PNG")
+    for wrong in (b"", raw[:40], raw[:-30], b"GIF89a", plain.getvalue()):
+        with pytest.raises(SlideError, match="not a tissue mask"):
+            TissueMask.from_png(wrong)

@@ -17,7 +17,8 @@ from tilepipe.errors import SlideError, TilepipeError
 from tilepipe.pipeline.instances import Objects
 from tilepipe.pipeline.job import GATE, Ticket
 from tilepipe.pipeline.lanes import give_way
-from tilepipe.slide import Slide, TissueMask, open_slide, tissue_mask
+from tilepipe.pipeline.tissue import read_tissue
+from tilepipe.slide import Slide, TissueMask, open_slide
 from tilepipe.spec import JobSpec
 from tilepipe.store import Journal, Label, RecentUnits, Store, open_store
 from tilepipe.tiling import Box
@@ -47,11 +48,9 @@ class Context:
         if ticket.instances is not None:
             self.object_journal = self.store.journal(ticket.instances, ticket.instances_fingerprint)
         self._opening = threading.Lock()
-        self._looking = threading.Lock()
         self._labels: dict[str, Label] = {}
         self._slide: Slide | None = None
         self._tissue: TissueMask | None = None
-        self._tissue_read = False
         self._gate: float | None = None
 
     @property
@@ -81,15 +80,10 @@ class Context:
         """Where there is something to segment; None: everywhere."""
         if self.spec.tissue == "off" or self.ticket.slide is None:
             return None
-        slide = self.slide
-        with self._looking:  # may take a second: units are read meanwhile
-            if not self._tissue_read:
-                self._tissue = (
-                    tissue_mask(slide)
-                    if self.spec.tissue == "auto"
-                    else TissueMask.from_image(self.spec.tissue, slide.levels[0].shape)
-                )
-                self._tissue_read = True
+        assert self.ticket.label is not None
+        with self._opening:
+            if self._tissue is None:
+                self._tissue = read_tissue(self.store, self.ticket.label)
             return self._tissue
 
     def warm(self) -> None:
@@ -101,7 +95,6 @@ class Context:
             return
         with suppress(TilepipeError, OSError, RuntimeError, MemoryError):
             built = self.engine().warm(self.store.dtype)
-            _ = self.tissue
             built.result()
         give_way(self.ticket.settings)
 

@@ -39,6 +39,7 @@ from tilepipe.pipeline.output import (
 )
 from tilepipe.pipeline.source import Source, open_source
 from tilepipe.pipeline.stages import Layout, build_stages
+from tilepipe.pipeline.tissue import Find, keep_tissue, look_for_tissue
 from tilepipe.schedule import Stage
 from tilepipe.spec import JobSpec
 from tilepipe.store import Journal, Store
@@ -79,6 +80,7 @@ def prepare(
     if source.slide is not None:
         for note in source.slide.notes:
             on_event(Note(source.name, note))
+    tissue = look_for_tissue(source.slide, source.output, spec) if segment else None
     chosen = choose(source, spec, on_event) if segment else None
     if source.store is None and spec.in_place and chosen is None:
         raise PlanError("--in-place copies no image: there is nothing to ingest")
@@ -88,7 +90,9 @@ def prepare(
             sole = held.enter_context(running(source.output))
             what = f"label {chosen.name} {spec.part or ''}" if chosen is not None else "the image"
             held.enter_context(exclusive(source.output, what.rstrip()))
-            return _open_job(source, spec, chosen, held, sole=sole, trace=trace, on_event=on_event)
+            return _open_job(
+                source, spec, chosen, tissue, held, sole=sole, trace=trace, on_event=on_event
+            )
     except BaseException:
         held.close()
         raise
@@ -98,6 +102,7 @@ def _open_job(
     source: Source,
     spec: JobSpec,
     chosen: Segmentation | None,
+    tissue: Find | None,
     held: ExitStack,
     *,
     sole: bool,
@@ -140,7 +145,9 @@ def _open_job(
     stages = build_stages(layout)
     label_mark = ""
     if chosen is not None:
-        label_mark = _open_label(source, store, spec, chosen, mark)
+        label_mark, begins = _open_label(source, store, spec, chosen, mark)
+        if tissue is not None:
+            on_event(Note(source.name, keep_tissue(store, chosen.name, tissue, anew=begins).note))
     objects: str | None = None
     object_mark = ""
     if chosen is not None and spec.instances:
@@ -239,8 +246,6 @@ def _portable(spec: JobSpec) -> JobSpec:
     changes: dict[str, Any] = {}
     if spec.weights is not None and not spec.weights.startswith("random:"):
         changes["weights"] = str(Path(spec.weights).absolute())
-    if spec.tissue not in ("auto", "off"):
-        changes["tissue"] = str(Path(spec.tissue).absolute())
     if Path(spec.model).is_file():
         changes["model"] = str(Path(spec.model).absolute())
     return spec.replace(**changes) if changes else spec
@@ -248,8 +253,8 @@ def _portable(spec: JobSpec) -> JobSpec:
 
 def _open_label(
     source: Source, store: Store, spec: JobSpec, chosen: Segmentation, image_mark: str
-) -> str:
-    """Create the label or take up the one that is there; return its fingerprint."""
+) -> tuple[str, bool]:
+    """Create the label or take up the one that is there; return its fingerprint, and which."""
     wanted = asked(spec, chosen.model, chosen.level)
     mark = fingerprint(image=image_mark, asked=wanted, settings=chosen.settings.to_json())
     name = chosen.name
@@ -258,7 +263,7 @@ def _open_label(
     if name in store.labels and not spec.overwrite and not begun:
         record = store.label(name).read_record()
         if record.get("fingerprint") == mark:
-            return mark
+            return mark, False
         then = record.get("asked")
         then = then if isinstance(then, dict) else {}
         changed = sorted(key for key in wanted if then.get(key) != wanted[key])
@@ -297,7 +302,7 @@ def _open_label(
             "state": "running",
         }
     )
-    return mark
+    return mark, True
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,9 @@ mask is grown by its own pixel size.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,40 @@ class TissueMask:
                 f"aspect than the slide of {extent[0]} x {extent[1]} px"
             )
         return cls(pixels, downsample, f"mask image {Path(path).name}")
+
+    @classmethod
+    def everywhere(cls, extent: Shape, note: str) -> TissueMask:
+        """A mask of one px: all of ``extent`` counts."""
+        return cls(np.ones((1, 1), np.bool_), (float(extent[0]), float(extent[1])), note)
+
+    def to_png(self) -> bytes:
+        """Return the mask as a PNG of one bit a px; its text says the rest."""
+        from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
+
+        text = PngInfo()
+        text.add_text("downsample", " ".join(repr(float(down)) for down in self.downsample))
+        text.add_text("note", self.note)
+        stream = io.BytesIO()
+        Image.fromarray(self.mask).save(stream, "PNG", pnginfo=text)
+        return stream.getvalue()
+
+    @classmethod
+    def from_png(cls, raw: bytes) -> TissueMask:
+        """Read what ``to_png`` wrote, as untrusted input; SlideError if it is not that."""
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(io.BytesIO(raw), formats=["PNG"]) as image:
+                pixels = np.asarray(image.convert("L")) > 0
+                text = dict(image.info)
+            down_y, down_x = (float(down) for down in str(text["downsample"]).split())
+            if not (isfinite(down_y) and isfinite(down_x) and min(down_y, down_x) > 0):
+                raise ValueError(f"downsample {down_y}, {down_x}")
+        except (OSError, UnidentifiedImageError, ValueError, KeyError, SyntaxError,
+                Image.DecompressionBombError) as error:  # fmt: skip
+            raise SlideError(f"not a tissue mask of tilepipe: {error}") from error
+        return cls(pixels, (down_y, down_x), str(text.get("note", "")))
 
 
 def tissue_mask(slide: Slide) -> TissueMask | None:

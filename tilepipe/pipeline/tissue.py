@@ -1,0 +1,84 @@
+"""The tissue mask of a job: found once, while the network is still loaded, and kept in the store.
+
+So every process, every part and every later run skips the same tiles, and none of them reads the
+slide for it again; ``tilepipe/tissue/<label>.png`` shows what was taken for tissue.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from tilepipe.errors import SlideError, StoreError
+from tilepipe.slide import Slide, TissueMask, tissue_mask
+from tilepipe.spec import JobSpec
+from tilepipe.store import Store, open_files
+
+_FOLDER = "tilepipe/tissue"
+_MOST_BYTES = 64 << 20
+Find = Callable[[], TissueMask]
+
+
+def look_for_tissue(slide: Slide | None, output: str, spec: JobSpec) -> Find | None:
+    """Start to look for tissue beside other work, unless the output has a mask already.
+
+    Returns what waits for the mask, and raises SlideError if a mask image cannot be used; None if
+    the settings skip nothing.
+    """
+    if slide is None or spec.tissue == "off":
+        return None
+    if spec.tissue != "auto":
+        given = TissueMask.from_image(spec.tissue, slide.levels[0].shape)
+        return lambda: given
+    if any(True for _ in open_files(output).entries(_FOLDER)):
+        return lambda: _find(slide)
+    found: Future[TissueMask] = Future()
+
+    def look() -> None:
+        try:
+            found.set_result(_find(slide))
+        except BaseException as error:
+            found.set_exception(error)
+
+    # A daemon: a mistake in the settings ends the command at once.
+    threading.Thread(target=look, name="tilepipe-tissue", daemon=True).start()
+    return found.result
+
+
+def _find(slide: Slide) -> TissueMask:
+    found = tissue_mask(slide)
+    if found is None:
+        return TissueMask.everywhere(slide.levels[0].shape, "no bare glass: all is tissue")
+    return found
+
+
+def keep_tissue(store: Store, label: str, find: Find, *, anew: bool) -> TissueMask:
+    """Return the mask that the store has for a label, or find it and put it there."""
+    key = _key(label)
+    if not anew:
+        try:
+            return read_tissue(store, label)
+        except StoreError:
+            pass  # a run that was stopped before, or a torn file: the same mask is found again
+    mask = find()
+    store.files.put(key, mask.to_png())
+    return mask
+
+
+def read_tissue(store: Store, label: str) -> TissueMask:
+    """Read the mask of a label; StoreError if there is none, or it is damaged."""
+    key = _key(label)
+    raw = store.files.get(key, limit_bytes=_MOST_BYTES)
+    try:
+        if raw is None:
+            raise SlideError("missing")
+        return TissueMask.from_png(raw)
+    except SlideError as error:
+        raise StoreError(
+            f"{store.files.location}: {key}: {error}; run the same command again, it is made anew"
+        ) from error
+
+
+def _key(label: str) -> str:
+    return f"{_FOLDER}/{label}.png"
