@@ -41,6 +41,10 @@ class SlideWork:
         self.reason: str | None = None
         self.summary: dict[str, Any] = {}
 
+    def begin(self) -> None:
+        """Start the clock: workers are there. What they take to come is no slide's time."""
+        self._started_s = time.perf_counter()
+
     # -- the stream's side ---------------------------------------------------------------------
 
     def record(self, stage: int, outcome: Outcome) -> None:
