@@ -104,6 +104,9 @@ def test_tissue_is_looked_for_once_a_job_and_kept_beside_the_mask(slide, tmp_pat
         mask_of(slide, out, "--tissue", "auto")
         assert kept.read_bytes() == raw
 
+    mask_of(slide, out, "--tissue", "off", "--overwrite")
+    assert not kept.exists()
+
 
 def test_a_slide_without_glass_is_segmented_everywhere(everywhere, tmp_path):
     path = tmp_path / "full.tif"

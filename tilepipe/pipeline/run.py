@@ -140,7 +140,8 @@ def run_many(
         with connect(spec.scheduler, workers=spec.workers, gpus=spec.gpus) as connection:
             if connection.dashboard:
                 on_event(Note(requests[0].slide, f"Dask dashboard: {connection.dashboard}"))
-            first.begin()
+            if isinstance(first, SlideWork):
+                first.begin()
             drive(
                 connection,
                 chain([first], stream),

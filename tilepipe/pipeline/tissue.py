@@ -13,9 +13,8 @@ from concurrent.futures import Future
 from tilepipe.errors import SlideError, StoreError
 from tilepipe.slide import Slide, TissueMask, tissue_mask
 from tilepipe.spec import JobSpec
-from tilepipe.store import Store, open_files
+from tilepipe.store import TISSUE, Store, open_files
 
-_FOLDER = "tilepipe/tissue"
 _MOST_BYTES = 64 << 20
 Find = Callable[[], TissueMask]
 
@@ -31,7 +30,7 @@ def look_for_tissue(slide: Slide | None, output: str, spec: JobSpec) -> Find | N
     if spec.tissue != "auto":
         given = TissueMask.from_image(spec.tissue, slide.levels[0].shape)
         return lambda: given
-    if any(True for _ in open_files(output).entries(_FOLDER)):
+    if any(True for _ in open_files(output).entries(TISSUE)):
         return lambda: _find(slide)
     found: Future[TissueMask] = Future()
 
@@ -81,4 +80,4 @@ def read_tissue(store: Store, label: str) -> TissueMask:
 
 
 def _key(label: str) -> str:
-    return f"{_FOLDER}/{label}.png"
+    return f"{TISSUE}/{label}.png"

@@ -4,6 +4,7 @@ from tilepipe.store.create import create_store, what_is_at
 from tilepipe.store.files import Files, LocalFiles, open_files
 from tilepipe.store.journal import Journal, Record
 from tilepipe.store.label import Label
+from tilepipe.store.layout import TISSUE
 from tilepipe.store.level import Level, checksum_of
 from tilepipe.store.open import open_store
 from tilepipe.store.recent import RecentUnits
@@ -11,6 +12,7 @@ from tilepipe.store.reduce import reduce_image, reduce_label
 from tilepipe.store.store import Store
 
 __all__ = [
+    "TISSUE",
     "Files",
     "Journal",
     "Label",

@@ -21,6 +21,8 @@ Version = Literal["0.5", "0.4"]
 LABELS = "labels"
 OWN = "tilepipe"
 """The store's own folder (the journal lies there) and its key in the attributes."""
+TISSUE = f"{OWN}/tissue"
+"""What was taken for tissue: an image per label."""
 IMAGE_DTYPES = ("uint8", "uint16", "float32")
 LABEL_DTYPES = ("uint8", "uint16", "uint32", "int32")
 

@@ -27,6 +27,7 @@ from tilepipe.store.layout import (
     LABEL_DTYPES,
     LABELS,
     OWN,
+    TISSUE,
     Version,
     check_label_name,
     create_array,
@@ -253,6 +254,7 @@ class Store:
         self.files.delete_tree(f"{JOURNAL}/{name}")
         if name in self.labels:
             self._list_labels([other for other in self.labels if other != name])
+        self.files.delete(f"{TISSUE}/{name}.png")
         self.files.delete_tree(f"{LABELS}/{name}")
 
     def _list_labels(self, names: Sequence[str]) -> None:
