@@ -109,6 +109,8 @@ class JobSpec(BaseModel):
     """auto, off, or the path of a mask image."""
     in_place: bool = False
     instances: bool = False
+    probabilities: bool = False
+    """Also write the probabilities of the foreground classes, as bytes."""
     overwrite: bool = False
 
     @field_validator("model", "weights", "tissue", "scheduler")

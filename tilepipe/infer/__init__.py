@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from tilepipe.infer.account import Account, account_json, merge_seconds, trace_json
     from tilepipe.infer.caches import cores
     from tilepipe.infer.certify import Certificate, verify
-    from tilepipe.infer.engine import Engine, UnitResult
+    from tilepipe.infer.engine import Engine
+    from tilepipe.infer.maps import UnitResult
     from tilepipe.infer.memory import (
         estimate_memory,
         forward_bytes,
@@ -27,7 +28,7 @@ _HOME = {
     "verify": "certify",
     "Certificate": "certify",
     "Engine": "engine",
-    "UnitResult": "engine",
+    "UnitResult": "maps",
     "Settings": "settings",
     "choose_settings": "settings",
     "cores": "caches",

@@ -25,6 +25,8 @@ class BatchResult:
     """Class ids (B, y, x) uint8, or float32 (B, K, y, x), on ``Backend.result_device``."""
     finite: bool
     """False where a number overflowed: the values cannot be trusted."""
+    probabilities: torch.Tensor | None = None
+    """Quantised, (B, classes - 1, y, x) uint8 beside the ids, where they were asked for."""
 
 
 class Backend(Protocol):
@@ -107,8 +109,8 @@ class TorchCpuBackend:
         with account.span("host-to-device"):
             pixels = torch.from_numpy(stack_tiles(tiles, self._staging))
         with account.span("compute"), torch.inference_mode():
-            values, sums = self._network(pixels)
-            return BatchResult(values, bool(torch.isfinite(sums).all()))
+            values, sums, *more = self._network(pixels)
+            return BatchResult(values, bool(torch.isfinite(sums).all()), *more)
 
     def collect(self, ticket: BatchResult, account: Account) -> BatchResult:
         """Return the result that ``submit`` made."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tilepipe.infer.network import ids_of
+from tilepipe.infer.network import ids_of, quantise
 from tilepipe.models import Model
 from tilepipe.tiling import Box, Tile, TilePlan
 
@@ -63,6 +63,16 @@ class Blend:
         """Return (K, y, x) float32."""
         # Weight 0: every tile there was skipped as empty; no class has a probability.
         return self._sums / self._weights.clamp_min(torch.finfo(torch.float32).tiny)
+
+    def quantised(self) -> NDArray[np.uint8]:
+        """Return the quantised probabilities of the foreground classes (classes - 1, y, x).
+
+        A class at a time: together they would take the memory of the sums once more.
+        """
+        weights = self._weights.clamp_min(torch.finfo(torch.float32).tiny)
+        first = self._model.n_outputs - (len(self._model.classes) - 1)
+        planes = [quantise(sums / weights) for sums in self._sums[first:]]
+        return np.asarray(torch.stack(planes).cpu().numpy(), dtype=np.uint8)
 
     def ids(self) -> NDArray[np.uint8]:
         """Return class ids (y, x)."""

@@ -25,6 +25,8 @@ class _Slot:
     """The same on the device."""
     values: torch.Tensor | None = None
     """Pinned; made when the first result's shape is known."""
+    probabilities: torch.Tensor | None = None
+    """The same of the quantised probabilities, where they are asked for."""
     sums: torch.Tensor | None = None
     done: Any = None
     """Event after which ``values`` and ``sums`` are whole."""
@@ -54,7 +56,7 @@ class CudaBackend:
         self.device = device
         self._cuda = cuda
         self._network = network.to(device).channels_last()
-        self._blends = network.output != "ids"
+        self._blends = not network.output.startswith("ids")
         self.result_device = device if self._blends else "cpu"
         pinned = torch.cuda.is_available()
         tensor_dtype = torch.from_numpy(np.empty(0, staging_dtype(dtype))).dtype
@@ -88,14 +90,16 @@ class CudaBackend:
         with account.span("compute"), torch.inference_mode():
             with self._cuda.stream(self._forward):
                 self._forward.wait_event(copied)
-                values, sums = self._network(slot.pixels)
+                values, sums, *more = self._network(slot.pixels)
                 computed = self._forward.record_event()
             with self._cuda.stream(self._copy_out):
                 self._copy_out.wait_event(computed)
                 slot.values = values if self._blends else _to_host(values, slot.values)
                 slot.sums = _to_host(sums, slot.sums)
+                if more:
+                    slot.probabilities = _to_host(more[0], slot.probabilities)
                 # The allocator must not reuse them before the copy is through.
-                for tensor in (values, sums):
+                for tensor in (values, sums, *more):
                     if tensor.is_cuda:
                         tensor.record_stream(self._copy_out)
                 slot.done = self._copy_out.record_event()
@@ -112,7 +116,9 @@ class CudaBackend:
         if slot.values.is_cuda:
             # Blended on the current stream: the allocator must know before it is freed.
             slot.values.record_stream(self._cuda.current_stream(self.device))
-        return BatchResult(slot.values[:count], finite)
+        if slot.probabilities is None:
+            return BatchResult(slot.values[:count], finite)
+        return BatchResult(slot.values[:count], finite, slot.probabilities[:count])
 
     def close(self) -> None:
         """Give the memory back to the device."""

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from tilepipe.infer.backends import Backend, make_backend, means_out_of_memory
 from tilepipe.infer.blend import Blend, blend_boxes
 from tilepipe.infer.cutting import cut, groups, hull_of, is_checked, seen_by, trimmed
 from tilepipe.infer.gate import gate_of
+from tilepipe.infer.maps import Maps, UnitResult
+from tilepipe.infer.network import Output
 from tilepipe.models import Model
 from tilepipe.tiling import Box, Tile, TilePlan, read_mirrored, round_up
 from tilepipe.tiling.plan import legal_input
@@ -25,19 +27,6 @@ from tilepipe.tiling.plan import legal_input
 Read = Callable[[Box], NDArray[Any]]
 Skip = Callable[[Box], bool]
 MakeBackend = Callable[..., Backend]
-
-
-@dataclass(frozen=True, slots=True)
-class UnitResult:
-    """What became of one unit."""
-
-    ids: NDArray[np.uint8]
-    """Class ids (y, x) of the unit's box."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Plain values: precision, backend, tiles, seconds per step, and, where it happened, ``oom``
-    (how often memory ran out), ``oom_events`` (what was made smaller), ``redone_fp32``,
-    ``not_finite_px``, ``tiles_skipped``, and of the skipped tiles that were run all the same
-    ``skipped_checked_px`` and ``skipped_lost_px`` (their px that are not background)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +62,7 @@ class Engine:
         account: Account | None = None,
         threads: int | None = None,
         cgm: str = "off",
+        probabilities: bool = False,
         make: MakeBackend = make_backend,
     ) -> None:
         if cgm != "off" and not model.has_gate:
@@ -86,6 +76,7 @@ class Engine:
         self._threads = threads
         self._refused = ""
         self._cgm = cgm
+        self._channels = len(model.classes) - 1 if probabilities else 0
         self._make = make
         self._layout = _Layout(plan, max(1, batch))
         self._lock = threading.Lock()
@@ -112,7 +103,7 @@ class Engine:
         self._drop_backends()
 
     def segment(self, read: Read, box: Box, *, skip: Skip | None = None) -> UnitResult:
-        """Return the class ids of ``box``, a box of the level.
+        """Return the class ids of ``box``, a box of the level, and probabilities if it makes them.
 
         ``read`` takes a box inside the level and returns pixels (c, y, x); it is called once with
         everything that the tiles need. Tiles of which ``skip`` says that they hold nothing, given
@@ -128,7 +119,7 @@ class Engine:
         while True:
             layout = self._layout
             try:
-                ids = self._segment(layout, precision, read, box, account, facts, skip)
+                maps = self._segment(layout, precision, read, box, account, facts, skip)
                 break
             except _StaleLayoutError:
                 continue
@@ -145,7 +136,7 @@ class Engine:
         if self._refused:
             facts["backend_refused"] = self._refused
         facts["seconds"] = {step: round(value, 6) for step, value in account.seconds.items()}
-        return UnitResult(ids, facts)
+        return UnitResult(maps.ids, facts, maps.probabilities)
 
     def gate(self, read: Read, box: Box) -> float:
         """Return the largest gate logit of the tiles of ``box``, from the encoder alone.
@@ -171,13 +162,13 @@ class Engine:
         account: Account,
         facts: dict[str, Any],
         skip: Skip | None,
-    ) -> NDArray[np.uint8]:
-        ids = np.zeros(box.shape, np.uint8)
+    ) -> Maps:
+        whole = Maps.empty(box, channels=self._channels)
         facts["tiles"] = 0
         for fact in ("not_finite_px", "tiles_skipped", "skipped_checked_px", "skipped_lost_px"):
             facts.pop(fact, None)
 
-        def run(tiles: Sequence[Tile], part: Box) -> NDArray[np.uint8]:
+        def run(tiles: Sequence[Tile], part: Box) -> Maps:
             hull, pixels = self._read(layout.plan, tiles, read, account, facts)
             return self._device.submit(
                 self._compute, layout, precision, tiles, hull, pixels, part, account
@@ -193,14 +184,18 @@ class Engine:
                 facts["tiles_skipped"] = facts.get("tiles_skipped", 0) + len(skipped)
             facts["tiles"] += len(tiles)
             if tiles:
-                ids[part.shift(-box.y0, -box.x0).slices] = run(tiles, part)
+                made = run(tiles, part)
+                if part == box:
+                    whole = made
+                else:
+                    whole.put(made)
             for tile in skipped:
                 if is_checked(layout.plan, tile):
                     core = tile.core
-                    lost = int(np.count_nonzero(run([tile], core)))
+                    lost = int(np.count_nonzero(run([tile], core).ids))
                     facts["skipped_lost_px"] = facts.get("skipped_lost_px", 0) + lost
                     facts["skipped_checked_px"] = facts.get("skipped_checked_px", 0) + core.area
-        return ids
+        return whole
 
     def _tiles(self, plan: TilePlan, box: Box) -> list[Tile]:
         """Return the tiles of a box; torch on a processor takes each as small as its core allows.
@@ -254,14 +249,14 @@ class Engine:
         pixels: NDArray[Any],
         box: Box,
         account: Account,
-    ) -> NDArray[np.uint8]:
+    ) -> Maps:
         """Run the tiles of a unit; in the device's thread."""
         if layout is not self._layout:
             raise _StaleLayoutError
         plan = layout.plan
         backend = self._backend(layout, precision, pixels.dtype)
-        ids = np.zeros(box.shape, np.uint8)
         blend = Blend(plan, box, self.model, backend.result_device) if _blends(plan) else None
+        maps = Maps.empty(box, channels=self._channels) if blend is None else None
         finite = True
 
         def finish(group: Sequence[Tile], ticket: Any) -> None:
@@ -271,13 +266,9 @@ class Engine:
             if blend is not None:
                 with account.span("compute"):
                     blend.add(group, result.values)
-                return
-            with account.span("device-to-host"):
-                values = result.values.numpy()
-                for tile, core_ids in zip(group, values, strict=False):
-                    height, width = tile.core.shape
-                    target = tile.core.shift(-box.y0, -box.x0)
-                    ids[target.slices] = core_ids[:height, :width]
+            elif maps is not None:
+                with account.span("device-to-host"):
+                    maps.put_tiles(group, result)
 
         pending: deque[tuple[Sequence[Tile], Any]] = deque()
         try:
@@ -294,10 +285,11 @@ class Engine:
             raise
         if not finite and precision in ("bf16", "fp16"):
             raise _OverflowError
-        if blend is not None:
-            with account.span("compute"):
-                return blend.ids()
-        return ids
+        if maps is not None:
+            return maps
+        assert blend is not None
+        with account.span("compute"):
+            return Maps(box, blend.ids(), blend.quantised() if self._channels else None)
 
     def _backend(self, layout: _Layout, precision: str, dtype: np.dtype[Any]) -> Backend:
         plan = layout.plan
@@ -311,7 +303,7 @@ class Engine:
                 "device": self.device,
                 "precision": precision,
                 "threads": self._threads,
-                "output": "probabilities" if _blends(plan) else "ids",
+                "output": self._output(plan),
                 "gated": self._cgm == "tile",
             }
             try:
@@ -323,6 +315,11 @@ class Engine:
                 self.backend, self._refused = "torch", str(error)
                 self._backends[key] = self._make("torch", self.model, plan, **options)
         return self._backends[key]
+
+    def _output(self, plan: TilePlan) -> Output:
+        if _blends(plan):
+            return "probabilities"
+        return "ids+probabilities" if self._channels else "ids"
 
     def _drop_backends(self) -> None:
         for backend in self._backends.values():

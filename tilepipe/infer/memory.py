@@ -148,11 +148,18 @@ def forward_bytes(model: Model, settings: Settings) -> int:
     return int(per_px * settings.batch * settings.plan.input_px**2)
 
 
-def estimate_memory(model: Model, settings: Settings, *, dtype: DTypeLike = np.uint8) -> int:
+def estimate_memory(
+    model: Model,
+    settings: Settings,
+    *,
+    dtype: DTypeLike = np.uint8,
+    probabilities: bool = False,
+) -> int:
     """Return the bytes that the engine of one worker process adds at its peak (host memory).
 
     Weights, one forward, and the pixels of a unit with its halo; not the process itself, nor the
-    units that its lanes read and write.
+    units that its lanes read and write. ``probabilities``: the float32 maps of a batch that are
+    quantised, three at a time, come on top of the forward.
     """
     plan = settings.plan
     weights = 4 * sum(parameter.numel() for parameter in model.module.parameters())
@@ -163,5 +170,7 @@ def estimate_memory(model: Model, settings: Settings, *, dtype: DTypeLike = np.u
     if settings.device != "cpu":
         return int(weights + pixels)
     forward = forward_bytes(model, settings)
+    if probabilities and plan.mode != "blended":
+        forward += 3 * 4 * model.n_outputs * settings.batch * plan.core_px**2
     extra = OPENVINO_BYTES if settings.backend == "openvino" else 0
     return int(2 * weights + pixels + forward + extra)

@@ -14,7 +14,8 @@ from tilepipe.infer.caches import key_of
 from tilepipe.models import Model
 from tilepipe.tiling import TilePlan
 
-Output = Literal["ids", "probabilities", "logits"]
+Output = Literal["ids", "ids+probabilities", "probabilities", "logits"]
+"""``ids+probabilities``: class ids, and the quantised probabilities of the foreground classes."""
 
 TORCH_DTYPES = {
     "fp32": torch.float32,
@@ -58,12 +59,24 @@ def ids_of(logits: Tensor, *, activation: str, n_classes: int) -> Tensor:
     return ids
 
 
+def probabilities_of(logits: Tensor, *, activation: str) -> Tensor:
+    """Probabilities of logits of any precision: (B, K, Y, X) -> the same shape, float32."""
+    logits = logits.to(torch.float32)
+    return torch.sigmoid(logits) if activation == "sigmoid" else torch.softmax(logits, dim=1)
+
+
+def quantise(probabilities: Tensor) -> Tensor:
+    """Probabilities 0 to 1 of any shape -> uint8, ``round(255 * p)``."""
+    return torch.round(probabilities * 255.0).to(torch.uint8)
+
+
 class TileNetwork(nn.Module):
     """The whole way of a tile on the device: scale, normalise, network, crop, arg-max.
 
     Pixels (B, C, Y, X) of any dtype come in; class ids (B, core, core) uint8 (or float32
     probabilities (B, K, y, x) for blending, or logits) go out, with the sum of each tile's
-    logits (B,) float32: not finite where a number overflowed on the way.
+    logits (B,) float32: not finite where a number overflowed on the way. With
+    ``ids+probabilities`` the foreground's (B, classes - 1, core, core) uint8 come third.
     """
 
     def __init__(
@@ -120,25 +133,31 @@ class TileNetwork(nn.Module):
             x = (x - self.mean) / self.std
         return x.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (ids or probabilities, sums of logits)."""
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Return (ids or probabilities, sums of logits), and quantised probabilities if asked."""
         x = self.normalise(pixels)
         logits = self.network(x)
         start, stop = self.crop_px, self.crop_px + self.core_px
         logits = logits[:, :, start:stop, start:stop]
         sums = logits.sum(dim=(1, 2, 3), dtype=torch.float32)
-        if self.output == "ids":
+        if self.output in ("ids", "ids+probabilities"):
             ids = ids_of(logits, activation=self.activation, n_classes=self.n_classes)
+            is_open: Tensor | None = None
             if self.gated:
                 gate: Any = self.network.gate_logits
-                ids = ids * (gate(x, crop_px=self.crop_px) > 0).to(torch.uint8).view(-1, 1, 1)
-            return ids, sums
-        logits = logits.to(torch.float32)
+                is_open = (gate(x, crop_px=self.crop_px) > 0).to(torch.uint8)
+                ids = ids * is_open.view(-1, 1, 1)
+            if self.output == "ids":
+                return ids, sums
+            chances = probabilities_of(logits, activation=self.activation)
+            # Without the output of a softmax's class 0: the background is no channel.
+            quantised = quantise(chances[:, chances.shape[1] - (self.n_classes - 1) :])
+            if is_open is not None:
+                quantised = quantised * is_open.view(-1, 1, 1, 1)
+            return ids, sums, quantised
         if self.output == "logits":
-            return logits, sums
-        if self.activation == "sigmoid":
-            return torch.sigmoid(logits), sums
-        return torch.softmax(logits, dim=1), sums
+            return logits.to(torch.float32), sums
+        return probabilities_of(logits, activation=self.activation), sums
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:

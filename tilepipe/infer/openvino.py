@@ -84,6 +84,7 @@ class OpenVinoBackend:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(f"OpenVINO cannot take this network: {first[:300]}") from error
         self._request = compiled.create_infer_request()
+        self._has_probabilities = network.output == "ids+probabilities"
         self._input = openvino.Tensor(self._staging, shared_memory=True)
 
     def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> BatchResult:
@@ -96,7 +97,11 @@ class OpenVinoBackend:
             sums = self._request.get_output_tensor(1).data
             finite = bool(np.isfinite(sums[: len(tiles)]).all())
             # Views of the request's memory: used up before the next submit (depth 1).
-            return BatchResult(torch.from_numpy(values[: len(tiles)]), finite)
+            more: list[torch.Tensor] = []
+            if self._has_probabilities:
+                quantised = self._request.get_output_tensor(2).data
+                more.append(torch.from_numpy(quantised[: len(tiles)]))
+            return BatchResult(torch.from_numpy(values[: len(tiles)]), finite, *more)
 
     def collect(self, ticket: BatchResult, account: Account) -> BatchResult:
         """Return the result that ``submit`` made."""
