@@ -170,6 +170,8 @@ def bill_text(entry: dict[str, Any]) -> str:
     plan = entry["plan"]
     height, width = entry["extent"]
     settings = entry["settings"]
+    planes = entry["probabilities_bytes"]
+    share = f" ({size(planes)} of it probabilities)" if planes else ""
     lines = [
         f"{entry['slide']} -> {entry['output']}, label {entry['label']}",
         f"  level {entry['level']}: {width} x {height} px in {entry['units']} units of "
@@ -178,7 +180,7 @@ def bill_text(entry: dict[str, Any]) -> str:
         f"halo {plan['halo_px']} px (overhead {entry['halo_overhead']:.2f})",
         f"  device: {settings['device']}, {settings['precision']}, {settings['backend']}, "
         f"batch {settings['batch']}",
-        f"  about {size(entry['ram_bytes'])} of memory, {size(entry['disk_bytes'])} on disk, "
-        f"{duration(entry['seconds'])}",
+        f"  about {size(entry['ram_bytes'])} of memory, {size(entry['disk_bytes'])} on disk"
+        f"{share}, {duration(entry['seconds'])}",
     ]
     return "\n".join([*lines, *(f"  {note}" for note in entry["notes"])])

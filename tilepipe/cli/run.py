@@ -90,6 +90,12 @@ if TYPE_CHECKING:
     help="Also write connected objects as an int32 label.",
 )
 @click.option(
+    "--probabilities",
+    is_flag=True,
+    default=None,
+    help="Also write the probability of each class, as bytes, beside the mask.",
+)
+@click.option(
     "--job", type=click.Path(dir_okay=False), help="TOML file with any of these; flags win."
 )
 @click.option("--overwrite", is_flag=True, default=None, help="Make the output anew.")

@@ -57,9 +57,12 @@ def copy_store(
             level=label.image_level,
             unit_px=label.level(0).unit_px,
             dtype=str(label.level(0).dtype),
+            probabilities=label.probabilities is not None,
         )
         for index in range(min(label.n_levels, made.n_levels)):
             units += _copy(label.level(index), made.level(index))
+            if label.probabilities is not None and made.probabilities is not None:
+                _copy(label.probabilities.level(index), made.probabilities.level(index))
         made.write_record(label.read_record())
     target.write_record(store.record)
     return units

@@ -19,6 +19,9 @@ from tilepipe.tiling import Box
 PROCESS_BYTES = 330_000_000
 """Python, torch and dask with nothing done yet (measured)."""
 
+PROBABILITY_SHARE = 0.35
+"""Stored bytes per byte of probabilities."""
+
 
 def bill(request: Request) -> dict[str, Any]:
     """Plan a job and forecast its memory, disk and time; nothing is written.
@@ -46,9 +49,15 @@ def bill(request: Request) -> dict[str, Any]:
     unit_bytes = source.channels * min(unit_px, max(extents[0])) ** 2 * itemsize
     # A lane holds a unit as read and as written; the network's own share is measured.
     lanes = min(THREADS_PER_WORKER, len(plan.grid))
-    network = estimate_memory(chosen.model, chosen.settings, dtype=source.dtype)
+    network = estimate_memory(
+        chosen.model, chosen.settings, dtype=source.dtype, probabilities=spec.probabilities
+    )
     tile_s = estimate_seconds(chosen.model, chosen.settings, dtype=source.dtype)
-    each = network + lanes * 4 * unit_bytes + PROCESS_BYTES + (recent_bytes(spec) if copied else 0)
+    channels = len(chosen.model.classes) - 1 if spec.probabilities else 0
+    # A unit of probabilities as computed, as cut into chunks, and as compressed.
+    planes_bytes = 3 * channels * min(unit_px, max(extents[chosen.level])) ** 2
+    each = network + lanes * (4 * unit_bytes + planes_bytes) + PROCESS_BYTES
+    each += recent_bytes(spec) if copied else 0
     # Worker processes stand beside the one that hands out their units.
     ram = workers * each + (PROCESS_BYTES if workers > 1 else 0)
     ratio, copy_s = _copying(source) if copied else (0.0, 0.0)
@@ -59,9 +68,10 @@ def bill(request: Request) -> dict[str, Any]:
     on_cpu = chosen.settings.device == "cpu"
     seconds = network_s + copying_s if on_cpu else max(network_s, copying_s)
     mask_px = sum(height * width for height, width in extents[chosen.level :])
+    planes_disk = mask_px * channels * PROBABILITY_SHARE
     # Objects compress as their mask does: ids change where classes do.
     mask_px *= 1 + spec.instances
-    disk = round(pyramid_px * source.channels * itemsize * ratio + mask_px * 0.02)
+    disk = round(pyramid_px * source.channels * itemsize * ratio + mask_px * 0.02 + planes_disk)
     height, width = extents[chosen.level]
     return {
         "slide": source.name,
@@ -78,6 +88,7 @@ def bill(request: Request) -> dict[str, Any]:
         if source.slide is not None else unit_px,
         "ram_bytes": int(ram),
         "disk_bytes": int(disk),
+        "probabilities_bytes": int(planes_disk),
         "seconds": round(seconds, 1),
         "notes": notes,
     }  # fmt: skip

@@ -189,7 +189,7 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
     from tilepipe.models import load_model
 
     key = repr((spec.model, spec.weights, spec.classes, spec.base, spec.options, ticket.in_channels,
-                ticket.settings))  # fmt: skip
+                ticket.settings, spec.probabilities))  # fmt: skip
     with _engine_lock:
         if key not in _engines:
             # OpenVINO keeps its own memory; torch asks malloc anew for every layer.
@@ -213,6 +213,7 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
                 batch=settings.batch,
                 threads=settings.threads,
                 cgm=settings.cgm if settings.cgm == "tile" else "off",
+                probabilities=spec.probabilities,
             )
             # torch leaves half a million objects that stay: no collection need look at them again.
             gc.freeze()

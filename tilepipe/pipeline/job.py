@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,11 @@ class Ticket:
     """Tiles of the slide lie under several units: decoded ones are worth keeping."""
     warms: bool = False
     """Units wait for the network: it can be built while the first are read."""
+
+
+def is_whole(facts: Mapping[str, Any], *, probabilities: bool) -> bool:
+    """Tell whether a unit's record is of all that its stage writes: probabilities too, if asked."""
+    return not probabilities or isinstance(facts.get("probabilities"), str)
 
 
 def fingerprint(**facts: Any) -> str:

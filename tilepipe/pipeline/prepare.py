@@ -27,6 +27,7 @@ from tilepipe.pipeline.job import (
     SEGMENT,
     Ticket,
     fingerprint,
+    is_whole,
 )
 from tilepipe.pipeline.lanes import recent_bytes
 from tilepipe.pipeline.output import (
@@ -137,7 +138,9 @@ def _open_job(
         plan=chosen.settings.plan if chosen is not None else None,
         gate=chosen is not None and spec.cgm == "slide" and chosen.model.has_gate,
         # Strips lie under a whole row of units: those go in reading order.
-        band=0 if in_strips else _band(source, unit_px, recent_bytes(spec)),
+        band=0
+        if in_strips
+        else _band(source, unit_px, recent_bytes(spec), _channels(spec, chosen)),
         objects_halo_px=Rule.of_classes(chosen.model.classes).halo_px
         if chosen is not None and spec.instances
         else None,
@@ -174,8 +177,13 @@ def _open_job(
         rows, columns = stage.grid.shape
         recorded[number] = [
             stage.grid.index(iy, ix)
-            for iy, ix in journal.recorded(stage.name, stage.level)
-            if iy < rows and ix < columns
+            for (iy, ix), record in journal.recorded(stage.name, stage.level).items()
+            if iy < rows
+            and ix < columns
+            and is_whole(
+                record.facts,
+                probabilities=spec.probabilities and stage.name in (SEGMENT, LABEL_REDUCE),
+            )
         ]
     for journal in (image_journal, label_journal, object_journal):
         rejected += journal.rejected if journal is not None else []
@@ -216,12 +224,18 @@ def _forward_bytes(chosen: Segmentation | None) -> int:
     return forward_bytes(chosen.model, chosen.settings)
 
 
-def _band(source: Source, unit_px: int, kept_bytes: int) -> int:
+def _channels(spec: JobSpec, chosen: Segmentation | None) -> int:
+    """Count the channels of the probabilities that a job makes."""
+    return len(chosen.model.classes) - 1 if chosen is not None and spec.probabilities else 0
+
+
+def _band(source: Source, unit_px: int, kept_bytes: int, channels: int) -> int:
     """Columns of units whose neighbours are still in memory when they are needed: an even number.
 
-    A unit waits for the row below it and for those that were read ahead; masks lie beside them.
+    A unit waits for the row below it and for those that were read ahead; masks, and ``channels``
+    of probabilities, lie beside them.
     """
-    unit_bytes = (source.channels * source.dtype.itemsize + 1) * unit_px**2
+    unit_bytes = (source.channels * source.dtype.itemsize + 1 + channels) * unit_px**2
     return max(2, (kept_bytes // unit_bytes - 6) // 2 * 2)
 
 
@@ -266,8 +280,11 @@ def _open_label(
             return mark, False
         then = record.get("asked")
         then = then if isinstance(then, dict) else {}
-        changed = sorted(key for key in wanted if then.get(key) != wanted[key])
-        told = ", ".join(f"{key} {_short(then.get(key))} then, {_short(wanted[key])} now"
+        # Probabilities alone are not named where they are not asked for.
+        then = {"probabilities": False, **then}
+        now = {"probabilities": False, **wanted}
+        changed = sorted(key for key in now if then.get(key) != now[key])
+        told = ", ".join(f"{key} {_short(then.get(key))} then, {_short(now[key])} now"
                          for key in changed)  # fmt: skip
         raise MismatchError(
             f"{source.output}: the label {name!r} is of another job "
@@ -280,6 +297,7 @@ def _open_label(
         classes=chosen.model.classes,
         level=chosen.level,
         unit_px=chosen.settings.plan.unit_px,
+        probabilities=spec.probabilities,
         overwrite=spec.overwrite or begun,
     )
     label.write_record(

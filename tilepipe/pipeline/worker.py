@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError, TilepipeError
+from tilepipe.infer.account import merge_seconds
 from tilepipe.pipeline.context import Context, context_of
 from tilepipe.pipeline.job import (
     FIND,
@@ -128,11 +129,22 @@ def _reduce(context: Context, level: int, index: int) -> dict[str, Any]:
 def _label_reduce(context: Context, level: int, index: int) -> dict[str, Any]:
     assert context.ticket.label is not None
     assert context.label_journal is not None
-    label, journal = context.label(context.ticket.label).level, context.label_journal
-    return _reduce_unit(
-        label(level - 1), label(level), index, reduce_label,
-        partial(journal.write, LABEL_REDUCE, level),
+    label, journal = context.label(context.ticket.label), context.label_journal
+    facts: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    beside = label.probabilities
+    if beside is not None:
+        done = _reduce_unit(
+            beside.level(level - 1), beside.level(level), index, reduce_image,
+            lambda _, checksum: facts.update(probabilities=checksum),
+        )  # fmt: skip
+        seconds = done["seconds"]
+    # The record comes last and is of both.
+    done = _reduce_unit(
+        label.level(level - 1), label.level(level), index, reduce_label,
+        partial(journal.write, LABEL_REDUCE, level, facts=facts),
     )  # fmt: skip
+    return {"seconds": merge_seconds([seconds, done["seconds"]])}
 
 
 def _object_reduce(context: Context, level: int, index: int) -> dict[str, Any]:
@@ -194,16 +206,23 @@ def _segment(context: Context, level: int, index: int) -> dict[str, Any]:
         # The classifier finds none of the classes on the whole slide: every map is gated to
         # zero, and the first class wins (UNet 3+ §3.3; test_gate.py).
         ids: NDArray[np.uint8] = np.zeros(unit.box.shape, np.uint8)
+        probabilities: NDArray[np.uint8] | None = None
         facts: dict[str, Any] = {"gated": True}
     else:
         result = context.engine().segment(
             context.level_reader(), unit.box, skip=_no_tissue(context)
         )
         give_way(context.ticket.settings)
-        ids, facts = result.ids, dict(result.facts)
+        ids, probabilities, facts = result.ids, result.probabilities, dict(result.facts)
     seconds: dict[str, float] = facts.pop("seconds", {})
     clock = _Clock()
     checksum = array.write_unit(unit, ids)
+    beside = context.label(context.ticket.label).probabilities
+    if beside is not None:
+        planes = beside.level(0)
+        if probabilities is None:
+            probabilities = np.zeros((*planes.lead, *unit.box.shape), np.uint8)
+        facts["probabilities"] = planes.write_unit(unit, probabilities)
     clock.lap("write")
     facts["counts"] = _counts(ids)
     context.label_journal.write(SEGMENT, 0, unit, checksum=checksum, facts=facts)

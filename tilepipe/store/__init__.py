@@ -3,7 +3,7 @@
 from tilepipe.store.create import create_store, what_is_at
 from tilepipe.store.files import Files, LocalFiles, open_files
 from tilepipe.store.journal import Journal, Record
-from tilepipe.store.label import Label
+from tilepipe.store.label import Label, Probabilities
 from tilepipe.store.layout import TISSUE
 from tilepipe.store.level import Level, checksum_of
 from tilepipe.store.open import open_store
@@ -18,6 +18,7 @@ __all__ = [
     "Label",
     "Level",
     "LocalFiles",
+    "Probabilities",
     "RecentUnits",
     "Record",
     "Store",

@@ -49,6 +49,8 @@ class LabelFacts(BaseModel):
     state: Literal["creating", "ready"]
     image_level: int = Field(default=0, ge=0, le=63)
     unit_px: int = Field(default=512, ge=1, le=1 << 20)
+    probabilities: bool = False
+    """Whether the classes' probabilities lie beside it."""
 
 
 def group_key(group: str, name: str) -> str:

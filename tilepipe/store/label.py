@@ -1,50 +1,66 @@
-"""``Label``: one label of a store, a pyramid of class ids."""
+"""``Label``: one label of a store, a pyramid of class ids; ``Probabilities``: those beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tilepipe.errors import StoreError
 from tilepipe.spec import LabelClass
 from tilepipe.store.attributes import (
+    LabelFacts,
+    find_version,
+    ome_attributes,
     ome_of,
     read_attributes,
     read_label_facts,
     read_own,
     update_attributes,
+    write_attributes,
 )
-from tilepipe.store.layout import LABELS, OWN
+from tilepipe.store.files import explained
+from tilepipe.store.layout import LABELS, OWN, PROBABILITIES, create_array, downsampled
 from tilepipe.store.level import Level
-from tilepipe.store.metadata import read_classes, read_pyramid
+from tilepipe.store.metadata import Pyramid, multiscales, omero, read_classes, read_pyramid
 
 if TYPE_CHECKING:
     from tilepipe.store.store import Store
 
 
-class Label:
-    """One label of a store: a pyramid of class ids (y, x)."""
+class Beside:
+    """A pyramid beside the image, over its level ``image_level`` and up, in a group of its own."""
 
-    def __init__(self, store: Store, name: str) -> None:
-        self.name = name
+    def __init__(
+        self,
+        store: Store,
+        group: str,
+        attributes: dict[str, Any] | None,
+        *,
+        what: str,
+        is_label: bool,
+        facts: LabelFacts | None,
+    ) -> None:
+        self.what = what
+        """What it is, as messages name it."""
         self._store = store
-        self._group = f"{LABELS}/{name}"
-        location = f"{store.location} label {name}"
-        attributes = read_attributes(store.files, self._group, store.version)
+        self._group = group
+        self._is_label = is_label
+        self._facts = facts
         if attributes is None:
-            raise StoreError(f"{location}: is listed but missing")
-        ome = ome_of(attributes, store.version)
-        self._facts = read_label_facts(store.files, name, attributes)
-        pyramid = read_pyramid(location, ome)
+            raise StoreError(f"{store.location} {what}: is listed but missing")
+        self._ome = ome_of(attributes, store.version)
+        pyramid = read_pyramid(f"{store.location} {what}", self._ome)
         if pyramid is None:
-            raise StoreError(f"{location}: has no multiscales metadata")
-        self._pyramid = pyramid
-        self.classes: tuple[LabelClass, ...] = read_classes(ome)
+            raise StoreError(f"{store.location} {what}: has no multiscales metadata")
+        self._pyramid: Pyramid = pyramid
         self.n_levels: int = len(pyramid.paths)
-        self.image_level: int = self._facts.image_level if self._facts else 0
+        self.image_level: int = facts.image_level if facts else 0
         self._levels: dict[int, Level] = {}
 
     def __repr__(self) -> str:
-        return f"Label({self.name!r}, {self._store!r})"
+        return f"{type(self).__name__}({self.what!r}, {self._store!r})"
 
     @property
     def own(self) -> bool:
@@ -52,10 +68,10 @@ class Label:
         return self._facts is not None
 
     def level(self, index: int) -> Level:
-        """Return a level of the label's own pyramid; 0 is finest."""
+        """Return a level of its own pyramid; 0 is finest."""
         if not 0 <= index < self.n_levels:
             raise StoreError(
-                f"{self._store.location}: label {self.name} has no level {index}; it has 0 to "
+                f"{self._store.location}: {self.what} has no level {index}; it has 0 to "
                 f"{self.n_levels - 1}"
             )
         if index not in self._levels:
@@ -66,12 +82,35 @@ class Label:
                 index=index,
                 downsample=base * self._pyramid.downsamples[index],
                 axes=self._pyramid.axes,
-                is_label=True,
+                is_label=self._is_label,
                 unit_px=self._facts.unit_px if self._facts else None,
                 writable=self._store.writable and self._facts is not None,
                 recent=self._store.recent,
             )
         return self._levels[index]
+
+
+class Label(Beside):
+    """One label of a store: a pyramid of class ids (y, x)."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.name = name
+        group = f"{LABELS}/{name}"
+        found = read_attributes(store.files, group, store.version)
+        facts = read_label_facts(store.files, name, found or {})
+        super().__init__(store, group, found, what=f"label {name}", is_label=True, facts=facts)
+        self.classes: tuple[LabelClass, ...] = read_classes(self._ome)
+        self._probabilities: Probabilities | None = None
+
+    def __repr__(self) -> str:
+        return f"Label({self.name!r}, {self._store!r})"
+
+    @property
+    def probabilities(self) -> Probabilities | None:
+        """The probabilities of its foreground classes, None if it was made without them."""
+        if self._probabilities is None and self._facts is not None and self._facts.probabilities:
+            self._probabilities = Probabilities(self._store, self, self._facts)
+        return self._probabilities
 
     def read_record(self) -> dict[str, Any]:
         """Return what the job wrote about this label: plan, model, settings, state, ...."""
@@ -81,6 +120,72 @@ class Label:
     def write_record(self, record: dict[str, Any]) -> None:
         """Replace the record in one atomic write; ``record`` is JSON without a key ``store``."""
         write_record(self._store, self._group, record)
+
+
+class Probabilities(Beside):
+    """Probabilities of a label's foreground classes: a pyramid of bytes (classes - 1, y, x).
+
+    Channel ``k`` is class ``k + 1``; 255 is a probability of 1. The levels have the label's shapes
+    and units; what the job records of a unit of the label holds for its unit here too.
+    """
+
+    def __init__(self, store: Store, label: Label, facts: LabelFacts) -> None:
+        group = f"{PROBABILITIES}/{label.name}"
+        super().__init__(
+            store,
+            group,
+            read_attributes(store.files, group, store.version),
+            what=f"probabilities of label {label.name}",
+            is_label=False,
+            facts=facts,
+        )
+        self.classes: tuple[LabelClass, ...] = label.classes[1:]
+
+
+def create_probabilities(
+    store: Store, name: str, *, classes: Sequence[LabelClass], facts: LabelFacts, chunk_px: int
+) -> None:
+    """Create the arrays for the probabilities of label ``name``, an OME-Zarr image of their own."""
+    group = f"{PROBABILITIES}/{name}"
+    store.files.check_inside(group)
+    if len(classes) < 2:
+        raise StoreError(
+            f"{store.location}: label {name} has no class but the background, so no probabilities"
+        )
+    if find_version(store.files, PROBABILITIES) is None:
+        write_attributes(store.files, PROBABILITIES, store.version, {})
+    extents = downsampled(store.level_shape(facts.image_level), store.n_levels)
+    base = store.level_downsample(facts.image_level)
+    with explained(store.location, f"create the probabilities of label {name}"):
+        for index, extent in enumerate(extents):
+            create_array(
+                store.files,
+                f"{group}/{index}",
+                version=store.version,
+                axes=("c", "y", "x"),
+                shape=(len(classes) - 1, *extent),
+                dtype=np.dtype(np.uint8),
+                unit_px=facts.unit_px,
+                chunk_px=chunk_px,
+                is_label=False,
+            )
+    parts = {
+        "multiscales": multiscales(
+            store.version,
+            name=name,
+            axes=("c", "y", "x"),
+            downsamples=[base << index for index in range(len(extents))],
+            mpp=store.mpp,
+            method="mean",
+        ),
+        "omero": omero(
+            names=[one.name for one in classes[1:]],
+            colors=["{:02x}{:02x}{:02x}".format(*one.color[:3]) for one in classes[1:]],
+            dtype=np.dtype(np.uint8),
+            rgb=False,
+        ),
+    }
+    write_attributes(store.files, group, store.version, ome_attributes(parts, store.version))
 
 
 def write_record(store: Store, group: str, record: dict[str, Any]) -> None:

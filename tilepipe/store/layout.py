@@ -19,6 +19,7 @@ from tilepipe.tiling import Shape
 Version = Literal["0.5", "0.4"]
 
 LABELS = "labels"
+PROBABILITIES = "probabilities"
 OWN = "tilepipe"
 """The store's own folder (the journal lies there) and its key in the attributes."""
 TISSUE = f"{OWN}/tissue"

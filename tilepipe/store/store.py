@@ -22,11 +22,12 @@ from tilepipe.store.attributes import (
 )
 from tilepipe.store.files import Files, explained
 from tilepipe.store.journal import JOURNAL, Journal
-from tilepipe.store.label import Label, write_record
+from tilepipe.store.label import Label, create_probabilities, write_record
 from tilepipe.store.layout import (
     LABEL_DTYPES,
     LABELS,
     OWN,
+    PROBABILITIES,
     TISSUE,
     Version,
     check_label_name,
@@ -170,12 +171,14 @@ class Store:
         unit_px: int,
         dtype: str = "uint8",
         chunk_px: int | None = None,
+        probabilities: bool = False,
         overwrite: bool = False,
     ) -> Label:
         """Create the arrays of a label pyramid over image level ``level`` and up.
 
         Level ``k`` of the label is half the size of level ``k - 1``, rounded up. It is listed among
-        the store's labels only when all of it is there.
+        the store's labels only when all of it is there. ``probabilities``: with a pyramid for those
+        of its classes.
 
         Raises StoreError if the name is taken (``overwrite`` replaces it) or no legal name.
         """
@@ -198,7 +201,9 @@ class Store:
         if not self.own:
             put_own_folder(self.files, self.version)
             drop_consolidated(self.files, self.version)
-        facts = LabelFacts(state="creating", image_level=level, unit_px=unit_px)
+        facts = LabelFacts(
+            state="creating", image_level=level, unit_px=unit_px, probabilities=probabilities
+        )
         self._write_label(group, {OWN: {"store": facts.model_dump(mode="json")}})
         extents = downsampled(self.level_shape(level), self.n_levels)
         base = self.level_downsample(level)
@@ -215,6 +220,10 @@ class Store:
                     chunk_px=chunk_px or self.facts.chunk_px,
                     is_label=True,
                 )
+        if probabilities:
+            create_probabilities(
+                self, name, classes=classes, facts=facts, chunk_px=chunk_px or self.facts.chunk_px
+            )
         parts = {
             "multiscales": multiscales(
                 self.version,
@@ -255,6 +264,7 @@ class Store:
         if name in self.labels:
             self._list_labels([other for other in self.labels if other != name])
         self.files.delete(f"{TISSUE}/{name}.png")
+        self.files.delete_tree(f"{PROBABILITIES}/{name}")
         self.files.delete_tree(f"{LABELS}/{name}")
 
     def _list_labels(self, names: Sequence[str]) -> None:
