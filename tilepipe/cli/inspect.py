@@ -89,6 +89,8 @@ def _store(facts: dict[str, Any]) -> list[str]:
         if total:
             shares = (f"{k} {v / total:.2%}" for k, v in label["class_px"].items())
             lines.append(f"    {', '.join(shares)}")
+        if label["probabilities"]:
+            lines.append(f"    probabilities of {', '.join(label['probabilities']['channels'])}")
         if label["verified"]:
             lines.append(f"    verified {label['verified'].get('date', '')}")
         lines += [f"    failed: {entry['reason']}" for entry in label["failed"][:5]]

@@ -51,14 +51,17 @@ def command(
         certificate = verify(store, label=name, samples=samples, slide=slide, weights=weights)
         certificates.append(certificate.to_json())
         if not (as_json or quiet):
+            planes = certificate.probability_units
+            beside = f", {planes} of its probabilities" if planes else ""
             click.echo(
                 f"{store}: label {name} verified\n"
                 f"  {certificate.samples} places, {certificate.sampled_px} px computed again: "
                 f"{certificate.flips} differ, {certificate.ties} ties, "
                 f"mask made in {certificate.precision}; two cuts in fp32 differ by at most "
                 f"{certificate.max_probability_error:.2g} in probability\n"
-                f"  {certificate.label_units} units of the mask and {certificate.image_units} of "
-                f"the image have the bytes that were written; slide: {certificate.slide}"
+                f"  {certificate.label_units} units of the mask{beside} and "
+                f"{certificate.image_units} of the image have the bytes that were written; "
+                f"slide: {certificate.slide}"
             )
     if as_json:
         click.echo(json.dumps(certificates[0] if len(certificates) == 1 else certificates))

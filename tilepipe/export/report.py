@@ -221,6 +221,8 @@ _CERTIFICATE_TERMS = {
     "max_probability_error": "Largest error of a probability",
     "precision": "Precision of the mask",
     "label_units": "Units of the mask read back",
+    "probability_units": "Units of the probabilities read back",
+    "probability_off": "Largest difference of a stored probability, of 255",
     "image_units": "Units of the image read back",
     "slide": "Slide compared with",
     "slide_units": "Units equal to the slide",

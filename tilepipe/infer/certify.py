@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,6 +27,10 @@ REDUCED_FLIPS = 0.01
 """Share of sampled pixels that a mask made in bf16 or fp16 may differ from float32. Such a mask is
 the exact one of its precision; nearly all that differs lies where two classes are nearly equal.
 Other weights or wrong seams change several per cent."""
+PROBABILITY_OFF = 1
+"""How far, of 255, a stored probability may be from float32's: another cut rounds the other way."""
+REDUCED_MEAN_OFF = 2.0
+"""The same for bf16 and fp16, of the mean over a place: single pixels may be anywhere there."""
 SAMPLES = 8
 
 
@@ -53,6 +57,10 @@ class Certificate:
     """The slide that level 0 was compared with, or why it was not."""
     slide_units: int
     seconds: float
+    probability_units: int = 0
+    """Units of the probabilities whose bytes were checked; 0 where there are none."""
+    probability_off: int = 0
+    """Largest difference of a sampled probability from the second computation, of 255."""
     notes: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +82,7 @@ def verify(
     Checks every journal checksum against the bytes, every level against a fresh reduction of the
     one below, image level 0 against the slide where it is still there, and ``samples`` places of
     the mask against a second computation in float32 from larger pieces that are cut otherwise.
-    The certificate is stored beside the label.
+    Where there are probabilities, theirs as well. The certificate is stored beside the label.
 
     ``slide`` and ``weights`` say where they are now, if they moved.
 
@@ -115,6 +123,11 @@ def _verify(
     image_record = store.read_record()
     journal = store.journal(label.name, str(record.get("fingerprint")))
     label_units = check_levels(store, label, journal, stages=("segment", "label-reduce"), tell=tell)
+    probability_units = 0
+    if label.probabilities is not None:
+        probability_units = check_levels(
+            store, label.probabilities, journal, stages=("segment", "label-reduce"), tell=tell
+        )
     image_units = slide_units = 0
     kept = image_record.get("fingerprint")
     if store.has_image and isinstance(kept, str):
@@ -144,6 +157,7 @@ def _verify(
             f"{len(found)} places; {allowed:.1%} is allowed in {settings.precision}): the mask is "
             "of other weights or was changed; make it again with --overwrite"
         )
+    _check_probabilities(store, label, found, reduced=allowed > 0)
     return Certificate(
         label=label.name,
         passed=True,
@@ -161,8 +175,24 @@ def _verify(
         slide=slide_is,
         slide_units=slide_units,
         seconds=round(time.perf_counter() - started_s, 3),
+        probability_units=probability_units,
+        probability_off=max((one.probability_off for one in found), default=0),
         notes=_notes(settings),
     )
+
+
+def _check_probabilities(
+    store: Store, label: Label, found: Sequence[Comparison], *, reduced: bool
+) -> None:
+    for one in found:
+        off = one.probability_mean_off if reduced else one.probability_off
+        if off > (REDUCED_MEAN_OFF if reduced else PROBABILITY_OFF):
+            raise VerifyError(
+                f"{store.location}: probabilities of label {label.name}, {one.box}: "
+                f"{'on average ' if reduced else 'up to '}{off:.3g}/255 from the network's own "
+                "answer: they are of other weights or were changed; make them again with "
+                "--overwrite"
+            )
 
 
 def _compare(
@@ -175,16 +205,19 @@ def _compare(
     tell: Tell,
 ) -> list[Comparison]:
     level = label.level(0)
+    planes = label.probabilities.level(0) if label.probabilities is not None else None
     facts = {key: record.facts for key, record in journal.recorded("segment", 0).items()}
     seed = int(hashlib.sha256(journal.fingerprint.encode()).hexdigest()[:8], 16)
     found = []
     for number, box in enumerate(places(settings.plan, samples, seed)):
         stored = level.read(box)
+        kept = planes.read(box) if planes is not None else None
         units = [facts.get((unit.iy, unit.ix), {}) for unit in settings.plan.grid.touching(box)]
         if any(unit.get("gated") for unit in units):
             # The whole slide's gate was closed: all background, whatever the network says.
             wrong = int(np.count_nonzero(stored))
-            found.append(Comparison(box, box.area, wrong, 0, 0.0))
+            off = int(kept.max()) if kept is not None else 0
+            found.append(Comparison(box, box.area, wrong, 0, 0.0, off, float(off)))
         else:
             computed = computed_px(settings.plan, box, facts, level.read)
             found.append(
@@ -196,6 +229,7 @@ def _compare(
                     read,
                     extra_px=16 + 16 * (number % 4),
                     compared=computed,
+                    probabilities=kept,
                 )
             )
         tell("places", number + 1, samples)

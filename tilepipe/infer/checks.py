@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import MismatchError, StoreError, TilepipeError, VerifyError
 from tilepipe.slide import Slide, open_slide
-from tilepipe.store import Journal, Label, Level, Store, checksum_of, reduce_image, reduce_label
+from tilepipe.store import (
+    Journal,
+    Label,
+    Level,
+    Probabilities,
+    Store,
+    checksum_of,
+    reduce_image,
+    reduce_label,
+)
 from tilepipe.tiling import Box
 
 Tell = Callable[[str, int, int], None]
@@ -20,24 +29,24 @@ Tell = Callable[[str, int, int], None]
 
 def check_levels(
     store: Store,
-    label: Label | None,
+    pyramid: Label | Probabilities | None,
     journal: Journal | None,
     *,
     stages: tuple[str, str],
     tell: Tell,
 ) -> int:
-    """Check every unit of the image's (``label`` None) or a label's pyramid.
+    """Check every unit of the image's pyramid (None), a label's, or that of its probabilities.
 
     Level 0 against the journal's checksums, every coarser one against a fresh reduction of the one
     below, and against the journal too. ``journal`` None: nobody kept one (another program's image).
 
     Returns the number of units checked. Raises VerifyError with the first wrong box.
     """
-    source: Callable[[int], Level] = store.image if label is None else label.level
-    count = store.n_levels if label is None else label.n_levels
-    what = "image" if label is None else f"label {label.name}"
-    reduce = reduce_image if label is None else reduce_label
-    highest = len(label.classes) - 1 if label is not None and label.classes else None
+    source: Callable[[int], Level] = store.image if pyramid is None else pyramid.level
+    count = store.n_levels if pyramid is None else pyramid.n_levels
+    what = "image" if pyramid is None else pyramid.what
+    reduce = reduce_label if isinstance(pyramid, Label) else reduce_image
+    highest = len(pyramid.classes) - 1 if isinstance(pyramid, Label) and pyramid.classes else None
     checked = 0
     for index in range(count):
         level = source(index)
@@ -53,7 +62,10 @@ def check_levels(
                         f"{store.location}: {where}: has no journal record; run the same job "
                         "again, it does what is missing"
                     )
-                if record.checksum != checksum_of(pixels):
+                kept = record.checksum
+                if isinstance(pyramid, Probabilities):
+                    kept = record.facts.get("probabilities")
+                if kept != checksum_of(pixels):
                     raise VerifyError(
                         f"{store.location}: {where}: the bytes are not those that were written "
                         "(checksum differs); make them again with --overwrite"

@@ -98,9 +98,9 @@ class TileNetwork(nn.Module):
         self.n_classes = len(model.classes)
         self.output = output
         self.gated = gated
-        blended = plan.mode == "blended"
-        self.crop_px = 0 if blended else plan.crop_px
-        self.core_px = plan.output_px if blended else plan.core_px
+        self.blended = plan.mode == "blended"
+        self.crop_px = 0 if self.blended else plan.crop_px
+        self.core_px = plan.output_px if self.blended else plan.core_px
         step_px = max(1, model.locality.input_step_px)
         self.trace_px = min(plan.input_px, model.locality.least_input_px + 4 * step_px)
         """Side of a tile that is enough to record the network's operations."""
@@ -142,22 +142,25 @@ class TileNetwork(nn.Module):
         sums = logits.sum(dim=(1, 2, 3), dtype=torch.float32)
         if self.output in ("ids", "ids+probabilities"):
             ids = ids_of(logits, activation=self.activation, n_classes=self.n_classes)
-            is_open: Tensor | None = None
-            if self.gated:
-                gate: Any = self.network.gate_logits
-                is_open = (gate(x, crop_px=self.crop_px) > 0).to(torch.uint8)
-                ids = ids * is_open.view(-1, 1, 1)
+            is_open = self._is_open(x) if self.gated else None
+            if is_open is not None:
+                ids = ids * is_open[:, 0]
             if self.output == "ids":
                 return ids, sums
             chances = probabilities_of(logits, activation=self.activation)
             # Without the output of a softmax's class 0: the background is no channel.
             quantised = quantise(chances[:, chances.shape[1] - (self.n_classes - 1) :])
-            if is_open is not None:
-                quantised = quantised * is_open.view(-1, 1, 1, 1)
-            return ids, sums, quantised
+            return ids, sums, quantised if is_open is None else quantised * is_open
         if self.output == "logits":
             return logits.to(torch.float32), sums
-        return probabilities_of(logits, activation=self.activation), sums
+        chances = probabilities_of(logits, activation=self.activation)
+        # Blended tiles are summed as they are: their gates would leave steps.
+        return chances * self._is_open(x) if self.gated and not self.blended else chances, sums
+
+    def _is_open(self, x: Tensor) -> Tensor:
+        """Return (B, 1, 1, 1) uint8: 1 where a tile's gate is open."""
+        gate: Any = self.network.gate_logits
+        return (gate(x, crop_px=self.crop_px) > 0).to(torch.uint8).view(-1, 1, 1, 1)
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:

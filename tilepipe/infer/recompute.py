@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tilepipe.infer.account import Account
 from tilepipe.infer.backends import make_backend
 from tilepipe.infer.blend import Blend
-from tilepipe.infer.network import ids_of
+from tilepipe.infer.network import ids_of, quantise
 from tilepipe.infer.settings import Settings
 from tilepipe.models import Model
 from tilepipe.tiling import Box, TilePlan, read_mirrored, round_up
@@ -38,6 +38,10 @@ class Comparison:
     """Pixels of another class whose probabilities differ by less than ``TIE``."""
     max_probability_error: float
     """Between a piece with the job's own halo and the larger one, both in float32."""
+    probability_off: int = 0
+    """Largest difference of a stored probability, of 255."""
+    probability_mean_off: float = 0.0
+    """Mean difference of the stored probabilities, of 255."""
 
 
 def places(plan: TilePlan, count: int, seed: int) -> Iterator[Box]:
@@ -63,11 +67,12 @@ def compare_place(
     *,
     extra_px: int = 0,
     compared: NDArray[np.bool_] | None = None,
+    probabilities: NDArray[np.uint8] | None = None,
 ) -> Comparison:
     """Compute ``box`` again and compare with the ``stored`` ids (y, x).
 
     ``extra_px`` is how much more context the larger piece gets; ``compared`` (y, x) leaves pixels
-    out that were never computed.
+    out that were never computed. ``probabilities`` (classes - 1, y, x) are the stored ones.
     """
     plan = settings.plan
     gated = settings.cgm == "tile"
@@ -87,12 +92,18 @@ def compare_place(
     asked = np.ones(box.shape, bool) if compared is None else compared
     differs = (ids != stored) & asked
     ties = differs & _is_tie(model, reference, stored)
+    off = np.zeros(1, np.int16)
+    if probabilities is not None and asked.any():
+        again = quantise(reference[len(reference) - len(probabilities) :])
+        off = np.abs(again.numpy().astype(np.int16) - probabilities)[:, asked]
     return Comparison(
         box=box,
         compared_px=int(asked.sum()),
         flips=int((differs & ~ties).sum()),
         ties=int(ties.sum()),
         max_probability_error=error,
+        probability_off=int(off.max()),
+        probability_mean_off=float(off.mean()),
     )
 
 

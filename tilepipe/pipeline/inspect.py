@@ -141,12 +141,21 @@ def label_facts(store: Store, label: Label) -> dict[str, Any]:
         "finished": record.get("finished"),
         "failed": record.get("failed", []),
         "account": record.get("account"),
+        "probabilities": _probability_facts(label),
         "instances_of": record.get("instances_of"),
         "count": record.get("count"),
         "rule": record.get("rule"),
         "verified": record.get("verified"),
         "versions": record.get("versions"),
     }
+
+
+def _probability_facts(label: Label) -> dict[str, Any] | None:
+    """Say what lies in the probabilities beside a label; None where it was made without."""
+    found = label.probabilities
+    if found is None:
+        return None
+    return {"channels": [entry.name for entry in found.classes], "levels": found.n_levels}
 
 
 def _class_mm2(store: Store, label: Label, class_px: Any) -> dict[str, float] | None:
