@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import ome_zarr_models.v05
 import pytest
 import zarr
 from click.testing import CliRunner
+from scipy import ndimage
 
 import tilepipe
 from tilepipe.cli.main import main
@@ -306,3 +308,74 @@ def test_on_s3_they_lie_as_on_a_disk(bucket, slide, made):
          "--option", "depth=1", "--precision", "fp32", "--backend", "torch", "--device", "cpu",
          "--no-tune", "--unit", "128", *CLASSES, "--probabilities", "--quiet")  # fmt: skip
     np.testing.assert_array_equal(planes_of(path), planes_of(made))
+
+
+@pytest.fixture(scope="module")
+def with_objects(zygote, slide, flags, tmp_path_factory):
+    """Masks of one and of two foreground classes, with objects and probabilities."""
+    store = tmp_path_factory.mktemp("objects") / "out.zarr"
+    for name, more in (("three", CLASSES), ("two", [])):
+        zygote.run("run", slide, "-o", store, *flags, *more, "--probabilities", "--instances",
+                   "--name", name)  # fmt: skip
+    return store
+
+
+def whole(level):
+    return level.read(Box.of_shape(level.shape))
+
+
+def means(path, label, tmp_path):
+    """(class or object id, area, mean) of each line of the table."""
+    table = tmp_path / "objects.csv"
+    tool("export", path, "--to", "csv", "--label", label, "-o", table, "--overwrite", "--quiet")
+    objects = label.endswith("-instances")
+    return sorted(
+        (int(row["id" if objects else "class_id"]), int(row["area_px"]),
+         float(row["mean_probability"]))
+        for row in csv.DictReader(table.open())
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["two", "three"])
+def test_the_tables_means_are_those_of_the_whole_arrays(with_objects, name, tmp_path):
+    store = open_store(str(with_objects))
+    mask, planes = (
+        whole(store.label(name).level(0)),
+        whole(store.label(name).probabilities.level(0)),
+    )
+    expected = []
+    for value in range(1, len(planes) + 1):
+        ids, count = ndimage.label(mask == value)
+        areas = ndimage.sum_labels(ids > 0, ids, range(1, count + 1))
+        sums = ndimage.mean(planes[value - 1] / 255, ids, range(1, count + 1))
+        expected += [(value, int(area), mean) for area, mean in zip(areas, sums, strict=True)]
+    found = means(with_objects, name, tmp_path)
+    assert len(found) == len(expected) > 20
+    for ours, theirs in zip(sorted(found), sorted(expected), strict=True):
+        assert ours[:2] == theirs[:2]
+        assert abs(ours[2] - theirs[2]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["two", "three"])
+def test_an_objects_mean_is_of_any_foreground_class(with_objects, name, tmp_path):
+    store = open_store(str(with_objects))
+    ids = whole(store.label(f"{name}-instances").level(0))
+    planes = whole(store.label(name).probabilities.level(0)).astype(np.int64)
+    foreground = np.minimum(planes.sum(axis=0), 255) / 255
+    assert (planes.shape[0] > 1) == (name == "three")
+    values = np.unique(ids[ids > 0])
+    expected = ndimage.mean(foreground, ids, values)
+    found = means(with_objects, f"{name}-instances", tmp_path)
+    assert [one[0] for one in found] == values.tolist()
+    assert np.abs(np.array([one[2] for one in found]) - expected).max() < 1e-4
+
+
+def test_geojson_measures_them(with_objects, plain, tmp_path):
+    path = tmp_path / "objects.geojson"
+    tool("export", with_objects, "--to", "geojson", "--label", "three", "-o", path, "--quiet")
+    features = json.loads(path.read_text())["features"]
+    told = sorted(one["properties"]["measurements"]["mean probability"] for one in features)
+    assert told == sorted(one[2] for one in means(with_objects, "three", tmp_path))
+    tool("export", plain, "--to", "geojson", "-o", path, "--overwrite", "--quiet")
+    features = json.loads(path.read_text())["features"]
+    assert not any("mean probability" in f["properties"]["measurements"] for f in features)

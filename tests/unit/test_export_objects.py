@@ -320,3 +320,57 @@ def test_csv_without_a_pixel_size_leaves_micrometres_empty(tmp_path):
     write_csv(path, ArrayLevel(MASKS["full"]), default_classes(3))
     (row,) = csv.DictReader(path.open())
     assert (row["area_px"], row["area_um2"]) == ("3500", "")
+
+
+def weights_like(mask, seed=4):
+    return np.random.default_rng(seed).integers(0, 256, mask.shape).astype(np.uint8)
+
+
+@pytest.mark.parametrize("region_px", [16, 37, 2048])
+@pytest.mark.parametrize("name", MASKS)
+def test_weights_are_summed_over_each_object(name, region_px):
+    mask = MASKS[name]
+    weights = weights_like(mask)
+    expected = []
+    for value in np.unique(mask[mask > 0]):
+        ids, count = ndimage.label(mask == value)
+        sums = ndimage.sum_labels(weights.astype(float), ids, range(1, count + 1))
+        areas = ndimage.sum_labels(ids > 0, ids, range(1, count + 1))
+        expected += [(int(value), int(a), float(s)) for a, s in zip(areas, sums, strict=True)]
+    found = [
+        (one.value, one.area_px, one.sum_weight)
+        for one in iter_objects(
+            ArrayLevel(mask), region_px=region_px, weigh=lambda box, _: weights[box.slices]
+        )
+    ]
+    assert sorted(found) == sorted(expected)
+
+
+def test_an_instance_in_pieces_has_one_mean(tmp_path):
+    mask = np.zeros((40, 40), np.int32)
+    mask[2:5, 2:30] = 7
+    mask[30:39, 1:3] = 7
+    mask[20:22, 20:22] = 9
+    weights = weights_like(mask)
+    path = tmp_path / "objects.csv"
+    write_csv(path, ArrayLevel(mask), (), instances=True, weigh=lambda box, _: weights[box.slices])
+    rows = {int(row["id"]): row for row in csv.DictReader(path.open())}
+    for value in (7, 9):
+        mean = weights[mask == value].mean() / 255
+        assert abs(float(rows[value]["mean_probability"]) - mean) < 1e-4
+    (one,) = [
+        feature["properties"]["measurements"]
+        for feature in iter_features(
+            ArrayLevel(mask), (), instances=True, weigh=lambda box, _: weights[box.slices]
+        )
+        if feature["properties"]["object_id"] == 7
+    ]
+    assert abs(one["mean probability"] - weights[mask == 7].mean() / 255) < 1e-4
+
+
+def test_without_probabilities_there_is_no_column(tmp_path):
+    path = tmp_path / "objects.csv"
+    write_csv(path, ArrayLevel(MASKS["blobs"]), default_classes(3))
+    assert "mean_probability" not in path.read_text().splitlines()[0]
+    for feature in iter_features(ArrayLevel(MASKS["blobs"]), default_classes(3)):
+        assert "mean probability" not in feature["properties"]["measurements"]

@@ -142,6 +142,7 @@ def _kept(label: Label, text: str | None) -> frozenset[int] | None:
 
 def _geojson(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
     from tilepipe.export import write_geojson
+    from tilepipe.export.chances import chances_of
     from tilepipe.export.figures import holds_instances, um2_per_px
 
     label = _label(store, given["label"])
@@ -156,6 +157,7 @@ def _geojson(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]
         tolerance_px=given["simplify"],
         only=_kept(label, given["classes"]),
         instances=holds_instances(label),
+        weigh=chances_of(store, label),
         overwrite=given["overwrite"],
     )
     return {"features": count}
@@ -163,6 +165,7 @@ def _geojson(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]
 
 def _csv(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
     from tilepipe.export import write_csv
+    from tilepipe.export.chances import chances_of
     from tilepipe.export.figures import holds_instances, um2_per_px
 
     label = _label(store, given["label"])
@@ -175,6 +178,7 @@ def _csv(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
         um2_per_px=um2_per_px(store, label),
         only=_kept(label, given["classes"]),
         instances=holds_instances(label),
+        weigh=chances_of(store, label),
         overwrite=given["overwrite"],
     )
     return {"objects": count, "totals": str(totals)}

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tilepipe.export.chances import Weigh
 from tilepipe.export.polygons import Polygon, merge_polygons, split_holes, trace_regions
 from tilepipe.export.runs import Regions, find_regions
 from tilepipe.tiling import Box, Shape
@@ -44,6 +45,8 @@ class MaskObject:
     sum_x: float
     box: Box
     """Level px."""
+    sum_weight: float = 0.0
+    """Sum of its pixels' weights, where they were weighed."""
     fragments: list[Polygon] = field(default_factory=list)
     inner_holes: Polygon = field(default_factory=list)
     """Holes away from every border of regions: joining fragments cannot change them."""
@@ -54,6 +57,11 @@ class MaskObject:
     def centroid(self) -> tuple[float, float]:
         """Mean (y, x) of the pixel centres, level px."""
         return self.sum_y / self.area_px, self.sum_x / self.area_px
+
+    @property
+    def mean_probability(self) -> float:
+        """Mean of its pixels' probabilities, where these were the weights."""
+        return self.sum_weight / self.area_px / 255
 
     def polygons(self) -> list[Polygon]:
         """Return the outline: rings of integer (x, y) pixel corners; the first is the outside."""
@@ -78,16 +86,23 @@ class MaskObject:
         self.area_px += other.area_px
         self.sum_y += other.sum_y
         self.sum_x += other.sum_x
+        self.sum_weight += other.sum_weight
         a, b = self.box, other.box
         self.box = Box(min(a.y0, b.y0), min(a.x0, b.x0), max(a.y1, b.y1), max(a.x1, b.x1))
 
 
 def iter_objects(
-    level: MaskLevel, *, outlines: bool = False, region_px: int = 2048, within: Box | None = None
+    level: MaskLevel,
+    *,
+    outlines: bool = False,
+    region_px: int = 2048,
+    within: Box | None = None,
+    weigh: Weigh | None = None,
 ) -> Iterator[MaskObject]:
     """Yield every 4-connected object of ``level`` once; the order is fixed for a region size.
 
-    ``within`` limits the search to a box, as if the mask ended there.
+    ``within`` limits the search to a box, as if the mask ended there. ``weigh`` gives the weights
+    of a region's pixels, which are summed over each object.
     """
     whole = Box.of_shape(level.shape) if within is None else within
     tracker = _Tracker(whole)
@@ -97,12 +112,17 @@ def iter_objects(
             mask = level.read(box)
             regions = find_regions(mask)
             polygons = trace_regions(regions, box) if outlines else None
-            yield from tracker.add(box, mask, regions, polygons)
+            weights = regions.sums_of(weigh(box, mask)) if weigh is not None else None
+            yield from tracker.add(box, mask, regions, polygons, weights)
         yield from tracker.end_row(last=row.y1 == whole.y1)
 
 
 def iter_instances(
-    level: MaskLevel, *, outlines: bool = False, region_px: int = 2048
+    level: MaskLevel,
+    *,
+    outlines: bool = False,
+    region_px: int = 2048,
+    weigh: Weigh | None = None,
 ) -> Iterator[MaskObject]:
     """Yield every object of an instance mask once: all pixels of one id, connected or not.
 
@@ -115,7 +135,7 @@ def iter_instances(
     missing = {value: count for value, count in pieces.items() if count > 1}
     del pieces
     begun: dict[int, MaskObject] = {}
-    for one in iter_objects(level, outlines=outlines, region_px=region_px):
+    for one in iter_objects(level, outlines=outlines, region_px=region_px, weigh=weigh):
         if one.value not in missing:
             yield one
             continue
@@ -148,6 +168,7 @@ class _Tracker:
         mask: NDArray[Any],
         regions: Regions,
         polygons: list[Polygon] | None,
+        weights: list[float] | None,
     ) -> Iterator[MaskObject]:
         """Take a region in; hand out the objects that lie inside it."""
         ids = regions.ids
@@ -173,6 +194,7 @@ class _Tracker:
                 sum_y=sums[index][0],
                 sum_x=sums[index][1],
                 box=Box(y0, x0, y1, x1).shift(box.y0, box.x0),
+                sum_weight=0.0 if weights is None else weights[index],
                 fragments=[] if polygons is None else [polygons[index]],
             )
             if crossing[index + 1]:

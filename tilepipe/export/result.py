@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilepipe.export.chances import chances_of
 from tilepipe.export.figures import facts, holds_instances, um2_per_px
 from tilepipe.export.geojson import iter_features, write_geojson
 from tilepipe.export.image import Show, render_view, to_png
@@ -145,6 +146,7 @@ class Result:
                     scale=level.downsample,
                     um2_per_px=um2,
                     instances=holds_instances(self.label),
+                    weigh=chances_of(self.store, self.label),
                 )
             )
             return {"type": "FeatureCollection", "features": features}
@@ -155,6 +157,7 @@ class Result:
             scale=level.downsample,
             um2_per_px=um2,
             instances=holds_instances(self.label),
+            weigh=chances_of(self.store, self.label),
             overwrite=overwrite,
         )
 

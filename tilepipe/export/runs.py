@@ -36,6 +36,12 @@ class Regions:
     def __len__(self) -> int:
         return len(self.values)
 
+    def sums_of(self, weights: NDArray[Any]) -> list[float]:
+        """Return the sum over each region of (y, x) weights; whole numbers are summed exactly."""
+        sums = np.bincount(self.ids.reshape(-1), weights.reshape(-1), minlength=len(self) + 1)
+        listed: list[float] = sums[1:].tolist()
+        return listed
+
 
 def find_regions(mask: NDArray[Any]) -> Regions:
     """Regions of a (y, x) mask of integers; value 0 is background and belongs to none."""

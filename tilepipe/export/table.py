@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from tilepipe.export.chances import Weigh
 from tilepipe.export.geojson import class_of
 from tilepipe.export.objects import MaskLevel, iter_instances, iter_objects
 from tilepipe.export.sink import text_sink
@@ -24,6 +25,8 @@ OBJECT_COLUMNS = (
     "y1_px",
     "x1_px",
 )
+PROBABILITY_COLUMN = "mean_probability"
+"""The last one, where the probabilities are known."""
 TOTAL_COLUMNS = ("class_id", "class", "objects", "area_px", "area_um2", "area_mm2")
 
 
@@ -36,13 +39,15 @@ def write_csv(
     um2_per_px: float | None = None,
     only: frozenset[int] | None = None,
     instances: bool = False,
+    weigh: Weigh | None = None,
     overwrite: bool = False,
 ) -> tuple[int, Path]:
     """Write the objects to ``path`` and the class totals beside it (``NAME.totals.csv``).
 
     Px are level-0 px (``scale`` of them per px of ``level``); ``um2_per_px`` is the area of a px
     of ``level``, None leaves µm² empty. With ``instances`` the ``id`` is that of the mask and all
-    are of class 1, "object". Returns the number of objects and the totals' path.
+    are of class 1, "object". ``weigh`` gives the pixels' probabilities and adds a column for their
+    mean. Returns the number of objects and the totals' path.
     """
     totals: dict[int, list[int]] = {}
     factor = scale * scale
@@ -54,8 +59,8 @@ def write_csv(
 
     with text_sink(path, overwrite=overwrite) as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(OBJECT_COLUMNS)
-        for found in (iter_instances if instances else iter_objects)(level):
+        table.writerow((*OBJECT_COLUMNS, PROBABILITY_COLUMN) if weigh else OBJECT_COLUMNS)
+        for found in (iter_instances if instances else iter_objects)(level, weigh=weigh):
             if only is not None and found.value not in only:
                 continue
             count += 1
@@ -76,6 +81,7 @@ def write_csv(
                     box.x0,
                     box.y1,
                     box.x1,
+                    *((f"{found.mean_probability:.4f}",) if weigh else ()),
                 )
             )
             total = totals.setdefault(value, [0, 0])
