@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from tilepipe.spec import LabelClass
 from tilepipe.store import create_store, reduce_image, reduce_label
+
+READY = 'body[data-ready="1"]'
+PATIENCE_S = 150
+"""A busy machine draws slowly; what is checked is what it draws."""
 
 CLASSES = (
     LabelClass(name="background", color=(0, 0, 0, 0)),
@@ -96,6 +101,89 @@ def serve():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class Visit:
+    """A page with its requests and complaints on record."""
+
+    def __init__(self, browser, url, *, hash_="", width=1280, height=720, **options):
+        self.context = browser.new_context(
+            viewport={"width": width, "height": height}, bypass_csp=False, **options
+        )
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE_S * 1000)
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on(
+            "console",
+            lambda message: (
+                self.complaints.append(message.text) if message.type == "error" else None
+            ),
+        )
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(url + hash_)
+        self.page.wait_for_selector(READY)
+
+    def app(self, expression):
+        return self.page.evaluate(f"() => {{ const app = window.tilepipe; return {expression}; }}")
+
+    def until(self, expression, seconds=PATIENCE_S):
+        """Wait for a condition on the page (its policy forbids waiting inside the page)."""
+        end = time.monotonic() + seconds
+        while not (value := self.app(expression)):
+            assert time.monotonic() < end, f"never true: {expression}"
+            self.page.wait_for_timeout(50)
+        return value
+
+    def settle(self):
+        """Wait until nothing moves and every tile asked for is drawn."""
+        layers = "[...app.layers.values(), ...app.heat.layers.values()]"
+        quiet = f"{layers}.every((layer) => layer.loading === 0)"
+        self.until(f"app.paneA.image.getFullyLoaded() && {quiet}")
+        self.page.wait_for_timeout(700)
+        self.until(f"app.paneA.image.getFullyLoaded() && {quiet}")
+
+    def overlay(self, y, x):
+        """Colour (r, g, b, a) of the mask drawn over a level-0 pixel."""
+        return tuple(
+            self.app(
+                f"(() => {{ const v = app.paneA.view(), r = v.ratio;"
+                f"return [...app.paneA.context.getImageData("
+                f"Math.floor((v.left + ({x} + .5) * v.zoom) * r),"
+                f"Math.floor((v.top + ({y} + .5) * v.zoom) * r), 1, 1).data]; }})()"
+            )
+        )
+
+    def drawn(self, y, x, color, alpha):
+        """Wait until the mask over a level-0 pixel has a colour and an opacity (0-255)."""
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            *shown, strength = self.overlay(y, x)
+            near = all(abs(a - b) <= 2 for a, b in zip(shown, color, strict=True))
+            if abs(strength - alpha) <= 2 and (near or alpha == 0):
+                return
+            assert time.monotonic() < end, f"drawn as {shown} {strength}, not {color} {alpha}"
+            self.page.wait_for_timeout(50)
+
+    def close(self):
+        self.context.close()
+
+
+@pytest.fixture
+def visit(browser, serve):
+    visits = []
+
+    def open_page(*stores, server=None, **options):
+        server = server or serve(*stores)
+        visit = Visit(browser, server.url, **options)
+        visit.server = server
+        visits.append(visit)
+        return visit
+
+    yield open_page
+    for one in visits:
+        one.close()
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,19 @@ from tilepipe.view.pyramid import ShownPyramid
 class ShownLabel:
     """A label and what its job says of itself."""
 
-    def __init__(self, label: Label, pyramid: ShownPyramid, record: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        label: Label,
+        pyramid: ShownPyramid,
+        record: dict[str, Any],
+        probabilities: ShownPyramid | None = None,
+    ) -> None:
         self.name = label.name
         self.classes: tuple[LabelClass, ...] = label.classes
         self.pyramid = pyramid
         self.record = record
+        self.probabilities = probabilities
+        """Of its foreground classes, bytes (c, y, x); None where it was made without them."""
 
     @property
     def instances(self) -> bool:
@@ -34,10 +42,14 @@ class ShownLabel:
 
     def value_at(self, y: int, x: int) -> int:
         """Class id or object number at a level-0 pixel of the slide."""
-        factor = self.pyramid.levels[0].downsample
-        rows, columns = self.pyramid.levels[0].shape
-        ly, lx = min(y // factor, rows - 1), min(x // factor, columns - 1)
-        return int(self.pyramid.read(0, Box(ly, lx, ly + 1, lx + 1))[0, 0])
+        return int(_pixel(self.pyramid, y, x))
+
+    def probabilities_at(self, y: int, x: int) -> list[int] | None:
+        """Bytes of the foreground classes at a level-0 pixel; None where there are none."""
+        if self.probabilities is None:
+            return None
+        found: list[int] = _pixel(self.probabilities, y, x).tolist()
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Return what the page needs to show it, as JSON."""
@@ -47,8 +59,17 @@ class ShownLabel:
             "unit_px": self.pyramid.levels[0].unit_px,
             "levels": self.pyramid.describe(),
             "classes": _classes(self),
+            "probabilities": [] if self.probabilities is None else self._channels(),
             "record": self.record,
         }
+
+    def _channels(self) -> list[dict[str, Any]]:
+        """Name and class id of each channel of the probabilities."""
+        return [
+            {"value": value, "name": one.name}
+            for value, one in enumerate(self.classes)
+            if value > 0
+        ]
 
     def progress(self) -> dict[str, Any]:
         """Return how many units are done, which, and which failed, as JSON."""
@@ -63,6 +84,14 @@ class ShownLabel:
             "failed": _failed_units(self.record),
             "state": str(self.record.get("state", "")),
         }
+
+
+def _pixel(pyramid: ShownPyramid, y: int, x: int) -> Any:
+    """Value, or values by channel, of the finest level at a level-0 pixel of the slide."""
+    factor = pyramid.levels[0].downsample
+    rows, columns = pyramid.levels[0].shape
+    ly, lx = min(y // factor, rows - 1), min(x // factor, columns - 1)
+    return pyramid.read(0, Box(ly, lx, ly + 1, lx + 1))[..., 0, 0]
 
 
 def _failed_units(record: dict[str, Any]) -> list[list[int]]:

@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 from tilepipe.errors import StoreError, TilepipeError
 from tilepipe.view import render
 from tilepipe.view.objects import find_object, region_at
+from tilepipe.view.pyramid import ShownPyramid
 from tilepipe.view.source import Source, open_sources
 
 _TYPES = {
@@ -38,6 +39,9 @@ _POLICY = (
 _HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")
 _IMAGE = re.compile(r"t/(\d{1,3})/image/(\d{1,2})/(\d{1,7})_(\d{1,7})\.(jpg|png)")
 _LABEL = re.compile(r"t/(\d{1,3})/label/(\d{1,4})/(\d{1,2})/(\d{1,7})_(\d{1,7})\.bin")
+_CHANCE = re.compile(
+    r"t/(\d{1,3})/probability/(\d{1,4})/(\d{1,3})/(\d{1,2})/(\d{1,7})_(\d{1,7})\.bin"
+)
 _BLANK = (34, 38, 46)
 
 Reply = tuple[bytes, str, dict[str, str]]
@@ -195,7 +199,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self._image_tile(self._source(index), level, ty, tx, match[5], query)
         if match := _LABEL.fullmatch(path):
             index, label, level, ty, tx = (int(part) for part in match.groups())
-            return self._label_tile(self._source(index), label, level, ty, tx)
+            return self._label_tile(self._source(index).label(label).pyramid, level, ty, tx)
+        if match := _CHANCE.fullmatch(path):
+            index, label, channel, level, ty, tx = (int(part) for part in match.groups())
+            beside = self._source(index).label(label).probabilities
+            if beside is None or channel >= (beside.channels or 0):
+                raise NoSuchThing
+            return self._label_tile(beside, level, ty, tx, channel)
         if path == "api/describe":
             return _json([source.describe() for source in self.server.sources])
         source = self._source(_number(query.get("source", "0")))
@@ -234,10 +244,12 @@ class _Handler(BaseHTTPRequestHandler):
                 pixels = render.compose_rgb(block, shown, rgb=source.store.rgb)
         return (render.to_jpeg(pixels) if form == "jpg" else render.to_png(pixels)), kind, {}
 
-    def _label_tile(self, source: Source, label: int, level: int, ty: int, tx: int) -> Reply:
+    def _label_tile(
+        self, pyramid: ShownPyramid, level: int, ty: int, tx: int, channel: int | None = None
+    ) -> Reply:
+        """Ids of a label, or one channel of its probabilities."""
         from tilepipe.tiling import Box
 
-        pyramid = source.label(label).pyramid
         rows, columns = pyramid.grid_shape(level)
         if ty >= rows or tx >= columns:
             raise NoSuchThing
@@ -245,7 +257,8 @@ class _Handler(BaseHTTPRequestHandler):
         whole = Box.of_shape(pyramid.levels[level].shape)
         box = pyramid.tile_box(level, ty, tx).grow(1).intersect(whole)
         with self.server.rendering:
-            body = render.to_gzip(pyramid.read(level, box))
+            pixels = pyramid.read(level, box)
+            body = render.to_gzip(pixels if channel is None else pixels[channel])
         return body, "application/octet-stream", {"Content-Encoding": "gzip"}
 
 

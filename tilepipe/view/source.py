@@ -87,7 +87,18 @@ class Source:
             pyramid = ShownPyramid(
                 levels, channels=None, tracker=tracker, cache=self._cache, key=(key, name)
             )
-            labels.append(ShownLabel(label, pyramid, record))
+            beside = label.probabilities
+            chances: ShownPyramid | None = None
+            if beside is not None:
+                # What is recorded of a unit of the label holds for its probabilities too.
+                chances = ShownPyramid(
+                    [beside.level(index) for index in range(beside.n_levels)],
+                    channels=len(beside.classes),
+                    tracker=tracker,
+                    cache=self._cache,
+                    key=(key, name, "probabilities"),
+                )
+            labels.append(ShownLabel(label, pyramid, record, chances))
         self.store, self.image, self.labels = store, image, labels
         self._signature = signature
 
@@ -165,7 +176,14 @@ class Source:
         labels = []
         for label in self.labels:
             value = label.value_at(y, x)
-            labels.append({"name": label.name, "value": value, "class": label.class_name(value)})
+            labels.append(
+                {
+                    "name": label.name,
+                    "value": value,
+                    "class": label.class_name(value),
+                    "probabilities": label.probabilities_at(y, x),
+                }
+            )
         return {"y": y, "x": x, "image": values, "labels": labels}
 
     def progress(self, since: int) -> dict[str, Any]:

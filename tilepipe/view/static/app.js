@@ -1,5 +1,6 @@
 // The page: settings in the address, panes, masks, the running job, keys.
 
+import { Heat } from "./heat.js";
 import { LabelLayer } from "./labels.js";
 import { Pane, drawMarks, scaleBar } from "./pane.js";
 import { Panel, say } from "./panel.js";
@@ -22,6 +23,7 @@ class App {
     this.sources = await this.ask("api/describe");
     this.settings.source = Math.min(this.settings.source, this.sources.length - 1);
     this.settings.label = Math.max(0, Math.min(this.settings.label, this.source.labels.length - 1));
+    this.heat = new Heat(this);
     this.panel = new Panel(this);
     this.paneA = new Pane($("pane-a"), this);
     window.tilepipe = this; // for the tests and the curious
@@ -155,15 +157,18 @@ class App {
     const mine = this.layer(this.settings.source, this.settings.label);
     const other = target ? this.layer(target.sourceIndex, target.labelIndex) : null;
     const strong = this.settings.mode === "outline" ? Math.min(1, opacity * 2) : opacity;
-    if (strong > 0) {
-      if (pane === this.paneB) other?.draw(context, view, visible, strong);
-      else if (other && this.settings.compare === "swipe") {
-        const at = view.width * this.settings.swipe / 100;
-        const split = (at - view.left) / view.zoom;
-        clip(context, 0, at, view, () => mine?.draw(context, view, { ...visible, x1: Math.min(visible.x1, split) }, strong));
-        clip(context, at, view.width, view, () => other.draw(context, view, { ...visible, x0: Math.max(visible.x0, split) }, strong));
-      } else mine?.draw(context, view, visible, strong);
-    }
+    const draw = (layer, box) => {
+      if (!layer) return;
+      this.heat.draw(context, view, box, layer.sourceIndex, layer.labelIndex);
+      if (strong > 0) layer.draw(context, view, box, strong);
+    };
+    if (pane === this.paneB) draw(other, visible);
+    else if (other && this.settings.compare === "swipe") {
+      const at = view.width * this.settings.swipe / 100;
+      const split = (at - view.left) / view.zoom;
+      clip(context, 0, at, view, () => draw(mine, { ...visible, x1: Math.min(visible.x1, split) }));
+      clip(context, at, view.width, view, () => draw(other, { ...visible, x0: Math.max(visible.x0, split) }));
+    } else draw(mine, visible);
     drawMarks(context, view, visible, this.marks());
     if (this.found) {
       const [y0, x0, y1, x1] = this.found.box;
@@ -288,9 +293,11 @@ class App {
       if (one) { const swatch = document.createElement("i"); swatch.style.background = `rgb(${one.color.join(",")})`; what.append(swatch); }
       what.append(`${mine.class} (${mine.value})`);
     }
+    const chance = this.heat.told(mine);
+    if (chance) what.append(` · ${chance.text}`);
     const values = answer.image.map((one) => (Number.isInteger(one) ? one : Number(one).toPrecision(4)));
     if (values.length) what.append(`${mine ? " · " : ""}${this.source.rgb ? "RGB " : ""}${values.slice(0, 6).join(" ")}`);
-    Object.assign(readout.dataset, { y, x, value: mine ? mine.value : "", image: answer.image.join(",") });
+    Object.assign(readout.dataset, { y, x, value: mine ? mine.value : "", probability: chance ? chance.byte : "", image: answer.image.join(",") });
   }
 
   // --- a running job ---------------------------------------------------------------------------
@@ -326,6 +333,7 @@ class App {
       for (const layer of this.layers.values()) {
         if (layer.sourceIndex === this.settings.source && layer.labelIndex === Number(name)) layer.invalidate(level, [y0, x0, y1, x1]);
       }
+      this.heat.invalidate(this.settings.source, Number(name), level, [y0, x0, y1, x1]);
     }
     if (image) this.paneA.show(this.source, this.settings.source, (this.channelQuery() || "?") + `&at=${this.seqOf(this.settings.source)}`);
     if (changed.length) this.redraw();
@@ -338,6 +346,7 @@ class App {
     const index = this.source.labels.findIndex((one) => one.name === name);
     this.settings.label = Math.max(0, index);
     for (const key of this.layers.keys()) if (!this.sources.some((source, at) => key.startsWith(`${at}.`) && key.endsWith(`.${source.generation}`))) this.layers.delete(key);
+    this.heat.forget();
     if (this.source.has_image !== before.has_image || String(this.source.extent) !== String(before.extent)) this.selectSource(false);
     else this.selectLabel();
     this.panel.fillSelects();

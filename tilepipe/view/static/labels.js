@@ -5,12 +5,13 @@ const TILE_LIMIT = 120;
 const CRISP_FROM = 3; // screen px per label px from which outlines are drawn as lines
 
 export class LabelLayer {
-  constructor(sourceIndex, labelIndex, info, tilePx, changed) {
+  constructor(sourceIndex, labelIndex, info, tilePx, changed, place = `t/${sourceIndex}/label/${labelIndex}`) {
     this.sourceIndex = sourceIndex;
     this.labelIndex = labelIndex;
     this.info = info;
     this.tilePx = tilePx;
     this.changed = changed;
+    this.place = place;
     this.tiles = new Map();
     this.loading = 0;
     this.style = { version: 0, lut: new Uint32Array(256), mode: "fill" };
@@ -58,7 +59,7 @@ export class LabelLayer {
     tile.stale = false;
     this.loading += 1;
     try {
-      const response = await fetch(`t/${this.sourceIndex}/label/${this.labelIndex}/${tile.key}.bin`);
+      const response = await fetch(`${this.place}/${tile.key}.bin`);
       if (!response.ok) throw new Error(`tile ${tile.key}: ${response.status}`);
       const buffer = await response.arrayBuffer();
       const { y0, x0, y1, x1 } = this.tileBox(tile.level, tile.ty, tile.tx);

@@ -23,6 +23,7 @@ function aria(node, name) { node.setAttribute("aria-label", name); return node; 
 const KEYS = [
   ["+ −", "Zoom in, out"], ["← ↑ → ↓", "Move"], ["0", "Whole slide"], ["1", "Full resolution"],
   ["m", "Mask on or off"], ["o", "Outline or fill"], ["[ ]", "Less, more opacity"],
+  ["h", "Heat map of the probabilities"],
   ["n p", "Next, previous object"], ["g", "Go to coordinates"],
   ["c", "Compare: off, swipe, side by side"], ["l", "Next label"],
   ["u i r k", "Write units, tiles, unit state, certificate"],
@@ -89,6 +90,7 @@ export class Panel {
     for (const id of ["brightness", "contrast"]) { $(id).value = settings[id]; $(id).nextElementSibling.textContent = `${settings[id]} %`; }
     for (const id of ["units", "tiles", "state", "certificate", "scale", "navigator"]) $(`layer-${id}`).checked = Boolean(settings[id]);
     this.showNavigator();
+    app.heat.build();
     this.buildClasses();
     this.buildFacts();
   }
@@ -255,6 +257,7 @@ export class Panel {
       m: () => { if (settings.mode !== "off") { this.last = settings.mode; this.pick("mode", "off"); } else this.pick("mode", this.last || "fill"); },
       o: () => this.pick("mode", settings.mode === "outline" ? "fill" : "outline"),
       "[": () => this.setOpacity(settings.opacity - 10), "]": () => this.setOpacity(settings.opacity + 10),
+      h: () => app.heat.toggle(),
       n: () => app.stepObject("next"), p: () => app.stepObject("previous"),
       g: () => { if (!settings.panel) this.togglePanel(); $("goto-text").focus(); },
       c: () => this.pick("compare", { off: "swipe", swipe: "side", side: "off" }[settings.compare]),

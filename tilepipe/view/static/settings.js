@@ -6,6 +6,7 @@ export const defaults = {
   hidden: "", colors: "",                  // "0,3"; "1:ff0000,2:00ff00"
   channels: "",                            // "0:0:255:ff0000:1,…" (last: shown)
   brightness: 100, contrast: 100,
+  heat: 0, heatclass: 1, heatopacity: 70,  // heatclass: class id
   compare: "off", with: "", swipe: 50,     // with: "source.label"
   units: 0, tiles: 0, state: 0, certificate: 0, scale: 1, navigator: 1, panel: 1,
 };
