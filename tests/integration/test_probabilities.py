@@ -216,10 +216,14 @@ def test_a_spec_and_a_job_file_can_ask_for_them(slide, tmp_path):
         'model = "unet"\nweights = "random:0"\nbase = 2\noptions = {depth = 1}\ntune = false\n'
         "unit = 128\nprobabilities = true\n"
     )
+    # A run without comes first: the process keeps its network, which makes none.
+    tilepipe.run(slide, tmp_path / "b.zarr", model="unet", weights="random:0", base=2,
+                 options={"depth": 1}, tune=False, unit=128, name="plain")  # fmt: skip
     tool("run", slide, "-o", tmp_path / "a.zarr", "--job", job, "--quiet")
     tilepipe.run(slide, tmp_path / "b.zarr", model="unet", weights="random:0", base=2,
                  options={"depth": 1}, tune=False, unit=128, probabilities=True)  # fmt: skip
     assert planes_of(tmp_path / "a.zarr").shape == (1, 600, 500)
+    assert planes_of(tmp_path / "a.zarr").any()
     np.testing.assert_array_equal(planes_of(tmp_path / "a.zarr"), planes_of(tmp_path / "b.zarr"))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
 
-from tilepipe.infer import Engine, estimate_memory
+from tilepipe.infer import Account, Engine, estimate_memory
 from tilepipe.infer.backends import cpu_has_bf16, make_backend
 from tilepipe.infer.cuda import CudaBackend
 from tilepipe.infer.network import TileNetwork, quantise
@@ -164,8 +164,15 @@ def test_without_the_option_nothing_more_is_computed(backend):
     made = make_backend(
         backend, model, plan, batch=1, dtype=np.dtype(np.uint8), device="cpu", precision="fp32"
     )
-    from tilepipe.infer import Account
+    asked = []
 
+    def make(*args, **options):
+        asked.append(options["output"])
+        return make_backend(*args, **options)
+
+    segment(model, plan, make=make)
+    segment(model, plan, make=make, probabilities=True)
+    assert asked == ["ids", "ids+probabilities"]
     tile = np.zeros((3, plan.input_px, plan.input_px), np.uint8)
     assert made.collect(made.submit([tile], Account()), Account()).probabilities is None
     made.close()

@@ -154,7 +154,7 @@ class TileNetwork(nn.Module):
         if self.output == "logits":
             return logits.to(torch.float32), sums
         chances = probabilities_of(logits, activation=self.activation)
-        # Blended tiles are summed as they are: their gates would leave steps.
+        # The engine does not gate blended tiles, so neither does what is compared with it.
         return chances * self._is_open(x) if self.gated and not self.blended else chances, sums
 
     def _is_open(self, x: Tensor) -> Tensor:

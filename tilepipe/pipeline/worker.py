@@ -199,30 +199,29 @@ def _segment(context: Context, level: int, index: int) -> dict[str, Any]:
     del level
     assert context.ticket.label is not None
     assert context.label_journal is not None
-    array = context.label(context.ticket.label).level(0)
+    label = context.label(context.ticket.label)
+    array = label.level(0)
+    beside = label.probabilities.level(0) if label.probabilities is not None else None
     unit = array.grid.at(index)
     gate = context.gate()
     if gate is not None and gate <= 0:
         # The classifier finds none of the classes on the whole slide: every map is gated to
         # zero, and the first class wins (UNet 3+ §3.3; test_gate.py).
         ids: NDArray[np.uint8] = np.zeros(unit.box.shape, np.uint8)
-        probabilities: NDArray[np.uint8] | None = None
+        planes = np.zeros((*beside.lead, *unit.box.shape), np.uint8) if beside is not None else None
         facts: dict[str, Any] = {"gated": True}
     else:
         result = context.engine().segment(
             context.level_reader(), unit.box, skip=_no_tissue(context)
         )
         give_way(context.ticket.settings)
-        ids, probabilities, facts = result.ids, result.probabilities, dict(result.facts)
+        ids, planes, facts = result.ids, result.probabilities, dict(result.facts)
     seconds: dict[str, float] = facts.pop("seconds", {})
     clock = _Clock()
     checksum = array.write_unit(unit, ids)
-    beside = context.label(context.ticket.label).probabilities
     if beside is not None:
-        planes = beside.level(0)
-        if probabilities is None:
-            probabilities = np.zeros((*planes.lead, *unit.box.shape), np.uint8)
-        facts["probabilities"] = planes.write_unit(unit, probabilities)
+        assert planes is not None
+        facts["probabilities"] = beside.write_unit(unit, planes)
     clock.lap("write")
     facts["counts"] = _counts(ids)
     context.label_journal.write(SEGMENT, 0, unit, checksum=checksum, facts=facts)
