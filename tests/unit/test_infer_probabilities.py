@@ -18,6 +18,7 @@ from tilepipe.infer.cuda import CudaBackend
 from tilepipe.infer.network import TileNetwork, quantise
 from tilepipe.infer.openvino import openvino_fits
 from tilepipe.infer.plans import plan_for
+from tilepipe.infer.recompute import compare_place
 from tilepipe.infer.settings import Settings
 from tilepipe.models import load_model
 from tilepipe.spec import JobSpec, default_classes
@@ -205,10 +206,9 @@ def test_skipped_tiles_have_no_probability(name):
     engine.close()
 
 
-@pytest.mark.parametrize("bias", [-1e4, 1e4])
-def test_a_closed_gate_closes_the_probabilities(bias):
+def gated(bias):
+    """A network with a gate that is always open or always closed."""
     model = small("unet3plus-cgm", classes=2)
-    plan = plan_of(model, tile=None)
 
     class Gated(nn.Module):
         def __init__(self, inner):
@@ -221,10 +221,32 @@ def test_a_closed_gate_closes_the_probabilities(bias):
         def gate_logits(self, x, *, crop_px=0):
             return torch.full((x.shape[0],), bias)
 
-    model = replace(model, module=Gated(model.module))
-    result = segment(model, plan, probabilities=True, cgm="tile")
+    return replace(model, module=Gated(model.module))
+
+
+@pytest.mark.parametrize("bias", [-1e4, 1e4])
+def test_a_closed_gate_closes_the_probabilities(bias):
+    model = gated(bias)
+    result = segment(model, plan_of(model, tile=None), probabilities=True, cgm="tile")
     assert result.probabilities.any() == (bias > 0)
     assert result.ids.any() <= (bias > 0)
+
+
+@pytest.mark.parametrize("bias", [-1e4, 1e4])
+def test_the_gated_reference_of_verify_is_gated(bias):
+    model = gated(bias)
+    plan = plan_of(model, tile=None)
+    settings = Settings(plan, "cpu", "fp32", "torch", 1, 1, cgm="tile")
+    result = segment(model, plan, probabilities=True, cgm="tile")
+    found = compare_place(
+        model, settings, WHOLE, result.ids, read, probabilities=result.probabilities
+    )
+    assert (found.flips, found.ties) == (0, 0)
+    assert found.probability_off <= 1
+    other = compare_place(
+        model, settings, WHOLE, result.ids, read, probabilities=result.probabilities ^ 128
+    )
+    assert other.probability_off >= 127
 
 
 def test_the_bill_counts_the_maps():
