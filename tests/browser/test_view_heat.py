@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -110,8 +107,6 @@ def test_the_heat_map_is_the_stored_probabilities(visit, heat_store, planes):
     assert int(seen.app("document.getElementById('readout').dataset.probability")) == value
     assert f"stroma {value / 2.55:.1f} %" in page.inner_text("#what")
     seen.settle()
-    if folder := os.environ.get("TILEPIPE_SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / "heat.png")
 
     # The link restores it, on a page of its own.
     page.wait_for_timeout(500)

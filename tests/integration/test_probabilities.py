@@ -165,6 +165,29 @@ def test_two_workers_make_the_same(zygote, slide, flags, made, equal, tmp_path):
     equal(path, made)
 
 
+def test_parts_and_finish_make_the_same(zygote, slide, flags, made, equal, tmp_path):
+    path = tmp_path / "out.zarr"
+    for share in range(2):
+        zygote.run("run", slide, "-o", path, *flags, *CLASSES, "--probabilities",
+                   "--part", f"{share}/2")  # fmt: skip
+    zygote.run("finish", path, "--quiet")
+    equal(path, made)
+
+
+def test_they_need_no_copy_of_the_image(zygote, slide, flags, made, tmp_path):
+    path = tmp_path / "out.zarr"
+    zygote.run("run", slide, "-o", path, *flags, *CLASSES, "--probabilities", "--in-place")
+    assert not (path / "0").exists()
+    assert shards(path, "probabilities") == shards(made, "probabilities")
+
+
+def test_that_they_were_removed_is_told(store):
+    shutil.rmtree(store / "probabilities/unet")
+    told = tool("verify", store, code=1)
+    assert "probabilities of label unet: listed but missing" in told
+    assert "--overwrite" in told
+
+
 def test_a_mask_without_them_is_not_given_them(zygote, slide, flags, plain, tmp_path):
     path = Path(shutil.copytree(plain, tmp_path / "out.zarr"))
     before = shards(path, "")

@@ -49,7 +49,10 @@ class Beside:
         self._is_label = is_label
         self._facts = facts
         if attributes is None:
-            raise StoreError(f"{store.location} {what}: is listed but missing")
+            raise StoreError(
+                f"{store.location}: {what}: listed but missing; restore it, or make it again with "
+                "--overwrite"
+            )
         self._ome = ome_of(attributes, store.version)
         pyramid = read_pyramid(f"{store.location} {what}", self._ome)
         if pyramid is None:
