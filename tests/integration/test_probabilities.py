@@ -228,8 +228,9 @@ def test_the_bill_knows_of_them(slide, flags, tmp_path):
     assert beside["probabilities_bytes"] > 0
     more_bytes = beside["disk_bytes"] - without["disk_bytes"]
     assert abs(more_bytes - beside["probabilities_bytes"]) <= 1
-    # Three copies of two channels of a unit in every lane.
-    assert beside["ram_bytes"] - without["ram_bytes"] >= 3 * 3 * 2 * 128**2
+    # Three copies of two channels of a unit in three lanes; three float32 maps of three outputs.
+    assert beside["plan"]["core_px"] == beside["plan"]["unit_px"] == 128
+    assert beside["ram_bytes"] - without["ram_bytes"] == (3 * 3 * 2 + 3 * 4 * 3) * 128**2
     assert not (tmp_path / "out.zarr").exists()
 
 

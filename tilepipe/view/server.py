@@ -203,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         if match := _CHANCE.fullmatch(path):
             index, label, channel, level, ty, tx = (int(part) for part in match.groups())
             beside = self._source(index).label(label).probabilities
-            if beside is None or channel >= (beside.channels or 0):
+            if beside is None:
                 raise NoSuchThing
             return self._label_tile(beside, level, ty, tx, channel)
         if path == "api/describe":
