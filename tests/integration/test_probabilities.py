@@ -110,6 +110,12 @@ def test_ome_zarr_models_accept_them(zygote, slide, flags, made, tmp_path, versi
     group = zarr.open_group(str(path), path="probabilities/unet", mode="r")
     models = {"0.5": ome_zarr_models.v05, "0.4": ome_zarr_models.v04}[version]
     models.Image.from_zarr(group)
+    # The image and its labels are still ones, and a walk finds a group at every step.
+    root = zarr.open_group(str(path), mode="r")
+    models.Image.from_zarr(root)
+    found = dict(root.members(max_depth=None))
+    assert isinstance(found["probabilities"], zarr.Group)
+    assert found["probabilities/unet/1"].shape[0] == 2
     ome = group.attrs["ome"] if version == "0.5" else dict(group.attrs)
     image = ome["multiscales"][0]
     assert [axis["name"] for axis in image["axes"]] == ["c", "y", "x"]

@@ -36,9 +36,9 @@ def command(
     """Verify the masks of STORE and keep the certificate beside them.
 
     Every checksum against the bytes, every pyramid level against a fresh reduction of the one
-    below, the image against the slide if it is still there, and random places of the mask against
-    a second computation in float32 from larger pieces that are cut otherwise. Exit code 1 names
-    the first wrong box.
+    below, the image against the slide if it is still there, and random places of the mask (and of
+    its probabilities) against a second computation in float32 from larger pieces that are cut
+    otherwise. Exit code 1 names the first wrong box.
     """
     from tilepipe.errors import VerifyError
     from tilepipe.infer.certify import verifiable, verify
