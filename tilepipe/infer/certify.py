@@ -83,7 +83,8 @@ def verify(
     one below, image level 0 against the slide where it is still there, and ``samples`` places of
     the mask against a second computation in float32 from larger pieces that are cut otherwise.
     Where there are probabilities, theirs as well: each within 1/255, or for a mask made in bf16 or
-    fp16 within 2/255 on average of a place, as single pixels may be anywhere. The certificate is stored beside the label.
+    fp16 within 2/255 on average of a place, as single pixels may be anywhere. The certificate is
+    stored beside the label.
 
     ``slide`` and ``weights`` say where they are now, if they moved.
 
