@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tilepipe.pipeline import lanes
-from tilepipe.pipeline.lanes import Memory, give_way, recent_bytes
+from tilepipe.pipeline.lanes import SLACK_BYTES, Memory, give_way, recent_bytes
 from tilepipe.spec import JobSpec
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="priorities per thread")
@@ -61,11 +61,11 @@ def test_memory_goes_back_when_more_gathered_than_a_forward_takes(monkeypatch):
     memory = Memory()
     memory.give_back()
     assert len(trims) == 1, "the first look sets the floor"
-    resident[0] += Memory.SLACK_BYTES
+    resident[0] += SLACK_BYTES
     memory.give_back()
     assert len(trims) == 1
     resident[0] += 50 << 20
-    memory.give_back(keep_bytes=100 << 20)
+    memory.give_back(forward_bytes=100 << 20)
     assert len(trims) == 1, "what the next forward takes again stays"
     memory.give_back()
     assert len(trims) == 2

@@ -31,6 +31,15 @@ class Segmentation:
     name: str
     level: int
 
+    @property
+    def forward_bytes(self) -> int:
+        """What a forward takes from malloc and gives back: torch's on a processor; others 0."""
+        if (self.settings.device, self.settings.backend) != ("cpu", "torch"):
+            return 0
+        from tilepipe.infer import forward_bytes
+
+        return forward_bytes(self.model, self.settings)
+
 
 def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
     """Load the network and plan how it covers the level; nothing is written."""

@@ -14,6 +14,7 @@ from tilepipe.spec import JobSpec
 LANE_THREADS = ("Dask-Default-Threads", "Dask-Worker-Threads", "zarr_io", "asyncio_")
 """How the names of the threads begin, or contain, that read, decode, compress and write."""
 RECENT_BYTES = 192 << 20
+SLACK_BYTES = 64 << 20
 _NICE = 10
 _gave_way: set[int] = set()
 
@@ -45,6 +46,11 @@ def give_way(settings: dict[str, Any]) -> None:
                 os.setpriority(os.PRIO_PROCESS, number, _NICE)
 
 
+def slack_bytes(forward_bytes: int) -> int:
+    """Return the freed memory that a process holds on to at most (``Memory``)."""
+    return SLACK_BYTES + 2 * forward_bytes
+
+
 class Memory:
     """Hands freed memory back to the kernel when much of it has gathered.
 
@@ -52,21 +58,19 @@ class Memory:
     threads tear holes into it that never close: it would grow with the number of units.
     """
 
-    SLACK_BYTES = 64 << 20
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._floor_bytes = 0
 
-    def give_back(self, keep_bytes: int = 0) -> None:
+    def give_back(self, forward_bytes: int = 0) -> None:
         """Trim the heap if this process holds much more than after the last time.
 
-        ``keep_bytes`` is what the activations of a forward take from malloc and give back again
+        ``forward_bytes`` is what the activations of a forward take from malloc and give back again
         and again (as much again goes to the layers' own workspaces): trimmed after every unit, a
         forward takes a tenth longer.
         """
         with contextlib.suppress(OSError, AttributeError, ValueError), self._lock:
-            if self._resident() > self._floor_bytes + self.SLACK_BYTES + 2 * keep_bytes:
+            if self._resident() > self._floor_bytes + slack_bytes(forward_bytes):
                 ctypes.CDLL(None).malloc_trim(0)
                 self._floor_bytes = self._resident()
 

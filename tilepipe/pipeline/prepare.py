@@ -201,7 +201,7 @@ def _open_job(
         trace=trace,
         instances=objects,
         instances_fingerprint=object_mark,
-        forward_bytes=_forward_bytes(chosen),
+        forward_bytes=chosen.forward_bytes if chosen is not None else 0,
         recent_bytes=recent_bytes(spec),
         shared_tiles=spec.in_place
         or tile is None
@@ -214,14 +214,6 @@ def _open_job(
     for reason in rejected:
         on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
     return Job(source, ticket, stages, recorded, store, chosen, tuple(rejected), held)
-
-
-def _forward_bytes(chosen: Segmentation | None) -> int:
-    if chosen is None or (chosen.settings.device, chosen.settings.backend) != ("cpu", "torch"):
-        return 0
-    from tilepipe.infer import forward_bytes
-
-    return forward_bytes(chosen.model, chosen.settings)
 
 
 def _channels(spec: JobSpec, chosen: Segmentation | None) -> int:
