@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tilepipe.pipeline import lanes
-from tilepipe.pipeline.lanes import SLACK_BYTES, Memory, give_way, recent_bytes
+from tilepipe.pipeline.lanes import SLACK_BYTES, Memory, give_way, recent_bytes, slack_bytes
 from tilepipe.spec import JobSpec
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="priorities per thread")
@@ -59,17 +59,19 @@ def test_memory_goes_back_when_more_gathered_than_a_forward_takes(monkeypatch):
     monkeypatch.setattr(lanes.ctypes, "CDLL", lambda _: Libc)
     monkeypatch.setattr(Memory, "_resident", staticmethod(lambda: resident[0]))
     memory = Memory()
-    memory.give_back()
+    memory.give_back(SLACK_BYTES)
     assert len(trims) == 1, "the first look sets the floor"
     resident[0] += SLACK_BYTES
-    memory.give_back()
+    memory.give_back(SLACK_BYTES)
     assert len(trims) == 1
     resident[0] += 50 << 20
-    memory.give_back(forward_bytes=100 << 20)
+    memory.give_back(slack_bytes(JobSpec(), 50 << 20))
     assert len(trims) == 1, "what the next forward takes again stays"
-    memory.give_back()
+    memory.give_back(SLACK_BYTES)
     assert len(trims) == 2
 
 
 def test_worker_processes_share_what_one_keeps():
     assert recent_bytes(JobSpec(workers=4)) * 4 == recent_bytes(JobSpec())
+    one, four = (slack_bytes(JobSpec(workers=n), 1 << 30) - SLACK_BYTES for n in (None, 4))
+    assert one == 4 * four == 2 << 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,10 +83,13 @@ def staging_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 class TorchCpuBackend:
-    """torch on the processor: channels-last, weights in the precision itself (no autocast)."""
+    """torch on the processor: channels-last, weights in the precision itself (no autocast).
+
+    With several threads two batches are computed at once, each by half of them: threads that share
+    a batch wait for the slowest after every layer, and beside lanes one of them is always slow.
+    """
 
     name = "torch"
-    depth = 1
     result_device = "cpu"
 
     def __init__(
@@ -98,26 +102,48 @@ class TorchCpuBackend:
         threads: int | None = None,
     ) -> None:
         self.precision = precision
-        self._threads = threads
         self._network = network.channels_last()
-        self._staging = np.empty(shape, staging_dtype(dtype))
+        wanted = threads or torch.get_num_threads()
+        self.depth = streams_of(wanted)
+        self._staging = [np.empty(shape, staging_dtype(dtype)) for _ in range(self.depth)]
+        self._turn = 0
+        # torch counts threads for each thread that calls it.
+        self._pool = ThreadPoolExecutor(
+            self.depth,
+            thread_name_prefix="tilepipe-forward",
+            initializer=torch.set_num_threads,
+            initargs=(wanted // self.depth,),
+        )
 
-    def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> BatchResult:
-        """Run the batch here and now."""
-        if self._threads is not None and torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
+    def submit(
+        self, tiles: Sequence[NDArray[Any]], account: Account
+    ) -> Future[tuple[torch.Tensor, ...]]:
+        """Put a batch on its way; returns at once."""
+        staging = self._staging[self._turn]
+        self._turn = (self._turn + 1) % self.depth
         with account.span("host-to-device"):
-            pixels = torch.from_numpy(stack_tiles(tiles, self._staging))
-        with account.span("compute"), torch.inference_mode():
-            values, sums, *more = self._network(pixels)
-            return BatchResult(values, bool(torch.isfinite(sums).all()), *more)
+            pixels = torch.from_numpy(stack_tiles(tiles, staging))
+        return self._pool.submit(self._run, pixels)
 
-    def collect(self, ticket: BatchResult, account: Account) -> BatchResult:
-        """Return the result that ``submit`` made."""
-        return ticket
+    def _run(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.inference_mode():
+            result: tuple[torch.Tensor, ...] = self._network(pixels)
+            return result
+
+    def collect(self, ticket: Future[tuple[torch.Tensor, ...]], account: Account) -> BatchResult:
+        """Wait until a batch is computed."""
+        with account.span("compute"):
+            values, sums, *more = ticket.result()
+        return BatchResult(values, bool(torch.isfinite(sums).all()), *more)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """End the threads."""
+        self._pool.shutdown(wait=True)
+
+
+def streams_of(threads: int) -> int:
+    """Return how many batches a processor's threads compute at once."""
+    return 2 if threads > 1 else 1
 
 
 def supported_precisions(device: str) -> tuple[str, ...]:

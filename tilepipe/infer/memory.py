@@ -16,6 +16,7 @@ import torch
 from numpy.typing import DTypeLike
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tilepipe.infer.backends import streams_of
 from tilepipe.infer.blend import MAX_SUM_BYTES
 from tilepipe.infer.caches import key_of
 from tilepipe.models import Model
@@ -141,11 +142,18 @@ def peak_activation_bytes(model: Model, *, precision: str = "fp32") -> float:
     return _MEASURED[key] * {"fp64": 2.0, "fp32": 1.0}.get(precision, 0.5)
 
 
+def at_once(settings: Settings) -> int:
+    """Return how many batches hold their activations at once in host memory."""
+    if (settings.device, settings.backend) != ("cpu", "torch"):
+        return 1
+    return streams_of(settings.threads or torch.get_num_threads())
+
+
 def forward_bytes(model: Model, settings: Settings) -> int:
-    """Return the bytes that the activations of one batch take at their peak."""
+    """Return the bytes that the activations of the batches under way take at their peak."""
     precision = "fp32" if settings.backend == "openvino" else settings.precision
     per_px = peak_activation_bytes(model, precision=precision)
-    return int(per_px * settings.batch * settings.plan.input_px**2)
+    return int(per_px * settings.batch * settings.plan.input_px**2) * at_once(settings)
 
 
 def estimate_memory(
@@ -171,6 +179,6 @@ def estimate_memory(
         return int(weights + pixels)
     forward = forward_bytes(model, settings)
     if probabilities and plan.mode != "blended":
-        forward += 3 * 4 * model.n_outputs * settings.batch * plan.core_px**2
+        forward += 3 * 4 * model.n_outputs * settings.batch * plan.core_px**2 * at_once(settings)
     extra = OPENVINO_BYTES if settings.backend == "openvino" else 0
     return int(2 * weights + pixels + forward + extra)

@@ -18,7 +18,7 @@ from tilepipe.infer.account import Account
 from tilepipe.infer.backends import make_backend, means_out_of_memory
 from tilepipe.infer.caches import device_name, key_of, read_cached, version_of, write_cached
 from tilepipe.infer.guard import sample_plan
-from tilepipe.infer.memory import free_bytes, peak_activation_bytes
+from tilepipe.infer.memory import at_once, free_bytes, peak_activation_bytes
 from tilepipe.infer.plans import plan_for
 from tilepipe.models import Model
 from tilepipe.spec import JobSpec
@@ -99,7 +99,7 @@ def candidate_plans(
             plans.setdefault(plan.input_px, plan)
     batches = (spec.batch,) if spec.batch else (1,) if kind == "cpu" else (1, 2, 4)
     allowed = MEMORY_SHARE * free_bytes(settings.device) / max(1, workers if kind == "cpu" else 1)
-    per_px = peak_activation_bytes(model, precision=settings.precision)
+    per_px = peak_activation_bytes(model, precision=settings.precision) * at_once(settings)
     if kind == "cpu":  # larger tiles gain little there and double the memory of the job
         allowed = min(allowed, max(FORWARD_BYTES, per_px * settings.plan.input_px**2))
     for input_px, plan in sorted(plans.items()):
@@ -148,8 +148,11 @@ def measure(
             seconds = []
             for _ in range(2):
                 before_s = clock()
-                backend.collect(backend.submit(tiles, account), account)
-                seconds.append(max(clock() - before_s, 1e-9))
+                # As many at once as the back-end keeps under way.
+                tickets = [backend.submit(tiles, account) for _ in range(backend.depth)]
+                for ticket in tickets:
+                    backend.collect(ticket, account)
+                seconds.append(max(clock() - before_s, 1e-9) / backend.depth)
             backend.close()
         except Exception as error:
             if means_out_of_memory(error):

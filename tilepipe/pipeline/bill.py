@@ -59,7 +59,7 @@ def bill(request: Request) -> dict[str, Any]:
     planes_bytes = 3 * channels * min(unit_px, max(extents[chosen.level])) ** 2
     each = network + lanes * (4 * unit_bytes + planes_bytes) + PROCESS_BYTES
     each += recent_bytes(spec) if copied else 0
-    each += slack_bytes(chosen.forward_bytes) if chosen.forward_bytes else 0
+    each += slack_bytes(spec, chosen.forward_bytes) if chosen.forward_bytes else 0
     # Worker processes stand beside the one that hands out their units.
     ram = workers * each + (PROCESS_BYTES if workers > 1 else 0)
     ratio, copy_s = _copying(source) if copied else (0.0, 0.0)

@@ -41,8 +41,8 @@ class Ticket:
     """Label of the mask's objects."""
     instances_fingerprint: str = ""
     trace: bool = False
-    forward_bytes: int = 0
-    """What a forward takes from malloc and gives back, again and again."""
+    slack_bytes: int = 0
+    """Freed memory that a process may hold on to."""
     recent_bytes: int = 0
     """Units that a process keeps for the stages that read them next."""
     shared_tiles: bool = True

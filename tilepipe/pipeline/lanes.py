@@ -46,9 +46,14 @@ def give_way(settings: dict[str, Any]) -> None:
                 os.setpriority(os.PRIO_PROCESS, number, _NICE)
 
 
-def slack_bytes(forward_bytes: int) -> int:
-    """Return the freed memory that a process holds on to at most (``Memory``)."""
-    return SLACK_BYTES + 2 * forward_bytes
+def slack_bytes(spec: JobSpec, forward_bytes: int) -> int:
+    """Return the freed memory that a process may hold on to before it is handed back.
+
+    ``forward_bytes`` is what the activations of the batches under way take from malloc and give
+    back again and again (as much again goes to the layers' own workspaces): trimmed after every
+    unit, a forward takes a tenth longer. Worker processes share that, too.
+    """
+    return SLACK_BYTES + 2 * forward_bytes // max(1, spec.workers or 1)
 
 
 class Memory:
@@ -62,15 +67,10 @@ class Memory:
         self._lock = threading.Lock()
         self._floor_bytes = 0
 
-    def give_back(self, forward_bytes: int = 0) -> None:
-        """Trim the heap if this process holds much more than after the last time.
-
-        ``forward_bytes`` is what the activations of a forward take from malloc and give back again
-        and again (as much again goes to the layers' own workspaces): trimmed after every unit, a
-        forward takes a tenth longer.
-        """
+    def give_back(self, slack_bytes: int) -> None:
+        """Trim the heap if this process holds so much more than after the last time."""
         with contextlib.suppress(OSError, AttributeError, ValueError), self._lock:
-            if self._resident() > self._floor_bytes + slack_bytes(forward_bytes):
+            if self._resident() > self._floor_bytes + slack_bytes:
                 ctypes.CDLL(None).malloc_trim(0)
                 self._floor_bytes = self._resident()
 

@@ -29,7 +29,7 @@ from tilepipe.pipeline.job import (
     fingerprint,
     is_whole,
 )
-from tilepipe.pipeline.lanes import recent_bytes
+from tilepipe.pipeline.lanes import recent_bytes, slack_bytes
 from tilepipe.pipeline.output import (
     exclusive,
     is_begun,
@@ -201,7 +201,7 @@ def _open_job(
         trace=trace,
         instances=objects,
         instances_fingerprint=object_mark,
-        forward_bytes=chosen.forward_bytes if chosen is not None else 0,
+        slack_bytes=slack_bytes(spec, chosen.forward_bytes if chosen is not None else 0),
         recent_bytes=recent_bytes(spec),
         shared_tiles=spec.in_place
         or tile is None

@@ -53,7 +53,7 @@ def run_units(ticket: Ticket, stage: int, units: tuple[int, ...]) -> list[Outcom
         outcomes.append(
             Outcome(index, True, elapsed_s=elapsed_s, worker=_here(), facts=facts, spans=spans)
         )
-        _memory.give_back(ticket.forward_bytes)
+        _memory.give_back(ticket.slack_bytes)
     return outcomes
 
 
