@@ -151,6 +151,31 @@ def test_cuda_backend_blends_on_the_device():
     np.testing.assert_array_equal(engine.segment(read, box).ids, expected)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_torch_on_a_processor_computes_two_batches_at_once_and_mixes_none(threads):
+    model, plan = model_and_plan(base=4)
+    shape = (model.in_channels, plan.input_px, plan.input_px)
+    rng = np.random.default_rng(0)
+    tiles = [rng.integers(0, 255, shape, np.uint8) for _ in range(7)]
+    account, found = Account(), {}
+    for count in (1, threads):
+        backend = make_backend(
+            "torch", model, plan, batch=1, dtype=np.dtype(np.uint8), device="cpu",
+            precision="fp32", threads=count,
+        )  # fmt: skip
+        assert backend.depth == min(count, 2)
+        under_way, values = [], []
+        for tile in tiles:
+            under_way.append(backend.submit([tile], account))
+            if len(under_way) >= backend.depth:
+                values.append(backend.collect(under_way.pop(0), account).values.numpy())
+        values += [backend.collect(ticket, account).values.numpy() for ticket in under_way]
+        backend.close()
+        found[count] = np.stack(values)
+    np.testing.assert_array_equal(found[threads], found[1])
+    assert len({one.tobytes() for one in found[1]}) == len(tiles)
+
+
 def test_unknown_backend():
     model, plan = model_and_plan()
     with pytest.raises(ModelError, match="back-end 'wings' is unknown"):
