@@ -20,6 +20,7 @@ import tilepipe
 from tilepipe.cli.main import main
 from tilepipe.errors import VerifyError
 from tilepipe.infer import verify
+from tilepipe.infer.backends import streams_of
 from tilepipe.store import open_store, reduce_image
 from tilepipe.tiling import Box
 
@@ -234,9 +235,12 @@ def test_the_bill_knows_of_them(slide, flags, tmp_path):
     assert beside["probabilities_bytes"] > 0
     more_bytes = beside["disk_bytes"] - without["disk_bytes"]
     assert abs(more_bytes - beside["probabilities_bytes"]) <= 1
-    # Three copies of two channels of a unit in three lanes; three float32 maps of three outputs.
+    # Three copies of two channels of a unit in three lanes; three float32 maps of three outputs for
+    # each batch under way.
     assert beside["plan"]["core_px"] == beside["plan"]["unit_px"] == 128
-    assert beside["ram_bytes"] - without["ram_bytes"] == (3 * 3 * 2 + 3 * 4 * 3) * 128**2
+    assert beside["settings"]["backend"] == "torch"
+    maps = 3 * 4 * 3 * streams_of(beside["settings"]["threads"])
+    assert beside["ram_bytes"] - without["ram_bytes"] == (3 * 3 * 2 + maps) * 128**2
     assert not (tmp_path / "out.zarr").exists()
 
 
