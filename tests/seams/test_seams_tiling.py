@@ -281,6 +281,23 @@ def test_u2net_on_a_strip_of_a_real_crop(data, name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", ["u2net", "u2netp"])
+def test_u2net_labels_on_a_strip_are_equal_in_float32(data, name):
+    model = small(name, {}, base=8)
+    halo = model.locality.halo_px
+    image = crop_of(data, (1500, 1500)).astype(np.float32)
+    for strip in (image[:, :, 700:764], image[:, 300:364].transpose(0, 2, 1)):
+        whole = strip_logits(model, strip, range(1500), halo).argmax(0)
+        assert 0.005 < float(whole.float().mean()) < 0.995
+        for core in (128, 384, 512):
+            for start in range(0, 1500, core):
+                rows = range(start, min(start + core, 1500))
+                tile = strip_logits(model, strip, rows, halo).argmax(0)
+                assert torch.equal(tile, whole[rows.start : rows.stop])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_u2net_on_a_real_crop(data, monkeypatch):
     """In both directions at once, one tile of each cut: 7104 px a side, minutes and 9 GB each."""
     monkeypatch.setattr(torch.nn.Conv2d, "forward", by_rows)
