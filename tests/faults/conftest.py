@@ -45,17 +45,18 @@ class Faults:
         def open_(path, mode="r", *args, **kwargs):
             if mode != "wb" or not path.name.endswith(".partial"):
                 return opened(path, mode, *args, **kwargs)
-            if not path.parent.exists():
-                return opened(path, mode, *args, **kwargs)  # tried again once there is a folder
+            # Without its folder it fails here and is tried again: that is no write yet.
+            stream = opened(path, mode, *args, **kwargs)
             with self._lock:
                 self.writes += 1
                 hit = self.writes == self.k or (self.lasting and self.writes > self.k >= 0)
                 self.injected += hit
-            if hit and self.kind == "open":
+            if hit and self.kind in ("open", "write"):
+                stream.close()
+                if self.kind == "write":
+                    return FailingFile(path, self.number)
+                path.unlink()
                 raise OSError(self.number, os.strerror(self.number), str(path))
-            if hit and self.kind == "write":
-                return FailingFile(path, self.number)
-            stream = opened(path, mode, *args, **kwargs)
             if hit:
                 self._doomed.add(str(path) if self.kind == "replace" else stream.fileno())
             return stream
