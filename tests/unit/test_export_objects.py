@@ -340,7 +340,7 @@ def test_weights_are_summed_over_each_object(name, region_px):
     found = [
         (one.value, one.area_px, one.sum_weight)
         for one in iter_objects(
-            ArrayLevel(mask), region_px=region_px, weigh=lambda box, _: weights[box.slices]
+            ArrayLevel(mask), region_px=region_px, probability=lambda box, _: weights[box.slices]
         )
     ]
     assert sorted(found) == sorted(expected)
@@ -353,7 +353,9 @@ def test_an_instance_in_pieces_has_one_mean(tmp_path):
     mask[20:22, 20:22] = 9
     weights = weights_like(mask)
     path = tmp_path / "objects.csv"
-    write_csv(path, ArrayLevel(mask), (), instances=True, weigh=lambda box, _: weights[box.slices])
+    write_csv(
+        path, ArrayLevel(mask), (), instances=True, probability=lambda box, _: weights[box.slices]
+    )
     rows = {int(row["id"]): row for row in csv.DictReader(path.open())}
     for value in (7, 9):
         mean = weights[mask == value].mean() / 255
@@ -361,7 +363,7 @@ def test_an_instance_in_pieces_has_one_mean(tmp_path):
     (one,) = [
         feature["properties"]["measurements"]
         for feature in iter_features(
-            ArrayLevel(mask), (), instances=True, weigh=lambda box, _: weights[box.slices]
+            ArrayLevel(mask), (), instances=True, probability=lambda box, _: weights[box.slices]
         )
         if feature["properties"]["object_id"] == 7
     ]

@@ -142,8 +142,8 @@ def _kept(label: Label, text: str | None) -> frozenset[int] | None:
 
 def _geojson(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
     from tilepipe.export import write_geojson
-    from tilepipe.export.chances import chances_of
     from tilepipe.export.figures import holds_instances, um2_per_px
+    from tilepipe.export.probability import probability_of
 
     label = _label(store, given["label"])
     level = label.level(0)
@@ -157,7 +157,7 @@ def _geojson(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]
         tolerance_px=given["simplify"],
         only=_kept(label, given["classes"]),
         instances=holds_instances(label),
-        weigh=chances_of(store, label),
+        probability=probability_of(store, label),
         overwrite=given["overwrite"],
     )
     return {"features": count}
@@ -165,8 +165,8 @@ def _geojson(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]
 
 def _csv(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
     from tilepipe.export import write_csv
-    from tilepipe.export.chances import chances_of
     from tilepipe.export.figures import holds_instances, um2_per_px
+    from tilepipe.export.probability import probability_of
 
     label = _label(store, given["label"])
     level = label.level(0)
@@ -178,7 +178,7 @@ def _csv(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
         um2_per_px=um2_per_px(store, label),
         only=_kept(label, given["classes"]),
         instances=holds_instances(label),
-        weigh=chances_of(store, label),
+        probability=probability_of(store, label),
         overwrite=given["overwrite"],
     )
     return {"objects": count, "totals": str(totals)}

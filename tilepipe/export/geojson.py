@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from tilepipe.errors import ExportError
-from tilepipe.export.chances import Weigh
 from tilepipe.export.objects import MaskLevel, MaskObject, iter_instances, iter_objects
 from tilepipe.export.polygons import simplify
+from tilepipe.export.probability import ProbabilityOf
 from tilepipe.export.sink import text_sink
 from tilepipe.spec import LabelClass
 
@@ -29,7 +29,7 @@ def iter_features(
     tolerance_px: float = 0.0,
     only: frozenset[int] | None = None,
     instances: bool = False,
-    weigh: Weigh | None = None,
+    probability: ProbabilityOf | None = None,
     region_px: int = 2048,
 ) -> Iterator[dict[str, Any]]:
     """Yield a GeoJSON feature per object; coordinates are level-0 px (x, y).
@@ -39,11 +39,11 @@ def iter_features(
 
     ``scale``: level-0 px per px of ``level``. ``um2_per_px``: area of a px of ``level``; adds the
     measurement. ``only``: class ids to keep. ``tolerance_px`` > 0 simplifies outlines by about
-    that many level px; 0 keeps them pixel-exact. ``weigh`` gives the pixels' probabilities; adds
-    the measurement of their mean.
+    that many level px; 0 keeps them pixel-exact. ``probability`` tells the pixels'; adds the
+    measurement of its mean.
     """
     objects = iter_instances if instances else iter_objects
-    for found in objects(level, outlines=True, region_px=region_px, weigh=weigh):
+    for found in objects(level, outlines=True, region_px=region_px, probability=probability):
         if only is not None and found.value not in only:
             continue
         yield _feature(
@@ -54,7 +54,7 @@ def iter_features(
             object_type=object_type,
             tolerance_px=tolerance_px,
             instances=instances,
-            weighed=weigh is not None,
+            with_probability=probability is not None,
         )
 
 
@@ -67,7 +67,7 @@ def _feature(
     object_type: ObjectType,
     tolerance_px: float,
     instances: bool,
-    weighed: bool,
+    with_probability: bool,
 ) -> dict[str, Any]:
     exact = found.polygons()
     outlines = simplify(exact, tolerance_px) if tolerance_px > 0 else exact
@@ -79,7 +79,7 @@ def _feature(
     measurements: dict[str, float] = {"Area px": found.area_px * scale * scale}
     if um2_per_px is not None:
         measurements["Area µm^2"] = round(found.area_px * um2_per_px, 4)
-    if weighed:
+    if with_probability:
         measurements["mean probability"] = round(found.mean_probability, 4)
     name, color = class_of(found.value, () if instances else classes)
     number = {"object_id": found.value} if instances else {"class_id": found.value}
@@ -122,7 +122,7 @@ def write_geojson(
     tolerance_px: float = 0.0,
     only: frozenset[int] | None = None,
     instances: bool = False,
-    weigh: Weigh | None = None,
+    probability: ProbabilityOf | None = None,
     overwrite: bool = False,
 ) -> int:
     """Write a FeatureCollection (gzipped if ``path`` ends in .gz); returns the number of features.
@@ -145,7 +145,7 @@ def write_geojson(
             tolerance_px=tolerance_px,
             only=only,
             instances=instances,
-            weigh=weigh,
+            probability=probability,
         ):
             file.write(",\n" if count else "\n")
             file.write(json.dumps(feature, separators=(",", ":"), ensure_ascii=False))

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tilepipe.export.chances import Weigh
 from tilepipe.export.polygons import Polygon, merge_polygons, split_holes, trace_regions
+from tilepipe.export.probability import ProbabilityOf
 from tilepipe.export.runs import Regions, find_regions
 from tilepipe.tiling import Box, Shape
 
@@ -97,12 +97,12 @@ def iter_objects(
     outlines: bool = False,
     region_px: int = 2048,
     within: Box | None = None,
-    weigh: Weigh | None = None,
+    probability: ProbabilityOf | None = None,
 ) -> Iterator[MaskObject]:
     """Yield every 4-connected object of ``level`` once; the order is fixed for a region size.
 
-    ``within`` limits the search to a box, as if the mask ended there. ``weigh`` gives the weights
-    of a region's pixels, which are summed over each object.
+    ``within`` limits the search to a box, as if the mask ended there. ``probability`` tells that
+    of a region's pixels, which is summed over each object.
     """
     whole = Box.of_shape(level.shape) if within is None else within
     tracker = _Tracker(whole)
@@ -112,7 +112,7 @@ def iter_objects(
             mask = level.read(box)
             regions = find_regions(mask)
             polygons = trace_regions(regions, box) if outlines else None
-            weights = regions.sums_of(weigh(box, mask)) if weigh is not None else None
+            weights = regions.sums_of(probability(box, mask)) if probability is not None else None
             yield from tracker.add(box, mask, regions, polygons, weights)
         yield from tracker.end_row(last=row.y1 == whole.y1)
 
@@ -122,7 +122,7 @@ def iter_instances(
     *,
     outlines: bool = False,
     region_px: int = 2048,
-    weigh: Weigh | None = None,
+    probability: ProbabilityOf | None = None,
 ) -> Iterator[MaskObject]:
     """Yield every object of an instance mask once: all pixels of one id, connected or not.
 
@@ -135,7 +135,7 @@ def iter_instances(
     missing = {value: count for value, count in pieces.items() if count > 1}
     del pieces
     begun: dict[int, MaskObject] = {}
-    for one in iter_objects(level, outlines=outlines, region_px=region_px, weigh=weigh):
+    for one in iter_objects(level, outlines=outlines, region_px=region_px, probability=probability):
         if one.value not in missing:
             yield one
             continue

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilepipe.export.chances import chances_of
 from tilepipe.export.figures import facts, holds_instances, um2_per_px
 from tilepipe.export.geojson import iter_features, write_geojson
 from tilepipe.export.image import Show, render_view, to_png
+from tilepipe.export.probability import probability_of
 from tilepipe.store import Label, Level, Store, open_store
 from tilepipe.tiling import Box, Shape
 
@@ -146,7 +146,7 @@ class Result:
                     scale=level.downsample,
                     um2_per_px=um2,
                     instances=holds_instances(self.label),
-                    weigh=chances_of(self.store, self.label),
+                    probability=probability_of(self.store, self.label),
                 )
             )
             return {"type": "FeatureCollection", "features": features}
@@ -157,7 +157,7 @@ class Result:
             scale=level.downsample,
             um2_per_px=um2,
             instances=holds_instances(self.label),
-            weigh=chances_of(self.store, self.label),
+            probability=probability_of(self.store, self.label),
             overwrite=overwrite,
         )
 

@@ -6,9 +6,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from tilepipe.export.chances import Weigh
 from tilepipe.export.geojson import class_of
 from tilepipe.export.objects import MaskLevel, iter_instances, iter_objects
+from tilepipe.export.probability import ProbabilityOf
 from tilepipe.export.sink import text_sink
 from tilepipe.spec import LabelClass
 
@@ -39,14 +39,14 @@ def write_csv(
     um2_per_px: float | None = None,
     only: frozenset[int] | None = None,
     instances: bool = False,
-    weigh: Weigh | None = None,
+    probability: ProbabilityOf | None = None,
     overwrite: bool = False,
 ) -> tuple[int, Path]:
     """Write the objects to ``path`` and the class totals beside it (``NAME.totals.csv``).
 
     Px are level-0 px (``scale`` of them per px of ``level``); ``um2_per_px`` is the area of a px
     of ``level``, None leaves µm² empty. With ``instances`` the ``id`` is that of the mask and all
-    are of class 1, "object". ``weigh`` gives the pixels' probabilities and adds a column for their
+    are of class 1, "object". ``probability`` tells the pixels' and adds a column for its
     mean. Returns the number of objects and the totals' path.
     """
     totals: dict[int, list[int]] = {}
@@ -59,8 +59,10 @@ def write_csv(
 
     with text_sink(path, overwrite=overwrite) as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow((*OBJECT_COLUMNS, PROBABILITY_COLUMN) if weigh else OBJECT_COLUMNS)
-        for found in (iter_instances if instances else iter_objects)(level, weigh=weigh):
+        table.writerow((*OBJECT_COLUMNS, PROBABILITY_COLUMN) if probability else OBJECT_COLUMNS)
+        for found in (iter_instances if instances else iter_objects)(
+            level, probability=probability
+        ):
             if only is not None and found.value not in only:
                 continue
             count += 1
@@ -81,7 +83,7 @@ def write_csv(
                     box.x0,
                     box.y1,
                     box.x1,
-                    *((f"{found.mean_probability:.4f}",) if weigh else ()),
+                    *((f"{found.mean_probability:.4f}",) if probability else ()),
                 )
             )
             total = totals.setdefault(value, [0, 0])

@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,21 +17,15 @@ from tilepipe.infer.backends import Backend, make_backend, means_out_of_memory
 from tilepipe.infer.blend import Blend, blend_boxes
 from tilepipe.infer.cutting import cut, groups, hull_of, is_checked, seen_by, trimmed
 from tilepipe.infer.gate import gate_of
+from tilepipe.infer.layout import Layout, smaller
 from tilepipe.infer.maps import Maps, UnitResult
 from tilepipe.infer.network import Output
 from tilepipe.models import Model
-from tilepipe.tiling import Box, Tile, TilePlan, read_mirrored, round_up
-from tilepipe.tiling.plan import legal_input
+from tilepipe.tiling import Box, Tile, TilePlan, read_mirrored
 
 Read = Callable[[Box], NDArray[Any]]
 Skip = Callable[[Box], bool]
 MakeBackend = Callable[..., Backend]
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    plan: TilePlan
-    batch: int
 
 
 class _OverflowError(ArithmeticError):
@@ -78,7 +71,7 @@ class Engine:
         self._cgm = cgm
         self._channels = len(model.classes) - 1 if probabilities else 0
         self._make = make
-        self._layout = _Layout(plan, max(1, batch))
+        self._layout = Layout(plan, max(1, batch))
         self._lock = threading.Lock()
         self._backends: dict[tuple[Any, ...], Backend] = {}
         self._device = ThreadPoolExecutor(1, thread_name_prefix="tilepipe-device")
@@ -155,7 +148,7 @@ class Engine:
 
     def _segment(
         self,
-        layout: _Layout,
+        layout: Layout,
         precision: str,
         read: Read,
         box: Box,
@@ -242,7 +235,7 @@ class Engine:
 
     def _compute(
         self,
-        layout: _Layout,
+        layout: Layout,
         precision: str,
         tiles: Sequence[Tile],
         hull: Box,
@@ -291,7 +284,7 @@ class Engine:
         with account.span("compute"):
             return Maps(box, blend.ids(), blend.quantised() if self._channels else None)
 
-    def _backend(self, layout: _Layout, precision: str, dtype: np.dtype[Any]) -> Backend:
+    def _backend(self, layout: Layout, precision: str, dtype: np.dtype[Any]) -> Backend:
         plan = layout.plan
         key = (plan.input_px, layout.batch, precision, dtype.str)
         if key not in self._backends:
@@ -326,30 +319,13 @@ class Engine:
             backend.close()
         self._backends.clear()
 
-    def _shrink(self, layout: _Layout, error: Exception) -> str:
+    def _shrink(self, layout: Layout, error: Exception) -> str:
         """Halve the batch, then the tile; returns what was done, ModelError where nothing can."""
         with self._lock:
             if layout is not self._layout:
                 return "retried with the smaller batch or tile of another lane"
-            plan, batch = layout.plan, layout.batch
-            if batch > 1:
-                self._layout = _Layout(plan, batch // 2)
-                return f"batch {batch} -> {batch // 2}"
-            core_px = round_up(max(1, plan.core_px // 2), plan.alignment_px)
-            if _blends(plan) or core_px >= plan.core_px:
-                raise ModelError(
-                    f"model {self.model.name}: one tile of {plan.input_px} px does not fit the "
-                    f"memory of {self.device} ({str(error).splitlines()[0][:200]}); use a smaller "
-                    "--tile or another --device"
-                ) from error
-            locality = self.model.locality
-            input_px = legal_input(
-                core_px + 2 * plan.halo_px,
-                least_px=locality.least_input_px,
-                step_px=max(1, locality.input_step_px),
-            )
-            self._layout = _Layout(replace(plan, core_px=core_px, input_px=input_px), batch)
-            return f"tile {plan.input_px} -> {input_px} px"
+            self._layout, told = smaller(layout, self.model, device=self.device, error=error)
+            return told
 
 
 def _blends(plan: TilePlan) -> bool:

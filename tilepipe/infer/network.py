@@ -147,15 +147,17 @@ class TileNetwork(nn.Module):
                 ids = ids * is_open[:, 0]
             if self.output == "ids":
                 return ids, sums
-            chances = probabilities_of(logits, activation=self.activation)
+            probabilities = probabilities_of(logits, activation=self.activation)
             # Without the output of a softmax's class 0: the background is no channel.
-            quantised = quantise(chances[:, chances.shape[1] - (self.n_classes - 1) :])
+            quantised = quantise(probabilities[:, probabilities.shape[1] - (self.n_classes - 1) :])
             return ids, sums, quantised if is_open is None else quantised * is_open
         if self.output == "logits":
             return logits.to(torch.float32), sums
-        chances = probabilities_of(logits, activation=self.activation)
-        # The engine does not gate blended tiles, so neither does what is compared with it.
-        return chances * self._is_open(x) if self.gated and not self.blended else chances, sums
+        probabilities = probabilities_of(logits, activation=self.activation)
+        if self.gated and not self.blended:
+            # The engine does not gate blended tiles, so neither does what is compared with it.
+            probabilities = probabilities * self._is_open(x)
+        return probabilities, sums
 
     def _is_open(self, x: Tensor) -> Tensor:
         """Return (B, 1, 1, 1) uint8: 1 where a tile's gate is open."""

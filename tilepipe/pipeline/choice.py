@@ -129,8 +129,7 @@ def _recorded_settings(
 def asked(spec: JobSpec, model: Model, level: int) -> dict[str, Any]:
     """Return what the user asked for that shapes the output; equal requests resume each other."""
     keys = ("model", "classes", "base", "options", "precision", "backend", "tolerance", "tile",
-            "batch", "halo", "exact", "cgm", "unit", "tissue", "in_place")  # fmt: skip
+            "batch", "halo", "exact", "cgm", "unit", "tissue", "in_place",
+            "probabilities")  # fmt: skip
     values = spec.to_json()
-    wanted = {**{key: values[key] for key in keys}, "weights": model.sha256, "level": level}
-    # Only where it is asked for: masks made before there was this setting go on as they are.
-    return {**wanted, "probabilities": True} if spec.probabilities else wanted
+    return {**{key: values[key] for key in keys}, "weights": model.sha256, "level": level}

@@ -272,11 +272,8 @@ def _open_label(
             return mark, False
         then = record.get("asked")
         then = then if isinstance(then, dict) else {}
-        # Probabilities alone are not named where they are not asked for.
-        then = {"probabilities": False, **then}
-        now = {"probabilities": False, **wanted}
-        changed = sorted(key for key in now if then.get(key) != now[key])
-        told = ", ".join(f"{key} {_short(then.get(key))} then, {_short(now[key])} now"
+        changed = sorted(key for key in wanted if then.get(key) != wanted[key])
+        told = ", ".join(f"{key} {_short(then.get(key))} then, {_short(wanted[key])} now"
                          for key in changed)  # fmt: skip
         raise MismatchError(
             f"{source.output}: the label {name!r} is of another job "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 
 from tilepipe.errors import SlideError, StoreError
 from tilepipe.slide import Slide, TissueMask, tissue_mask
@@ -56,10 +57,8 @@ def keep_tissue(store: Store, label: str, find: Find, *, anew: bool) -> TissueMa
     """Return the mask that the store has for a label, or find it and put it there."""
     key = _key(label)
     if not anew:
-        try:
+        with suppress(StoreError):  # a run stopped before it, a torn file: the same is found again
             return read_tissue(store, label)
-        except StoreError:
-            pass  # a run that was stopped before, or a torn file: the same mask is found again
     mask = find()
     store.files.put(key, mask.to_png())
     return mask

@@ -88,17 +88,17 @@ class Source:
                 levels, channels=None, tracker=tracker, cache=self._cache, key=(key, name)
             )
             beside = label.probabilities
-            chances: ShownPyramid | None = None
+            probabilities: ShownPyramid | None = None
             if beside is not None:
                 # What is recorded of a unit of the label holds for its probabilities too.
-                chances = ShownPyramid(
+                probabilities = ShownPyramid(
                     [beside.level(index) for index in range(beside.n_levels)],
                     channels=len(beside.classes),
                     tracker=tracker,
                     cache=self._cache,
                     key=(key, name, "probabilities"),
                 )
-            labels.append(ShownLabel(label, pyramid, record, chances))
+            labels.append(ShownLabel(label, pyramid, record, probabilities))
         self.store, self.image, self.labels = store, image, labels
         self._signature = signature
 

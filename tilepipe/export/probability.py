@@ -1,4 +1,4 @@
-"""``chances_of``: how probable each pixel of a label's objects is, read box by box."""
+"""``probability_of``: how probable each pixel of a label's objects is, read box by box."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from tilepipe.store import Label, Probabilities, Store
 from tilepipe.tiling import Box
 
-Weigh = Callable[[Box, NDArray[Any]], NDArray[np.uint8]]
+ProbabilityOf = Callable[[Box, NDArray[Any]], NDArray[np.uint8]]
 """Given a box of a mask and its ids (y, x), a byte per pixel: 255 is a probability of 1."""
 
 
-def chances_of(store: Store, label: Label) -> Weigh | None:
+def probability_of(store: Store, label: Label) -> ProbabilityOf | None:
     """Return what reads the probabilities of a label's objects; None where it has none.
 
     Of a mask: each pixel's own class. Of objects (``--instances``): any class but the background,
@@ -34,17 +34,17 @@ _PART_PX = 512
 
 def _by_parts(
     beside: Probabilities, one: Callable[[NDArray[np.uint8], NDArray[Any]], NDArray[Any]]
-) -> Weigh:
+) -> ProbabilityOf:
     level = beside.level(0)
 
-    def weigh(box: Box, ids: NDArray[Any]) -> NDArray[np.uint8]:
+    def probability(box: Box, ids: NDArray[Any]) -> NDArray[np.uint8]:
         found = np.zeros(box.shape, np.uint8)
         for part in box.split((_PART_PX, _PART_PX)):
             place = part.shift(-box.y0, -box.x0).slices
             found[place] = one(level.read(part), ids[place])
         return found
 
-    return weigh
+    return probability
 
 
 def _of_any(planes: NDArray[np.uint8], _: NDArray[Any]) -> NDArray[Any]:
