@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,12 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import ModelError
 from tilepipe.infer.account import Account
-from tilepipe.infer.backends import make_backend, means_out_of_memory, supported_precisions
+from tilepipe.infer.backends import (
+    make_backend,
+    means_out_of_memory,
+    seconds_a_batch,
+    supported_precisions,
+)
 from tilepipe.infer.engine import Engine
 from tilepipe.infer.memory import free_bytes, peak_activation_bytes
 from tilepipe.infer.openvino import openvino_fits
@@ -115,25 +121,16 @@ def _time(
     )
     rng = np.random.default_rng(0)
     tile = rng.integers(0, 255, (model.in_channels, plan.input_px, plan.input_px)).astype(dtype)
-    account = Account()
-    backend.collect(backend.submit([tile], account), account)
-    best_s, spent_s, rounds = float("inf"), 0.0, 0
-    while spent_s < seconds or rounds < 2:
-        started_s = time.perf_counter()
-        # As many at once as the back-end keeps under way: a device with streams overlaps copies.
-        tickets = [backend.submit([tile], account) for _ in range(backend.depth)]
-        for ticket in tickets:
-            backend.collect(ticket, account)
-        elapsed_s = time.perf_counter() - started_s
-        best_s = min(best_s, elapsed_s / backend.depth)
-        spent_s += elapsed_s
-        rounds += 1
+    seconds_a_batch(backend, [tile], count=1)
+    best_s, stop_s = float("inf"), time.perf_counter() + seconds
+    while best_s == float("inf") or time.perf_counter() < stop_s:
+        best_s = min(best_s, seconds_a_batch(backend, [tile]))
     backend.close()
     return Speed(name, precision, plan.input_px, 1, plan.output_px**2 / best_s / 1e6)
 
 
 def engine_speed(model: Model, settings: Settings, image: NDArray[Any]) -> dict[str, Any]:
-    """Time the engine on an image (c, y, x) in memory, one lane; the first unit warms it up."""
+    """Time the engine on an image (c, y, x) in memory, two lanes; the first unit warms it up."""
     account = Account()
     engine = Engine(
         model,
@@ -154,8 +151,8 @@ def engine_speed(model: Model, settings: Settings, image: NDArray[Any]) -> dict[
     engine.segment(read, units[0].box)
     before = account.seconds
     started_s = time.perf_counter()
-    for unit in units:
-        engine.segment(read, unit.box)
+    with ThreadPoolExecutor(2) as lanes:
+        list(lanes.map(lambda unit: engine.segment(read, unit.box), units))
     elapsed_s = time.perf_counter() - started_s
     engine.close()
     spent = {step: value - before.get(step, 0.0) for step, value in account.seconds.items()}

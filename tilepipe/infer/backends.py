@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import ModelError
 from tilepipe.infer.account import Account
+from tilepipe.infer.memory import streams_of
 from tilepipe.infer.network import Output, TileNetwork
 from tilepipe.models import Model
 from tilepipe.tiling import TilePlan
@@ -85,8 +88,8 @@ def staging_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 class TorchCpuBackend:
     """torch on the processor: channels-last, weights in the precision itself (no autocast).
 
-    With several threads two batches are computed at once, each by half of them: threads that share
-    a batch wait for the slowest after every layer, and beside lanes one of them is always slow.
+    It computes ``streams`` batches at once, each by its part of the threads; one more waits for the
+    first that is done.
     """
 
     name = "torch"
@@ -99,20 +102,20 @@ class TorchCpuBackend:
         shape: tuple[int, int, int, int],
         dtype: np.dtype[Any],
         precision: str,
-        threads: int | None = None,
+        threads: int,
+        streams: int,
     ) -> None:
         self.precision = precision
         self._network = network.channels_last()
-        wanted = threads or torch.get_num_threads()
-        self.depth = streams_of(wanted)
+        self.depth = streams + 1
         self._staging = [np.empty(shape, staging_dtype(dtype)) for _ in range(self.depth)]
         self._turn = 0
         # torch counts threads for each thread that calls it.
         self._pool = ThreadPoolExecutor(
-            self.depth,
+            streams,
             thread_name_prefix="tilepipe-forward",
             initializer=torch.set_num_threads,
-            initargs=(wanted // self.depth,),
+            initargs=(threads // streams,),
         )
 
     def submit(
@@ -141,9 +144,24 @@ class TorchCpuBackend:
         self._pool.shutdown(wait=True)
 
 
-def streams_of(threads: int) -> int:
-    """Return how many batches a processor's threads compute at once."""
-    return 2 if threads > 1 else 1
+def seconds_a_batch(
+    backend: Backend,
+    tiles: Sequence[NDArray[Any]],
+    *,
+    count: int = 4,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Time ``count`` batches of the same tiles, as many under way as the back-end takes."""
+    account = Account()
+    under_way: deque[Any] = deque()
+    started_s = clock()
+    for _ in range(count):
+        under_way.append(backend.submit(tiles, account))
+        if len(under_way) >= backend.depth:
+            backend.collect(under_way.popleft(), account)
+    while under_way:
+        backend.collect(under_way.popleft(), account)
+    return max(clock() - started_s, 1e-9) / count
 
 
 def supported_precisions(device: str) -> tuple[str, ...]:
@@ -207,14 +225,20 @@ def make_backend(
         gated=gated,
     )
     shape = (batch, model.in_channels, plan.input_px, plan.input_px)
-    if name == "openvino":
-        from tilepipe.infer.openvino import OpenVinoBackend
-
-        return OpenVinoBackend(
-            network, shape=shape, dtype=dtype, precision=precision, threads=threads
-        )
     if device.startswith("cuda"):
         from tilepipe.infer.cuda import CudaBackend
 
         return CudaBackend(network, shape=shape, dtype=dtype, device=device, precision=precision)
-    return TorchCpuBackend(network, shape=shape, dtype=dtype, precision=precision, threads=threads)
+    threads = threads or torch.get_num_threads()
+    streams = streams_of(
+        name, model, precision=precision, px=batch * plan.input_px**2, threads=threads
+    )
+    options: dict[str, Any] = {
+        "shape": shape, "dtype": dtype, "precision": precision, "threads": threads,
+        "streams": streams,
+    }  # fmt: skip
+    if name == "openvino":
+        from tilepipe.infer.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(network, **options)
+    return TorchCpuBackend(network, **options)

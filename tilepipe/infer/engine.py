@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import ModelError
 from tilepipe.infer.account import Account
-from tilepipe.infer.backends import Backend, make_backend, means_out_of_memory
+from tilepipe.infer.backends import Backend, BatchResult, make_backend, means_out_of_memory
 from tilepipe.infer.blend import Blend, blend_boxes
 from tilepipe.infer.cutting import cut, groups, hull_of, is_checked, seen_by, trimmed
+from tilepipe.infer.device import DeviceQueue, UnitJob
 from tilepipe.infer.gate import gate_of
 from tilepipe.infer.layout import Layout, smaller
 from tilepipe.infer.maps import Maps, UnitResult
@@ -74,7 +75,7 @@ class Engine:
         self._layout = Layout(plan, max(1, batch))
         self._lock = threading.Lock()
         self._backends: dict[tuple[Any, ...], Backend] = {}
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="tilepipe-device")
+        self._device = DeviceQueue(give_back=self._drop_backends)
 
     @property
     def plan(self) -> TilePlan:
@@ -88,11 +89,11 @@ class Engine:
 
     def warm(self, dtype: np.dtype[Any]) -> Future[Backend]:
         """Have the device's thread build what runs pixels of ``dtype``, before the first unit."""
-        return self._device.submit(self._backend, self._layout, self.precision, dtype)
+        return self._device.call(self._backend, self._layout, self.precision, dtype)
 
     def close(self) -> None:
         """End the device's thread and give back what the back-ends hold."""
-        self._device.shutdown(wait=True)
+        self._device.close()
         self._drop_backends()
 
     def segment(self, read: Read, box: Box, *, skip: Skip | None = None) -> UnitResult:
@@ -141,7 +142,7 @@ class Engine:
         plan = self._layout.plan
         tiles = self._tiles(plan, box)
         hull, pixels = self._read(plan, tiles, read, self.account, {})
-        job = self._device.submit(
+        job = self._device.call(
             gate_of, self.model, plan, tiles, hull, pixels, self.account, self.device
         )
         return job.result()
@@ -163,9 +164,8 @@ class Engine:
 
         def run(tiles: Sequence[Tile], part: Box) -> Maps:
             hull, pixels = self._read(layout.plan, tiles, read, account, facts)
-            return self._device.submit(
-                self._compute, layout, precision, tiles, hull, pixels, part, account
-            ).result()
+            make = partial(self._job, layout, precision, tiles, hull, pixels, part, account)
+            return self._device.submit(make).result()
 
         for part in blend_boxes(layout.plan, box, self.model.n_outputs):
             tiles = self._tiles(layout.plan, part)
@@ -233,7 +233,7 @@ class Engine:
                 pixels = np.where(wrong, pixels.dtype.type(0), pixels)
         return hull, pixels
 
-    def _compute(
+    def _job(
         self,
         layout: Layout,
         precision: str,
@@ -242,8 +242,8 @@ class Engine:
         pixels: NDArray[Any],
         box: Box,
         account: Account,
-    ) -> Maps:
-        """Run the tiles of a unit; in the device's thread."""
+    ) -> UnitJob:
+        """Return how the tiles of a unit are run; called in the device's thread."""
         if layout is not self._layout:
             raise _StaleLayoutError
         plan = layout.plan
@@ -252,9 +252,8 @@ class Engine:
         maps = Maps.empty(box, channels=self._channels) if blend is None else None
         finite = True
 
-        def finish(group: Sequence[Tile], ticket: Any) -> None:
+        def put(group: Sequence[Tile], result: BatchResult) -> None:
             nonlocal finite
-            result = backend.collect(ticket, account)
             finite = finite and result.finite
             if blend is not None:
                 with account.span("compute"):
@@ -263,26 +262,20 @@ class Engine:
                 with account.span("device-to-host"):
                     maps.put_tiles(group, result)
 
-        pending: deque[tuple[Sequence[Tile], Any]] = deque()
-        try:
-            for group in groups(tiles, layout.batch):
-                views = [cut(pixels, hull, tile.padded) for tile in group]
-                pending.append((group, backend.submit(views, account)))
-                if len(pending) >= backend.depth:
-                    finish(*pending.popleft())
-            while pending:
-                finish(*pending.popleft())
-        except Exception as error:
-            if means_out_of_memory(error):
-                self._drop_backends()
-            raise
-        if not finite and precision in ("bf16", "fp16"):
-            raise _OverflowError
-        if maps is not None:
-            return maps
-        assert blend is not None
-        with account.span("compute"):
-            return Maps(box, blend.ids(), blend.quantised() if self._channels else None)
+        def whole() -> Maps:
+            if not finite and precision in ("bf16", "fp16"):
+                raise _OverflowError
+            if maps is not None:
+                return maps
+            assert blend is not None
+            with account.span("compute"):
+                return Maps(box, blend.ids(), blend.quantised() if self._channels else None)
+
+        batches = (
+            (group, [cut(pixels, hull, tile.padded) for tile in group])
+            for group in groups(tiles, layout.batch)
+        )
+        return UnitJob(backend, batches, put, whole, account)
 
     def _backend(self, layout: Layout, precision: str, dtype: np.dtype[Any]) -> Backend:
         plan = layout.plan

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,25 @@ def openvino_fits(device: str, precision: str, *, gated: bool = False) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """What one batch under way needs."""
+
+    staging: NDArray[Any]
+    """(B, C, Y, X)."""
+    pixels: Any
+    """The same memory as OpenVINO's tensor."""
+    request: Any
+
+
 class OpenVinoBackend:
-    """One compiled network of static shape (B, C, Y, X); a smaller batch is filled up."""
+    """One compiled network of static shape (B, C, Y, X); a smaller batch is filled up.
+
+    It computes ``streams`` batches at once, each by its part of the threads; one more waits for the
+    first that is done.
+    """
 
     name = "openvino"
-    depth = 1
     result_device = "cpu"
 
     def __init__(
@@ -66,50 +81,56 @@ class OpenVinoBackend:
         shape: tuple[int, int, int, int],
         dtype: np.dtype[Any],
         precision: str,
-        threads: int | None = None,
+        threads: int,
+        streams: int,
     ) -> None:
         openvino = import_openvino()
 
         self.precision = precision
-        self._staging = np.zeros(shape, staging_dtype(dtype))
+        self.depth = streams + 1
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
-            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": threads,
         }
-        if threads is not None:
-            properties["INFERENCE_NUM_THREADS"] = threads
         try:
             compiled = _compiled(openvino, network, shape, staging_dtype(dtype), properties)
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(f"OpenVINO cannot take this network: {first[:300]}") from error
-        self._request = compiled.create_infer_request()
         self._has_probabilities = network.output == "ids+probabilities"
-        self._input = openvino.Tensor(self._staging, shared_memory=True)
+        self._slots = []
+        for _ in range(self.depth):
+            staging = np.zeros(shape, staging_dtype(dtype))
+            pixels = openvino.Tensor(staging, shared_memory=True)
+            self._slots.append(_Slot(staging, pixels, compiled.create_infer_request()))
+        self._turn = 0
 
-    def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> BatchResult:
-        """Run the batch here and now."""
+    def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> tuple[_Slot, int]:
+        """Put a batch on its way; returns at once."""
+        slot = self._slots[self._turn]
+        self._turn = (self._turn + 1) % self.depth
         with account.span("host-to-device"):
-            stack_tiles(tiles, self._staging)
-        with account.span("compute"):
-            self._request.infer([self._input])
-            values = self._request.get_output_tensor(0).data
-            sums = self._request.get_output_tensor(1).data
-            finite = bool(np.isfinite(sums[: len(tiles)]).all())
-            # Views of the request's memory: used up before the next submit (depth 1).
-            more: list[torch.Tensor] = []
-            if self._has_probabilities:
-                quantised = self._request.get_output_tensor(2).data
-                more.append(torch.from_numpy(quantised[: len(tiles)]))
-            return BatchResult(torch.from_numpy(values[: len(tiles)]), finite, *more)
+            stack_tiles(tiles, slot.staging)
+        slot.request.start_async([slot.pixels])
+        return slot, len(tiles)
 
-    def collect(self, ticket: BatchResult, account: Account) -> BatchResult:
-        """Return the result that ``submit`` made."""
-        return ticket
+    def collect(self, ticket: tuple[_Slot, int], account: Account) -> BatchResult:
+        """Wait until a batch is computed."""
+        slot, count = ticket
+        with account.span("compute"):
+            slot.request.wait()
+            # Views of the request's memory: used up before its next turn.
+            values, sums, *more = (
+                slot.request.get_output_tensor(number).data[:count]
+                for number in range(2 + self._has_probabilities)
+            )
+            finite = bool(np.isfinite(sums).all())
+        return BatchResult(torch.from_numpy(values), finite, *map(torch.from_numpy, more))
 
     def close(self) -> None:
         """Free the compiled network."""
-        del self._request
+        self._slots.clear()
 
 
 def import_openvino() -> Any:

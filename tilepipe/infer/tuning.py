@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from tilepipe.infer.account import Account
-from tilepipe.infer.backends import make_backend, means_out_of_memory
+from tilepipe.infer.backends import make_backend, means_out_of_memory, seconds_a_batch
 from tilepipe.infer.caches import device_name, key_of, read_cached, version_of, write_cached
 from tilepipe.infer.guard import sample_plan
-from tilepipe.infer.memory import at_once, free_bytes, peak_activation_bytes
+from tilepipe.infer.memory import FORWARD_BYTES, at_once, free_bytes, peak_activation_bytes
 from tilepipe.infer.plans import plan_for
 from tilepipe.models import Model
 from tilepipe.spec import JobSpec
@@ -32,8 +31,6 @@ AIMS_PX = {"cpu": (384, 768, 1024, 1344, 2048), "cuda": (1024, 2048, 4096)}
 BUDGET_S = 8.0
 MEMORY_SHARE = 0.5
 """Part of the free memory that a forward may take."""
-FORWARD_BYTES = 640 << 20
-"""What it may take on a processor, or as much as the tile that is planned without measuring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +96,17 @@ def candidate_plans(
             plans.setdefault(plan.input_px, plan)
     batches = (spec.batch,) if spec.batch else (1,) if kind == "cpu" else (1, 2, 4)
     allowed = MEMORY_SHARE * free_bytes(settings.device) / max(1, workers if kind == "cpu" else 1)
-    per_px = peak_activation_bytes(model, precision=settings.precision) * at_once(settings)
+    per_px = peak_activation_bytes(model, precision=settings.precision)
+
+    def needed(way: Settings) -> float:
+        return per_px * way.batch * way.plan.input_px**2 * at_once(model, way)
+
     if kind == "cpu":  # larger tiles gain little there and double the memory of the job
-        allowed = min(allowed, max(FORWARD_BYTES, per_px * settings.plan.input_px**2))
+        allowed = min(allowed, max(FORWARD_BYTES, needed(settings)))
     for input_px, plan in sorted(plans.items()):
         for batch in batches:
-            if per_px * batch * input_px**2 <= allowed or input_px == settings.plan.input_px:
+            fits = needed(replace(settings, plan=plan, batch=batch)) <= allowed
+            if fits or input_px == settings.plan.input_px:
                 yield plan, batch
 
 
@@ -125,7 +127,6 @@ def measure(
     started_s = clock()
     trials: list[Trial] = []
     rng = np.random.default_rng(0)
-    account = Account()
     for plan, batch in ordered:
         if trials and clock() - started_s > budget_s:
             break
@@ -144,15 +145,8 @@ def measure(
                 threads=settings.threads,
                 output="probabilities" if plan.mode == "blended" else "ids",
             )
-            backend.collect(backend.submit(tiles, account), account)
-            seconds = []
-            for _ in range(2):
-                before_s = clock()
-                # As many at once as the back-end keeps under way.
-                tickets = [backend.submit(tiles, account) for _ in range(backend.depth)]
-                for ticket in tickets:
-                    backend.collect(ticket, account)
-                seconds.append(max(clock() - before_s, 1e-9) / backend.depth)
+            seconds_a_batch(backend, tiles, count=1)
+            seconds = [seconds_a_batch(backend, tiles, clock=clock) for _ in range(2)]
             backend.close()
         except Exception as error:
             if means_out_of_memory(error):
