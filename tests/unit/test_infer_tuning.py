@@ -19,7 +19,7 @@ from tilepipe.infer import (
     memory,
     tuning,
 )
-from tilepipe.infer.tuning import Trial, candidate_plans, tuned, useful_px
+from tilepipe.infer.tuning import Trial, candidate_plans, chosen, tuned, useful_px
 from tilepipe.models import load_model
 from tilepipe.spec import JobSpec
 
@@ -68,6 +68,16 @@ def test_the_fastest_tile_is_taken_and_remembered(model, monkeypatch, cache):
     assert again.plan == first.plan
     assert "earlier measurement" in again.notes[-1]
     assert len(calls) == 1
+
+
+def test_of_those_as_fast_as_the_fastest_the_one_that_takes_least_is_taken():
+    small, middle, large = (
+        Trial(572, 384, 1, 5.0), Trial(876, 692, 1, 5.9), Trial(1212, 1024, 1, 6.0)
+    )  # fmt: skip
+    assert chosen([large, small, middle]) is middle
+    assert chosen([large, small]) is large
+    twice = Trial(876, 692, 2, 5.95)
+    assert chosen([twice, middle, large]) is middle
 
 
 def test_another_precision_is_another_measurement(model, monkeypatch):
