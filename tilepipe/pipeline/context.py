@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tilepipe.errors import SlideError, TilepipeError
 from tilepipe.pipeline.instances import Objects
 from tilepipe.pipeline.job import GATE, Ticket
-from tilepipe.pipeline.lanes import give_way
 from tilepipe.pipeline.tissue import read_tissue
 from tilepipe.slide import Slide, TissueMask, open_slide
 from tilepipe.spec import JobSpec
@@ -94,9 +93,7 @@ class Context:
         if self.ticket.label is None:
             return
         with suppress(TilepipeError, OSError, RuntimeError, MemoryError):
-            built = self.engine().warm(self.store.dtype)
-            built.result()
-        give_way(self.ticket.settings)
+            self.engine().warm(self.store.dtype)
 
     def engine(self) -> Engine:
         """The network on its device, shared by the jobs of this process that use the same one."""

@@ -1,4 +1,4 @@
-"""Lanes beside a network: what their threads may take of the processor and of memory."""
+"""Lanes beside a network: what they may keep of memory."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ import ctypes
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
 from tilepipe.spec import JobSpec
 
-LANE_THREADS = ("Dask-Default-Threads", "Dask-Worker-Threads", "zarr_io", "asyncio_")
-"""How the names of the threads begin, or contain, that read, decode, compress and write."""
 RECENT_BYTES = 192 << 20
 SLACK_BYTES = 64 << 20
-_NICE = 10
-_gave_way: set[int] = set()
 
 
 def recent_bytes(spec: JobSpec) -> int:
@@ -25,25 +20,6 @@ def recent_bytes(spec: JobSpec) -> int:
     Worker processes on one machine share what one would take.
     """
     return RECENT_BYTES // max(1, spec.workers or 1)
-
-
-def give_way(settings: dict[str, Any]) -> None:
-    """Let the network's threads go before the lanes', where both share the processor.
-
-    A forward waits for its slowest thread: a lane that takes half of one core from it halves it.
-    Threads inherit the priority of the one that makes them, so this comes when the device's
-    threads stand, and again for lanes' threads that were made since.
-    """
-    if settings.get("device") != "cpu":
-        return
-    for thread in threading.enumerate():
-        number = thread.native_id
-        if number is None or number in _gave_way:
-            continue
-        if any(name in thread.name for name in LANE_THREADS):
-            _gave_way.add(number)
-            with contextlib.suppress(OSError, AttributeError):
-                os.setpriority(os.PRIO_PROCESS, number, _NICE)
 
 
 def slack_bytes(spec: JobSpec, forward_bytes: int) -> int:

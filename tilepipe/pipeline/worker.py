@@ -28,7 +28,7 @@ from tilepipe.pipeline.job import (
     SEGMENT,
     Ticket,
 )
-from tilepipe.pipeline.lanes import Memory, give_way
+from tilepipe.pipeline.lanes import Memory
 from tilepipe.schedule import Outcome
 from tilepipe.store import Level, reduce_image, reduce_label
 from tilepipe.tiling import Box
@@ -214,7 +214,6 @@ def _segment(context: Context, level: int, index: int) -> dict[str, Any]:
         result = context.engine().segment(
             context.level_reader(), unit.box, skip=_no_tissue(context)
         )
-        give_way(context.ticket.settings)
         ids, planes, facts = result.ids, result.probabilities, dict(result.facts)
     seconds: dict[str, float] = facts.pop("seconds", {})
     clock = _Clock()
