@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -52,7 +52,11 @@ class Fake:
         self.closed = True
 
 
-def job(backend, values, into):
+def nothing() -> None:
+    pass
+
+
+def job(backend, values, into, give_back=nothing):
     """A unit of one batch for each value; its result is how many came."""
 
     def put(tiles, result):
@@ -60,13 +64,18 @@ def job(backend, values, into):
 
     batches = (([TILE], [np.full((1, 1, 1), value, np.uint8)]) for value in values)
     return UnitJob(
-        backend, batches, put, lambda: Maps(BOX, np.array([[len(into)]]), None), Account()
+        backend=backend,
+        batches=batches,
+        put=put,
+        result=lambda: Maps(BOX, np.array([[len(into)]]), None),
+        give_back=give_back,
+        account=Account(),
     )
 
 
-def run(units, *, give_back=lambda: None):
+def run(units):
     """Queue all units, or what makes them, before the first begins; each one's count or error."""
-    queue = DeviceQueue(give_back=give_back)
+    queue = DeviceQueue()
     go = threading.Event()
     first = queue.call(go.wait, 20)
     outcomes = [queue.submit(unit if callable(unit) else lambda unit=unit: unit) for unit in units]
@@ -94,7 +103,7 @@ def test_a_unit_of_another_backend_waits_until_nothing_is_under_way():
         assert len(one.under_way) == 1  # made early: what takes long to build is built meanwhile
         return job(two, (11,), into[1])
 
-    queue = DeviceQueue(give_back=lambda: None)
+    queue = DeviceQueue()
     go = threading.Event()
     queue.call(go.wait, 20)
     first = queue.submit(lambda: job(one, (1, 2), into[0]))
@@ -114,7 +123,7 @@ def test_a_unit_of_another_backend_waits_until_nothing_is_under_way():
 
 def test_what_else_needs_the_device_has_it_alone():
     fake, into = Fake(depth=3), []
-    queue = DeviceQueue(give_back=lambda: None)
+    queue = DeviceQueue()
     go = threading.Event()
     queue.call(go.wait, 20)
     unit = queue.submit(lambda: job(fake, (1, 2), into))
@@ -155,10 +164,10 @@ def test_a_unit_that_cannot_be_made_or_closed_tells_its_own_lane():
     def unclosed():
         raise ArithmeticError("not finite")
 
-    queue = DeviceQueue(give_back=lambda: None)
+    queue = DeviceQueue()
     bad = queue.submit(unmade)
     last = job(fake, (1,), into[0])
-    odd = queue.submit(lambda: UnitJob(fake, last.batches, last.put, unclosed, Account()))
+    odd = queue.submit(lambda: replace(last, result=unclosed))
     good = queue.submit(lambda: job(fake, (11,), into[1]))
     with pytest.raises(ValueError, match="no such back-end"):
         bad.result(20)
@@ -177,9 +186,9 @@ def test_memory_is_given_back_when_nothing_is_under_way_and_nobody_goes_on(fails
         fake.close()
 
     def other():
-        return job(Fake(depth=3) if fake.closed else fake, (11, 12, 13, 14), into[1])
+        return job(Fake(depth=3) if fake.closed else fake, (11, 12, 13, 14), into[1], give_back)
 
-    done = run([job(fake, (91, 92, 93), into[0]), other], give_back=give_back)
+    done = run([job(fake, (91, 92, 93), into[0], give_back), other])
     assert given == [[]]
     assert str(done[0]) == f"{fails_at}: out of memory"
     if fails_at == 91:  # before the other began

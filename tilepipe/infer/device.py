@@ -31,6 +31,8 @@ class UnitJob:
     """Takes the results in the order of the batches."""
     result: Callable[[], Maps]
     """Called when all are in."""
+    give_back: Callable[[], None]
+    """Frees what the back-ends hold; called when memory ran out and nothing is under way."""
     account: Account
 
 
@@ -50,11 +52,7 @@ class DeviceQueue:
     stream of the device is idle at a unit's end.
     """
 
-    def __init__(self, *, give_back: Callable[[], None]) -> None:
-        """``give_back`` frees what the back-ends hold; called when a device's memory ran out and
-        nothing is under way.
-        """
-        self._give_back = give_back
+    def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tilepipe-device")
         self._lock = Lock()
         self._waiting = 0
@@ -134,7 +132,7 @@ class DeviceQueue:
         unit.error = unit.error or error
         if means_out_of_memory(error):
             self._drain()
-            self._give_back()
+            unit.job.give_back()
             if self._starting is not None:  # its back-end went, too
                 self._starting.error = self._starting.error or error
 

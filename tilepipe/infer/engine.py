@@ -75,7 +75,7 @@ class Engine:
         self._layout = Layout(plan, max(1, batch))
         self._lock = threading.Lock()
         self._backends: dict[tuple[Any, ...], Backend] = {}
-        self._device = DeviceQueue(give_back=self._drop_backends)
+        self._device = DeviceQueue()
 
     @property
     def plan(self) -> TilePlan:
@@ -275,7 +275,7 @@ class Engine:
             (group, [cut(pixels, hull, tile.padded) for tile in group])
             for group in groups(tiles, layout.batch)
         )
-        return UnitJob(backend, batches, put, whole, account)
+        return UnitJob(backend, batches, put, whole, self._drop_backends, account)
 
     def _backend(self, layout: Layout, precision: str, dtype: np.dtype[Any]) -> Backend:
         plan = layout.plan
