@@ -254,15 +254,18 @@ def test_u2net_on_a_real_crop(data, monkeypatch, name):
     whole = whole_logits(model, image, first, "fp64")
     assert whole.std() > 1e-3
     network = TileNetwork(model, first, dtype=image.dtype, precision="fp64", output="logits")
-    tiles = {tile for plan in plans for unit in plan.grid for tile in plan.tiles(unit.box)}
-    assert len(tiles) == 25
-    for tile in tiles:
+    tiles: dict[Box, Tile] = {}
+    for tile in (t for plan in plans for unit in plan.grid for t in plan.tiles(unit.box)):
+        kept = tiles.setdefault(tile.padded, tile)
+        if tile.core.contains(kept.core):
+            tiles[tile.padded] = tile
+    assert len(tiles) == 22
+    for tile in tiles.values():
         found = tile_logits(network, image, first, tile)
         difference = found - whole[(slice(None), *tile.core.slices)]
         assert float(difference.abs().max()) < 1e-9
-    narrow = replace(first, halo_px=416, input_px=512 + 2 * 416)
-    unit = next(iter(narrow.grid))
-    tile = next(iter(narrow.tiles(unit.box)))
+    narrow = replace(first, halo_px=832, input_px=512 + 2 * 832)
+    tile = next(iter(narrow.tiles(next(iter(narrow.grid)).box)))
     difference = tile_logits(network, image, narrow, tile) - whole[(slice(None), *tile.core.slices)]
     assert float(difference.abs().max()) > 1e-9
 
@@ -281,8 +284,13 @@ def test_u2net_labels_on_a_real_crop_are_equal_in_float32(data, name):
 
 
 def narrow_u2net(name: str) -> Model:
-    """One channel where the paper has 64, to fit the memory; the context is the same."""
-    model = small(name, {}, base=1)
+    """One channel where the paper has 64, to fit the memory; the context is the same.
+
+    With most seeds a ReLU cuts the deep stages of so narrow a U²-Net-p off: it would be tiled right
+    with any halo. With these, what lies 800 px away still matters.
+    """
+    weights = {"u2net": "random:1", "u2netp": "random:4"}[name]
+    model = load_model(name, weights=weights, base=1)
     assert model.locality.halo_px == 3296
     return model
 
