@@ -162,6 +162,31 @@ def test_measuring_leaves_out_what_does_not_fit_and_keeps_to_its_budget(model, m
     assert len(found) == 1
 
 
+@pytest.mark.parametrize(("batch_s", "most"), [(0.01, 9), (2.0, 5), (20.0, 3)])
+def test_a_heavy_network_is_timed_by_fewer_batches(model, monkeypatch, batch_s, most):
+    _, settings = start(model)
+    now, submitted = [0.0], []
+
+    class Backend:
+        depth = 3
+
+        def submit(self, tiles, account):
+            submitted.append(now[0])
+
+        def collect(self, ticket, account):
+            now[0] += batch_s
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(tuning, "make_backend", lambda *args, **kwargs: Backend())
+    (trial,) = tuning.measure(
+        settings, model, [(settings.plan, 1)], dtype=np.dtype(np.uint8), clock=lambda: now[0]
+    )
+    assert len(submitted) == most
+    assert trial.mpix_per_s == pytest.approx(useful_px(settings.plan) / batch_s / 1e6)
+
+
 def test_useful_px_counts_what_sticks_out(model):
     _, settings = start(model)
     plan = settings.plan
