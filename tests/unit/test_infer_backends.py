@@ -15,6 +15,7 @@ from tilepipe.infer import Account, Engine, caches
 from tilepipe.infer import openvino as ov_room
 from tilepipe.infer.backends import make_backend, stack_tiles, staging_dtype, supported_precisions
 from tilepipe.infer.cuda import CudaBackend
+from tilepipe.infer.memory import FORWARD_BYTES, peak_activation_bytes, streams_of
 from tilepipe.infer.network import TileNetwork
 from tilepipe.infer.openvino import openvino_fits
 from tilepipe.infer.plans import plan_for
@@ -152,7 +153,10 @@ def test_cuda_backend_blends_on_the_device():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_torch_on_a_processor_computes_two_batches_at_once_and_mixes_none(threads):
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_a_processor_computes_two_batches_at_once_and_mixes_none(name, threads):
+    if name == "openvino" and openvino_fits("cpu", "fp32"):
+        pytest.skip(openvino_fits("cpu", "fp32"))
     model, plan = model_and_plan(base=4)
     shape = (model.in_channels, plan.input_px, plan.input_px)
     rng = np.random.default_rng(0)
@@ -160,7 +164,7 @@ def test_torch_on_a_processor_computes_two_batches_at_once_and_mixes_none(thread
     account, found = Account(), {}
     for count in (1, threads):
         backend = make_backend(
-            "torch", model, plan, batch=1, dtype=np.dtype(np.uint8), device="cpu",
+            name, model, plan, batch=1, dtype=np.dtype(np.uint8), device="cpu",
             precision="fp32", threads=count,
         )  # fmt: skip
         assert backend.depth == min(count, 2) + 1
@@ -168,12 +172,24 @@ def test_torch_on_a_processor_computes_two_batches_at_once_and_mixes_none(thread
         for tile in tiles:
             under_way.append(backend.submit([tile], account))
             if len(under_way) >= backend.depth:
-                values.append(backend.collect(under_way.pop(0), account).values.numpy())
-        values += [backend.collect(ticket, account).values.numpy() for ticket in under_way]
+                values.append(backend.collect(under_way.pop(0), account).values.numpy().copy())
+        values += [backend.collect(ticket, account).values.numpy().copy() for ticket in under_way]
         backend.close()
         found[count] = np.stack(values)
     np.testing.assert_array_equal(found[threads], found[1])
     assert len({one.tobytes() for one in found[1]}) == len(tiles)
+
+
+def test_openvino_computes_one_batch_at_once_where_two_take_much_memory():
+    model, plan = model_and_plan(base=4)
+
+    def streams(name, px, threads=2):
+        return streams_of(name, model, precision="fp32", px=px, threads=threads)
+
+    side = int((FORWARD_BYTES / 2 / peak_activation_bytes(model)) ** 0.5)
+    assert (streams("openvino", side**2), streams("openvino", (side + 1) ** 2)) == (2, 1)
+    assert (streams("torch", (4 * side) ** 2), streams("torch", 1, threads=1)) == (2, 1)
+    assert streams("openvino", plan.input_px**2, threads=1) == 1
 
 
 def test_unknown_backend():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tilepipe.errors import ModelError
 from tilepipe.infer import Account, Engine
-from tilepipe.infer.backends import BatchResult, make_backend, means_out_of_memory
+from tilepipe.infer.backends import make_backend, means_out_of_memory
 from tilepipe.infer.cutting import is_checked
 from tilepipe.models import Locality, Model, Normalisation
 from tilepipe.spec import default_classes
@@ -319,43 +319,6 @@ def test_words_that_mean_out_of_memory():
     assert means_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     assert not means_out_of_memory(RuntimeError("shape mismatch"))
     assert not means_out_of_memory(ValueError("out of memory"))
-
-
-@dataclass
-class Recorder:
-    """A back-end of depth 2 that answers late and in order, as a device with streams does."""
-
-    depth: int = 2
-    name: str = "fake"
-    precision: str = "fp32"
-    result_device: str = "cpu"
-    waiting: int = 0
-    most_waiting: int = 0
-
-    def submit(self, tiles, account):
-        self.waiting += 1
-        self.most_waiting = max(self.most_waiting, self.waiting)
-        return [tile.copy() for tile in tiles]
-
-    def collect(self, ticket, account):
-        self.waiting -= 1
-        cores = np.stack([tile[0, 4:-4, 4:-4] for tile in ticket])
-        return BatchResult(torch.from_numpy(cores), finite=True)
-
-    def close(self) -> None:
-        pass
-
-
-def test_depth_keeps_two_batches_under_way_and_order():
-    model = model_of(Sum(1, 3))
-    plan = plan_of(model, (64, 64), unit_px=64, input_px=24)
-    fake = Recorder()
-    engine = Engine(model, plan=plan, backend="fake", make=lambda *a, **k: fake)
-    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64)).astype(np.uint8)
-    result = engine.segment(reader(image), Box(0, 0, 64, 64))
-    np.testing.assert_array_equal(result.ids, image[0])
-    assert fake.most_waiting == 2
-    assert fake.waiting == 0
 
 
 def test_skipped_tiles_are_background_and_some_are_run_to_know_the_loss():

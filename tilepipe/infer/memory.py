@@ -147,8 +147,9 @@ def streams_of(backend: str, model: Model, *, precision: str, px: int, threads: 
     """Return how many batches of ``px`` px in all a processor's threads compute at once.
 
     Threads that share a batch wait for the slowest after every layer, and beside lanes one of them
-    is always slow: with two batches at once, each by half of the threads, torch is 8 to 13 %
-    faster. OpenVINO is 3 % faster, which is not worth much memory.
+    is always slow. With two batches at once, each by half of the threads, torch makes 4.1 MPix/s
+    for 3.2 (base 16) and 0.57 for 0.50 (base 64). OpenVINO gains some 3 % at base 16 and nothing
+    at base 64: not worth much memory (benchmarks/NOTES.md).
     """
     if threads < 2:
         return 1
