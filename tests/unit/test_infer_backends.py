@@ -203,9 +203,6 @@ def test_why_openvino_does_not_fit(monkeypatch):
     monkeypatch.setattr(ov_room.importlib.util, "find_spec", lambda name: None)
     assert "is not installed" in openvino_fits("cpu", "fp32")
     monkeypatch.setattr(ov_room.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(ov_room, "is_intel", lambda: False)
-    assert "not an Intel one" in openvino_fits("cpu", "fp32")
-    monkeypatch.setattr(ov_room, "is_intel", lambda: True)
     monkeypatch.setattr(ov_room, "cpu_has_bf16", lambda: False)
     assert openvino_fits("cpu", "fp32") == ""
     assert "no bf16" in openvino_fits("cpu", "bf16")

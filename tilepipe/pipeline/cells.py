@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from tilepipe.spec import LabelClass
 from tilepipe.tiling import Box, Shape
@@ -124,6 +123,8 @@ def find_cells(mask: NDArray[Any], box: Box, extent: Shape, rule: Rule) -> Cells
 
     ``mask`` holds the class ids of the box grown by ``rule.halo_px`` and clipped to the extent.
     """
+    from scipy import ndimage  # a third of a second of every start; few jobs ask for objects
+
     seen = box.grow(rule.halo_px).intersect(Box.of_shape(extent))
     strips = [
         strip.shift(-seen.y0, -seen.x0).slices
@@ -190,6 +191,8 @@ def find_cells(mask: NDArray[Any], box: Box, extent: Shape, rule: Rule) -> Cells
 
 def _regions(mask: NDArray[Any], border: int | None) -> tuple[Ids, int]:
     """4-connected regions of each class but background and border, numbered from 1."""
+    from scipy import ndimage
+
     ids = np.zeros(mask.shape, np.int32)
     count = 0
     for value in np.flatnonzero(np.bincount(mask.ravel(), minlength=1)):

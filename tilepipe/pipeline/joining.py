@@ -16,8 +16,6 @@ from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from tilepipe.errors import StoreError
 from tilepipe.pipeline.cells import Cells, Ids, Ints, Rule, edge_boxes
@@ -171,6 +169,9 @@ class _Sets:
         """Return how many regions there are in the end, and which one each is part of."""
         if not self.count:
             return 0, np.zeros(0, np.int64)
+        from scipy.sparse import coo_matrix  # not at the start: few jobs ask for objects
+        from scipy.sparse.csgraph import connected_components
+
         pairs = np.concatenate(self._pairs) if self._pairs else np.zeros((0, 2), np.int64)
         graph = coo_matrix(
             (np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])),

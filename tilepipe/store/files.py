@@ -71,7 +71,10 @@ class Files(Protocol):
         """Yield the bytes of those ``keys`` that exist, cut off one byte above the limit."""
 
     def put(self, key: str, value: Any, *, durable: bool = False) -> None:
-        """Write the buffer ``value`` at once; ``durable`` waits until it is on the disk."""
+        """Write the buffer ``value``, or a list of them one after the other, at once.
+
+        ``durable`` waits until it is on the disk.
+        """
 
     def delete(self, key: str) -> None:
         """Remove ``key`` if it is there."""
@@ -186,7 +189,7 @@ class LocalFiles:
                 yield key, b""  # unreadable counts as not recorded, as a torn record does
 
     def put(self, key: str, value: Any, *, durable: bool = False) -> None:
-        """Write the buffer ``value`` at once; ``durable`` waits until it is on the disk."""
+        """Write a buffer or a list of them at once; ``durable`` waits until it is on the disk."""
         path = self.path(key)
         partial = path.with_name(
             f"{path.name}.{_NODE}-{os.getpid()}-{uuid.uuid4().hex[:12]}{PARTIAL}"
@@ -200,7 +203,7 @@ class LocalFiles:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     stream = partial.open("wb")
                 with stream:
-                    stream.write(value)
+                    stream.writelines(value if isinstance(value, list) else [value])
                     if durable:
                         stream.flush()
                         os.fsync(stream.fileno())

@@ -19,6 +19,7 @@ from zarr.storage import WrapperStore
 from tilepipe.errors import StoreError, TilepipeError
 from tilepipe.store.files import Files, LocalFiles, explained
 from tilepipe.store.recent import RecentUnits
+from tilepipe.store.shard import ShardPacker
 from tilepipe.tiling import Box, Grid, Shape, Unit
 
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
@@ -141,6 +142,9 @@ class Level:
         shard = self._array.shards or self._array.chunks
         self._check_chunks(self._array.chunks, shard)
         self.unit_px: int = unit_px or max(shard[-2:])
+        packer = ShardPacker.for_array(self._array)
+        is_own = packer is not None and packer.shard[-2:] == (self.unit_px, self.unit_px)
+        self._packer = packer if is_own else None
 
     def _check_chunks(self, chunk: tuple[int, ...], shard: tuple[int, ...]) -> None:
         """Refuse what would take absurd memory to read one pixel of, and what is no image."""
@@ -264,17 +268,13 @@ class Level:
                 f"{location}: unit ({unit.iy}, {unit.ix}) of array {self._key} takes "
                 f"{(*self.lead, *unit.box.shape)} {self.dtype}, got {pixels.shape} {pixels.dtype}"
             )
-        if self._target is None:
-            store = WholeWrites(self._files.zarr_store(read_only=False), self._files)
-            self._target = self._open(store, mode="r+")
-        # zarr looks for empty chunks with a third of a write's time; whole units are enough.
-        target: Any = self._target.with_config({"write_empty_chunks": bool(pixels.any())})
         if self._recent is not None:
             self._recent.drop(self._place(unit))
         try:
-            target[self._selection(unit.box)] = (
-                pixels if self._is_label or "c" in self._axes else pixels[0]
-            )
+            if self._packer is not None:
+                self._write_shard(self._packer, unit, pixels)
+            else:
+                self._write_by_zarr(unit, pixels)
         except (TilepipeError, MemoryError):
             raise
         except OSError:
@@ -288,6 +288,27 @@ class Level:
         if self._recent is not None:
             self._recent.put(self._place(unit), pixels)
         return checksum_of(pixels)
+
+    def _write_shard(self, packer: ShardPacker, unit: Unit, pixels: NDArray[Any]) -> None:
+        coordinates = (*(0 for _ in self._array.shape[:-2]), unit.iy, unit.ix)
+        key = f"{self._key}/{self._array.metadata.encode_chunk_key(coordinates)}"
+        lead = self._array.shape[:-2]
+        *chunks, index = packer.pack(pixels.reshape((*lead, *pixels.shape[-2:])))
+        if chunks:
+            self._files.put(key, [*chunks, index], durable=True)
+        else:
+            self._files.delete(key)
+
+    def _write_by_zarr(self, unit: Unit, pixels: NDArray[Any]) -> None:
+        """Write what is not laid out in shards: OME-Zarr 0.4, a file a chunk."""
+        if self._target is None:
+            store = WholeWrites(self._files.zarr_store(read_only=False), self._files)
+            self._target = self._open(store, mode="r+")
+        # zarr looks for empty chunks with a third of a write's time; whole units are enough.
+        target: Any = self._target.with_config({"write_empty_chunks": bool(pixels.any())})
+        target[self._selection(unit.box)] = (
+            pixels if self._is_label or "c" in self._axes else pixels[0]
+        )
 
     def checksum(self, unit: Unit) -> str:
         """Read a unit back and return its checksum; StoreError if it is damaged.

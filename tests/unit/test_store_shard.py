@@ -1,0 +1,149 @@
+import struct
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
+from zarr.storage import MemoryStore
+
+from tilepipe.store.layout import create_array
+from tilepipe.store.level import Level
+from tilepipe.store.files import LocalFiles
+from tilepipe.store.shard import ShardPacker
+from tilepipe.tiling.grid import Grid
+
+
+def made(path, *, lead, extent, dtype, unit_px, chunk_px, is_label):
+    files = LocalFiles(str(path))
+    axes = ("c", "y", "x")[-2 - len(lead) :]
+    create_array(
+        files, "a", version="0.5", axes=axes, shape=(*lead, *extent), dtype=np.dtype(dtype),
+        unit_px=unit_px, chunk_px=chunk_px, is_label=is_label,
+    )  # fmt: skip
+    return files, Level(
+        files, "a", index=0, downsample=1, axes=axes, is_label=is_label, unit_px=unit_px,
+        writable=True,
+    )  # fmt: skip
+
+
+@given(
+    data=st.data(),
+    extent=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    layout=st.sampled_from([(16, 16), (32, 16), (48, 16), (40, 40)]),
+    kind=st.sampled_from(
+        [("uint8", False), ("uint16", False), ("float32", False), ("uint8", True), ("int32", True)]
+    ),
+)
+def test_zarr_reads_what_was_packed(tmp_path_factory, data, extent, layout, kind):
+    (unit_px, chunk_px), (dtype, is_label) = layout, kind
+    lead = () if is_label else (data.draw(st.integers(1, 3)),)
+    path = tmp_path_factory.mktemp("shard")
+    _, level = made(
+        path, lead=lead, extent=extent, dtype=dtype, unit_px=unit_px, chunk_px=chunk_px,
+        is_label=is_label,
+    )  # fmt: skip
+    assert level._packer is not None
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    pixels = rng.integers(0, 200, (*lead, *extent)).astype(dtype)
+    pixels[..., : extent[0] // 2, :] = 0  # chunks and whole units of zeros
+    for unit in level.grid:
+        level.write_unit(unit, pixels[(..., *unit.box.slices)])
+    stored = zarr.open_array(path / "a", mode="r")[:]
+    np.testing.assert_array_equal(stored, pixels)
+    shards = {place for place in (path / "a/c").rglob("*") if place.is_file()}
+    filled = [u for u in Grid(extent, unit_px) if pixels[(..., *u.box.slices)].any()]
+    assert len(shards) == len(filled)
+
+
+def test_the_index_names_each_chunk_and_leaves_out_those_of_zeros(tmp_path):
+    files, level = made(
+        tmp_path, lead=(), extent=(32, 32), dtype="uint8", unit_px=32, chunk_px=16, is_label=True
+    )
+    pixels = np.zeros((32, 32), np.uint8)
+    pixels[3, 20] = 7  # the second chunk alone
+    level.write_unit(level.grid.unit(0, 0), pixels)
+    raw = files.get("a/c/0/0")
+    places = struct.unpack("<8Q", raw[-68:-4])
+    absent = 2**64 - 1
+    assert places == (absent, absent, 0, len(raw) - 68, absent, absent, absent, absent)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a", mode="r")[:], pixels)
+
+
+def test_what_zarr_packs_has_the_same_chunks(tmp_path):
+    files, level = made(
+        tmp_path, lead=(3,), extent=(64, 64), dtype="uint8", unit_px=64, chunk_px=32, is_label=False
+    )
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 64, 64), dtype=np.uint8)
+    level.write_unit(level.grid.unit(0, 0), pixels)
+    ours = files.get("a/c/0/0/0")
+    zarr.open_array(tmp_path / "a", mode="r+")[:] = pixels
+    theirs = files.get("a/c/0/0/0")
+    assert len(ours) == len(theirs)
+    found = {}
+    for name, raw in (("ours", ours), ("theirs", theirs)):
+        numbers = struct.unpack("<8Q", raw[-68:-4])
+        pairs = zip(numbers[::2], numbers[1::2], strict=True)
+        found[name] = [raw[offset : offset + count] for offset, count in pairs]
+    assert found["ours"] == found["theirs"]
+
+
+def sharded(**changes):
+    options = {
+        "shape": (3, 64, 64), "dtype": "uint16", "fill_value": 0, "config": None,
+        "serializer": ShardingCodec(
+            chunk_shape=changes.pop("chunk_shape", (3, 32, 32)),
+            codecs=changes.pop("codecs", [BytesCodec(endian="little"), ZstdCodec()]),
+            index_location=changes.pop("index_location", "end"),
+            index_codecs=changes.pop("index_codecs", [BytesCodec(), Crc32cCodec()]),
+        ),
+        "chunks": changes.pop("shards", (3, 64, 64)), "compressors": None, "filters": None,
+    }  # fmt: skip
+    return zarr.create_array(MemoryStore(), name="a", **(options | changes))
+
+
+LITTLE = BytesCodec(endian="little")
+
+
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        [LITTLE, ZstdCodec(level=1, checksum=True)],
+        [LITTLE, BloscCodec(typesize=2)],
+        [LITTLE, BloscCodec(typesize=2, shuffle="noshuffle"), Crc32cCodec()],
+    ],
+)
+def test_layouts_it_knows(codecs):
+    array = sharded(codecs=codecs)
+    packer = ShardPacker.for_array(array)
+    pixels = np.random.default_rng(0).integers(0, 999, (3, 64, 64)).astype(np.uint16)
+    raw = b"".join(packer.pack(pixels))
+    array.store._store_dict["a/c/0/0/0"] = zarr.core.buffer.cpu.Buffer.from_bytes(raw)
+    np.testing.assert_array_equal(array[:], pixels)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"index_location": "start"},
+        {"index_codecs": [BytesCodec()]},
+        {"codecs": [BytesCodec(endian="big"), ZstdCodec()]},
+        {"codecs": [LITTLE, GzipCodec()]},
+        {"codecs": [LITTLE]},
+        {"fill_value": 1},
+        {"chunk_shape": (1, 32, 32)},
+        {"shape": (6, 64, 64)},
+    ],
+    ids=str,
+)
+def test_layouts_it_leaves_to_zarr(changes):
+    assert ShardPacker.for_array(sharded(**changes)) is None
+
+
+def test_arrays_without_shards_are_left_to_zarr():
+    for options in ({"zarr_format": 2}, {"zarr_format": 3}):
+        array = zarr.create_array(
+            MemoryStore(), name="a", shape=(64, 64), dtype="uint8", chunks=(32, 32), **options
+        )
+        assert ShardPacker.for_array(array) is None
