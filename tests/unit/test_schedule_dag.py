@@ -219,3 +219,36 @@ def test_reading_on_waits_for_the_device():
     assert dag.take(device=False, roots=False) is None
     assert dag.take(device=True, roots=False)[0] == 1
     assert dag.backlog == 2
+
+
+def first_taken(stages, recorded, count):
+    dag = Dag(stages)
+    dag.start(recorded)
+    taken = []
+    while len(taken) < count:
+        number, units = dag.take(device=True, limit=lambda _: 1)
+        taken += [(number, unit) for unit in units]
+    return dag, taken
+
+
+def test_what_the_devices_first_unit_needs_is_read_first():
+    extent = (8 * 16, 8 * 16)
+    plan = plan_tiles(
+        extent, unit_px=16, context_px=2, alignment_px=1, margin_px=0, least_input_px=8,
+        input_step_px=1,
+    )  # fmt: skip
+    stages = build_stages(Layout(
+        image=level_extents(extent, smallest_px=64), label=(extent,), unit_px=16, level=0,
+        plan=plan, band=6,
+    ))  # fmt: skip
+    segment = next(n for n, stage in enumerate(stages) if stage.name == "segment")
+    _, taken = first_taken(stages, {}, 6)
+    # The corner's neighbours, not a row of the band; the rest in its usual order, none twice.
+    assert taken == [(0, 0), (0, 1), (0, 8), (0, 9), (0, 2), (0, 3)]
+    # Taken up again where the first two masks are there: those of the third come first.
+    recorded = {0: {0, 1, 2, 8, 9, 10}, 1: {0}, segment: {0, 1}}
+    dag, taken = first_taken(stages, recorded, 4)
+    assert taken == [(0, 3), (0, 11), (0, 4), (0, 5)]
+    for node in taken[:2]:
+        dag.complete(node)
+    assert dag.backlog == 1

@@ -206,6 +206,23 @@ def test_the_scheduler_never_sees_more_than_the_window(connection, monkeypatch):
     assert 0 < most <= 2 * (2 * 4 + 2)
 
 
+def test_the_devices_first_unit_waits_behind_nothing(connection, monkeypatch):
+    monkeypatch.setattr(pace_room, "MOST_UNITS", 1)
+    begun, came = threading.Event(), []
+
+    def plan(stage, unit, nth, worker):
+        if stage == 1:
+            begun.set()
+        elif unit > 1:  # all but what the device's first unit needs hold their lane up
+            came.append(begun.wait(10))
+        return {}
+
+    PLANS["first"] = plan
+    assert run(connection, Pyramid("first", count=20)).dag.finished
+    assert len(came) == 18
+    assert all(came)
+
+
 def test_a_straggler_gets_a_second_copy_and_the_first_to_come_back_counts(connection, monkeypatch):
     monkeypatch.setenv("TILEPIPE_STRAGGLER_S", "0.5")
     release = threading.Event()

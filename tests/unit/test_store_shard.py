@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
+from tilepipe.store.files import LocalFiles
 from tilepipe.store.layout import create_array
 from tilepipe.store.level import Level
-from tilepipe.store.files import LocalFiles
 from tilepipe.store.shard import ShardPacker
 from tilepipe.tiling.grid import Grid
 

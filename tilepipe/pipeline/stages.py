@@ -36,8 +36,9 @@ class Layout:
 def build_stages(layout: Layout) -> list[Stage]:
     """Return the stages of a job; their numbers are their places in the list.
 
-    Ranks make the work that is nearest to a finished pyramid come first, so masks and
-    overviews appear early and little is in between at any time.
+    By their ranks units for the device come first: few are handed out at a time, and it must not
+    wait for them. Then comes what is nearest to a finished pyramid, so overviews appear early and
+    little is in between at any time.
     """
     stages: list[Stage] = []
     image = [Grid(extent, layout.unit_px) for extent in layout.image]
@@ -85,7 +86,7 @@ def build_stages(layout: Layout) -> list[Stage]:
     if layout.gate:
         stages.append(
             Stage(
-                GATE, 0, label[0], rank=2, needs=pixels,
+                GATE, 0, label[0], rank=5, needs=pixels,
                 feeds=lambda _: ((first_label, index) for index in range(len(label[0]))),
                 on_device=True, root=not image, band=band(layout.level),
             )
@@ -112,7 +113,7 @@ def build_stages(layout: Layout) -> list[Stage]:
                 SEGMENT if level == 0 else LABEL_REDUCE,
                 level,
                 grid,
-                rank=1 if level == 0 else 4,
+                rank=5 if level == 0 else 4,
                 needs=_all(needs) if level == 0 else _children(number - 1, label[level - 1]),
                 feeds=_all(parent),
                 on_device=level == 0,

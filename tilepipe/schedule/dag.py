@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,9 +56,7 @@ class Dag:
         ]
         self._ready: list[list[tuple[int, int]]] = [[] for _ in self.stages]
         """Heaps of (band, unit index)."""
-        self._roots: list[Iterator[int]] = [
-            stage.grid.banded(stage.band or max(1, stage.grid.shape[1])) for stage in self.stages
-        ]
+        self._roots = [self._in_order(stage) for stage in self.stages]
         self._done = [0] * len(self.stages)
         self._order = sorted(range(len(self.stages)), key=lambda number: -self.stages[number].rank)
         self.failed: dict[Node, str] = {}
@@ -84,6 +83,35 @@ class Dag:
                 continue
             for index in np.flatnonzero(self._state[number] == WAITING):
                 self._offer((number, int(index)))
+        self._lead_with_first()
+
+    def _lead_with_first(self) -> None:
+        """Put the roots that the device's first unit needs before all others: it waits for them."""
+        for number, stage in enumerate(self.stages):
+            if not stage.on_device or stage.root:
+                continue
+            state = self._state[number]
+            first = next((i for i in self._in_order(stage) if state[i] == WAITING), None)
+            if first is None:
+                return
+            wanted: dict[int, set[int]] = {}
+            todo, seen = [(number, first)], {(number, first)}
+            while todo:
+                here, index = todo.pop()
+                if self.stages[here].root:
+                    wanted.setdefault(here, set()).add(index)
+                    continue
+                needed = self.stages[here].needs(self.stages[here].grid.at(index))
+                fresh = [node for node in needed if node not in seen and not self.is_done(node)]
+                seen.update(fresh)
+                todo += fresh
+            for root, indices in wanted.items():
+                self._roots[root] = chain(sorted(indices), self._roots[root])
+            return
+
+    @staticmethod
+    def _in_order(stage: Stage) -> Iterator[int]:
+        return stage.grid.banded(stage.band or max(1, stage.grid.shape[1]))
 
     @property
     def backlog(self) -> int:
@@ -92,6 +120,14 @@ class Dag:
             len(ready)
             for stage, ready in zip(self.stages, self._ready, strict=True)
             if stage.on_device
+        )
+
+    @property
+    def is_for_device(self) -> bool:
+        """Whether units that need the device are left."""
+        return any(
+            stage.on_device and self._done[number] < len(stage.grid)
+            for number, stage in enumerate(self.stages)
         )
 
     def count(self, number: int) -> tuple[int, int]:

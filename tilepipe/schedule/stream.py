@@ -46,6 +46,7 @@ class Stream:
         self._open: dict[int, OpenJob] = {}
         self._device = 0
         """Tasks handed out that need the device."""
+        self._device_begun = False
         self._started = 0
 
     def drive(self, works: Iterator[Work]) -> None:
@@ -76,6 +77,14 @@ class Stream:
     # -- handing out ---------------------------------------------------------------------------
 
     def _window(self) -> int:
+        """Return how many tasks may be with Dask: more than run, so that no worker waits for one.
+
+        But as many as run until the device has its first unit: that would wait behind them.
+        """
+        if not self._device_begun and any(
+            job.work.dag.is_for_device for job in self._open.values()
+        ):
+            return self._crew.threads
         return 2 * self._crew.threads + 2
 
     def _hungry(self) -> bool:
@@ -124,6 +133,7 @@ class Stream:
         if handed:
             job.running += 1
             self._device += stage.on_device
+            self._device_begun |= stage.on_device
         elif not self._flights.is_copied(task):  # the connection broke just now
             job.give_back(task)
 
