@@ -106,7 +106,7 @@ class TorchCpuBackend:
         streams: int,
     ) -> None:
         self.precision = precision
-        self._network = network.channels_last()
+        self._network = network.for_processor()
         self.depth = streams + 1
         self._staging = [np.empty(shape, staging_dtype(dtype)) for _ in range(self.depth)]
         self._turn = 0

@@ -102,6 +102,34 @@ def fold_norms(module: nn.Module) -> None:
         raise ModelError(f"BatchNorm outside a ConvBlock cannot be folded: {', '.join(left)}")
 
 
+def max_pool(x: Tensor, factor: int = 2) -> Tensor:
+    """Max-pool in steps of its side: (B, C, Y, X) -> (B, C, Y // factor, X // factor).
+
+    On a processor torch looks for the places of the largest values, too; where nothing asks for
+    them, the larger of two rows, then of two columns, is the same in less than half of the time.
+    """
+    while factor % 2 == 0 and _has_plain_pairs(x):
+        batch, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(batch, height // 2, 2, width * channels)
+        larger = torch.maximum(rows[:, :, 0], rows[:, :, 1])
+        pairs = larger.view(batch, height // 2, width // 2, 2, channels)
+        x = torch.maximum(pairs[..., 0, :], pairs[..., 1, :]).permute(0, 3, 1, 2)
+        factor //= 2
+    return x if factor == 1 else functional.max_pool2d(x, factor)
+
+
+def _has_plain_pairs(x: Tensor) -> bool:
+    """Tell whether rows and columns of a map can be paired as they lie, and nobody is watching."""
+    return (
+        x.device.type == "cpu"
+        and torch.is_inference_mode_enabled()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and x.shape[2] % 2 == 0
+        and x.shape[3] % 2 == 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
 def upsample(x: Tensor, factor: int, *, align_corners: bool = False) -> Tensor:
     """Enlarge bilinearly: (B, C, Y, X) -> (B, C, Y * factor, X * factor)."""
     if factor == 1:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tilepipe.errors import ModelError
-from tilepipe.models.blocks import ConvBlock, Norm, he_init, join, level_widths, upsample
+from tilepipe.models.blocks import ConvBlock, Norm, he_init, join, level_widths, max_pool, upsample
 from tilepipe.models.net import Net, TrainingOutput
 
 
@@ -34,7 +33,7 @@ class ResidualU(nn.Module):
         skips: list[Tensor] = []
         inner = entry
         for step, down in enumerate(self.downs):
-            inner = down(inner if step == 0 else functional.max_pool2d(inner, 2))
+            inner = down(inner if step == 0 else max_pool(inner))
             skips.append(inner)
         inner = self.bottom(inner)
         for step in reversed(range(len(skips))):
@@ -126,7 +125,7 @@ class U2Net(Net):
         """Six logits (B, K, Y, X), the finest stage first."""
         skips: list[Tensor] = []
         for level, encoder in enumerate(self.encoders):
-            x = encoder(x if level == 0 else functional.max_pool2d(x, 2))
+            x = encoder(x if level == 0 else max_pool(x))
             skips.append(x)
         stages = [x]
         for level in reversed(range(len(self.decoders))):

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional
 
-from tilepipe.models.blocks import ConvChain, Norm, check_depth, crop, he_init, join, level_widths
+from tilepipe.models.blocks import (
+    ConvChain,
+    Norm,
+    check_depth,
+    crop,
+    he_init,
+    join,
+    level_widths,
+    max_pool,
+)
 from tilepipe.models.net import Net, TrainingOutput
 
 
@@ -57,7 +65,7 @@ class UNet(Net):
         for encoder in self.encoders:
             x = encoder(x)
             skips.append(x)
-            x = functional.max_pool2d(x, 2)
+            x = max_pool(x)
         x = self.dropout(self.bottom(x))
         for level in reversed(range(len(skips))):
             x = join(crop(skips[level], self.crops[level]), self.ups[level](x))

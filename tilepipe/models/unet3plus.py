@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tilepipe.errors import ModelError
-from tilepipe.models.blocks import ConvBlock, ConvChain, Norm, he_init, join, level_widths, upsample
+from tilepipe.models.blocks import (
+    ConvBlock,
+    ConvChain,
+    Norm,
+    he_init,
+    join,
+    level_widths,
+    max_pool,
+    upsample,
+)
 from tilepipe.models.net import InferenceNet, Net, TrainingOutput
 
 _LEVELS = 5
@@ -47,7 +56,7 @@ class FullScaleNode(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Bring ``maps[k]`` of level k to this level and merge."""
-        pool = functional.avg_pool2d if self.average else functional.max_pool2d
+        pool = functional.avg_pool2d if self.average else max_pool
         fitted = []
         for source, (branch, x) in enumerate(zip(self.branches, maps, strict=True)):
             if source < self.level:

@@ -16,6 +16,7 @@ from tilepipe.models.blocks import (
     he_init,
     join,
     level_widths,
+    max_pool,
     upsample,
 )
 from tilepipe.models.net import Net, TrainingOutput
@@ -78,7 +79,7 @@ class UNetBilinear(Net):
         for encoder in self.encoders:
             x = encoder(x)
             skips.append(x)
-            x = functional.max_pool2d(x, 2)
+            x = max_pool(x)
         x = self.bottom(x)
         for level in reversed(range(len(skips))):
             skip = skips[level]

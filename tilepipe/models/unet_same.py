@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tilepipe.errors import ModelError
-from tilepipe.models.blocks import ConvChain, Norm, check_depth, he_init, join, level_widths
+from tilepipe.models.blocks import (
+    ConvChain,
+    Norm,
+    check_depth,
+    he_init,
+    join,
+    level_widths,
+    max_pool,
+)
 from tilepipe.models.net import Net, TrainingOutput
 
 
@@ -59,7 +66,7 @@ class UNetSame(Net):
         for encoder in self.encoders:
             x = encoder(x)
             skips.append(x)
-            x = functional.max_pool2d(x, 2)
+            x = max_pool(x)
         x = self.dropout(self.bottom(x))
         for level in reversed(range(len(skips))):
             x = self.decoders[level](join(skips[level], self.up_act(self.ups[level](x))))

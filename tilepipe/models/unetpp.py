@@ -6,10 +6,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tilepipe.errors import ModelError
-from tilepipe.models.blocks import ConvChain, Norm, check_depth, he_init, join, level_widths
+from tilepipe.models.blocks import (
+    ConvChain,
+    Norm,
+    check_depth,
+    he_init,
+    join,
+    level_widths,
+    max_pool,
+)
 from tilepipe.models.net import InferenceNet, Net, TrainingOutput
 
 
@@ -61,7 +68,7 @@ class UNetPlusPlus(Net):
         """X(0, 0) … X(0, steps), each (B, base, Y, X)."""
         columns: list[list[Tensor]] = []
         for i in range(steps + 1):
-            x = self.nodes[f"{i}_0"](x if i == 0 else functional.max_pool2d(x, 2))
+            x = self.nodes[f"{i}_0"](x if i == 0 else max_pool(x))
             columns.append([x])
         for j in range(1, steps + 1):
             for i in range(steps + 1 - j):

@@ -1,0 +1,128 @@
+"""What torch runs on a processor computes what the plain network computes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tilepipe.infer import fusion
+from tilepipe.infer.fusion import FusedConv, can_fuse, fuse
+from tilepipe.infer.network import TileNetwork
+from tilepipe.infer.plans import plan_for
+from tilepipe.models import load_model
+from tilepipe.models.blocks import ConvBlock, max_pool
+from tilepipe.spec import JobSpec
+
+NAMES = ["unet", "unet-same", "unet-bilinear", "unet-dilated", "unetpp", "unet3plus", "u2netp"]
+
+
+def networks(name, precision, *, dtype=np.uint8):
+    model = load_model(name, weights="random:3", in_channels=3, base=4)
+    plan, _ = plan_for(model, (4096, 4096), JobSpec(tile=model.next_legal(300)), unit_px=1024)
+    make = dict(dtype=np.dtype(dtype), precision=precision, output="logits")
+    plain = TileNetwork(model, plan, **make).channels_last()
+    quick = TileNetwork(model, plan, **make).for_processor()
+    top = 255 if dtype == np.uint8 else 1
+    rng = np.random.default_rng(0)
+    pixels = (rng.random((1, 3, plan.input_px, plan.input_px)) * top).astype(dtype)
+    return plain, quick, torch.from_numpy(pixels)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_gives_the_same_logits(name):
+    plain, quick, pixels = networks(name, "fp32")
+    fused = [part for part in quick.modules() if isinstance(part, FusedConv)]
+    assert (
+        len(fused)
+        == sum(
+            isinstance(part, ConvBlock) and isinstance(part.act, nn.ReLU)
+            for part in plain.modules()
+        )
+        > 3
+    )
+    with torch.inference_mode():
+        wanted, sums = plain(pixels)
+        found, other = quick(pixels)
+    scale = wanted.abs().max()
+    torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=2e-5)
+    torch.testing.assert_close(other, sums, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.skipif(not can_fuse(torch.bfloat16), reason="no bf16 convolutions here")
+def test_bf16_too():
+    plain, quick, pixels = networks("unet", "bf16")
+    with torch.inference_mode():
+        torch.testing.assert_close(quick(pixels)[0], plain(pixels)[0], rtol=0, atol=0)
+
+
+def test_what_onednn_does_not_have_stays_as_it_is(monkeypatch):
+    assert not can_fuse(torch.float64)
+    plain, quick, pixels = networks("unet", "fp64")
+    with torch.inference_mode():
+        torch.testing.assert_close(quick(pixels)[0], plain(pixels)[0], rtol=0, atol=0)
+    monkeypatch.setattr(fusion, "can_fuse", lambda dtype: False)
+    block = nn.Sequential(ConvBlock(3, 4, norm="none"))
+    fuse(block, torch.float32)
+    assert isinstance(block[0], ConvBlock)
+
+
+def test_an_operator_that_computes_something_else_is_not_used(monkeypatch):
+    monkeypatch.setattr(FusedConv, "forward", lambda self, x: self.conv(x))  # forgets the ReLU
+    assert not can_fuse.__wrapped__(torch.float32)
+
+
+def test_only_a_bare_convolution_with_relu_is_fused():
+    parts = nn.Sequential(
+        ConvBlock(3, 4, norm="none"),
+        ConvBlock(4, 4, norm="batch"),
+        ConvBlock(4, 4, norm="none", relu=False),
+        nn.Sequential(ConvBlock(4, 4, norm="none", dilation=2)),
+    ).eval()
+    x = torch.randn((1, 3, 20, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = parts(x)
+        fuse(parts, torch.float32)
+        torch.testing.assert_close(parts(x), wanted, rtol=1e-5, atol=1e-5)
+    kinds = [type(part) for part in parts]
+    assert kinds == [FusedConv, ConvBlock, ConvBlock, nn.Sequential]
+    assert isinstance(parts[3][0], FusedConv)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("kind", ["mean-std", "scale"])
+def test_pixels_are_normalised_to_the_same_bits(dtype, kind):
+    plain, quick, pixels = networks("unet", "fp32", dtype=dtype)
+    for network in (plain, quick):
+        network.mean_std = kind == "mean-std"
+        network.mean = torch.tensor([0.7, 0.5, 0.6]).view(1, 3, 1, 1)
+        network.std = torch.tensor([0.2, 0.3, 0.1]).view(1, 3, 1, 1)
+    before = pixels.clone()
+    found = quick.normalise(pixels)
+    assert torch.equal(found, plain.normalise(pixels))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(pixels, before)  # the staging buffer is not worked in
+    for network in (plain, quick):  # one value for all channels
+        network.mean, network.std = torch.full((1, 1, 1, 1), 0.4), torch.full((1, 1, 1, 1), 0.3)
+    assert torch.equal(quick.normalise(pixels), plain.normalise(pixels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 3, 12, 20), (2, 5, 7, 8), (1, 4, 6, 6), (1, 1, 8, 8)])
+@pytest.mark.parametrize("factor", [2, 3, 4, 6])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_max_pool_is_torchs(dtype, shape, factor, layout):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x[0, 0, 0, 0] = float("nan")
+    x = x.contiguous(memory_format=layout)
+    wanted = functional.max_pool2d(x, factor)
+    with torch.inference_mode():
+        found = max_pool(x, factor)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+    assert torch.isnan(found[0, 0, 0, 0])
+
+
+def test_max_pool_can_be_trained_through():
+    x = torch.randn(1, 2, 8, 8, requires_grad=True)
+    max_pool(x.contiguous(memory_format=torch.channels_last)).sum().backward()
+    assert x.grad.sum() == 2 * 16
