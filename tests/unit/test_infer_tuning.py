@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -192,6 +193,30 @@ def test_useful_px_counts_what_sticks_out(model):
     plan = settings.plan
     assert useful_px(replace(plan, unit_px=2048, core_px=1024)) == 1024**2
     assert useful_px(replace(plan, unit_px=2048, core_px=1536)) == 1024**2
+
+
+@pytest.mark.parametrize(
+    "device, threads, lanes", [("cpu", 1, 1), ("cpu", 2, 1), ("cpu", 16, 3), ("cuda:0", 2, 0)]
+)
+def test_a_processor_is_measured_beside_what_lanes_do(model, monkeypatch, device, threads, lanes):
+    def at_work():
+        return sum(thread.name == "tilepipe-tuning" for thread in threading.enumerate())
+
+    seen = []
+
+    def trial(settings, model, plan, batch, dtype, budget, clock):
+        seen.append(at_work())
+        if plan.input_px > 600:
+            raise MemoryError
+        return Trial(plan.input_px, plan.core_px, batch, 1.0)
+
+    monkeypatch.setattr(tuning, "_trial", trial)
+    _, settings = start(model)
+    settings = replace(settings, device=device, threads=threads)
+    plans = [(settings.plan, 1), (replace(settings.plan, input_px=380), 1)]
+    tuning.measure(settings, model, plans, dtype=np.dtype(np.uint8))
+    assert seen == [lanes, lanes]
+    assert at_work() == 0
 
 
 def test_a_real_measurement_of_a_small_tile(model):
