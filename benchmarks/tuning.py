@@ -18,9 +18,10 @@ from dataclasses import asdict
 import numpy as np
 
 from tilepipe.bench.machine import machine_facts
-from tilepipe.infer import choose_settings, keep_memory
+from tilepipe.infer import choose_settings
 from tilepipe.infer.plans import plan_for
 from tilepipe.infer.tuning import measure
+from tilepipe.malloc import keep_memory
 from tilepipe.models import load_model
 from tilepipe.spec import JobSpec
 

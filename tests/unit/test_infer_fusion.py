@@ -20,7 +20,7 @@ NAMES = ["unet", "unet-same", "unet-bilinear", "unet-dilated", "unetpp", "unet3p
 def networks(name, precision, *, dtype=np.uint8):
     model = load_model(name, weights="random:3", in_channels=3, base=4)
     plan, _ = plan_for(model, (4096, 4096), JobSpec(tile=model.next_legal(300)), unit_px=1024)
-    make = dict(dtype=np.dtype(dtype), precision=precision, output="logits")
+    make = {"dtype": np.dtype(dtype), "precision": precision, "output": "logits"}
     plain = TileNetwork(model, plan, **make).channels_last()
     quick = TileNetwork(model, plan, **make).for_processor()
     top = 255 if dtype == np.uint8 else 1

@@ -256,7 +256,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
 def test_keep_memory_holds_freed_blocks():
     code = """
 import ctypes, sys
-from tilepipe.infer.memory import keep_memory
+from tilepipe.malloc import keep_memory
 if not keep_memory():
     print("no glibc"); sys.exit()
 import resource, numpy as np
@@ -279,3 +279,35 @@ def test_free_bytes_is_believable():
     assert 1 << 20 < memory.free_bytes() < 1 << 50
     if torch.cuda.is_available():
         assert memory.free_bytes("cuda:0") > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_threads_share_one_arena_where_it_is_asked_for_early():
+    code = """
+import ctypes, re, sys, threading
+from tilepipe.malloc import one_arena
+if sys.argv[1] == "early":
+    assert one_arena()
+libc = ctypes.CDLL(None)
+def take():  # a thread's first allocation gives it its arena
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc(5000)
+for _ in range(3):
+    thread = threading.Thread(target=take)
+    thread.start(); thread.join()
+gate = threading.Barrier(4)
+def hold():
+    take(); gate.wait()
+threads = [threading.Thread(target=hold) for _ in range(3)]
+[thread.start() for thread in threads]
+gate.wait()
+[thread.join() for thread in threads]
+libc.malloc_stats()
+"""
+    found = {}
+    for when in ("early", "never"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, when], capture_output=True, text=True, check=True
+        )
+        found[when] = done.stderr.count("Arena ")
+    assert found["early"] == 1 < found["never"]

@@ -330,7 +330,7 @@ def test_each_gpu_has_a_process_that_sees_it_alone():
     assert list(specs) == ["gpu0", "gpu3"]
     for number, spec in zip([0, 3], specs.values(), strict=True):
         assert spec["options"]["env"]["CUDA_VISIBLE_DEVICES"] == str(number)
-        assert spec["options"]["env"]["MALLOC_ARENA_MAX"] == "2"
+        assert spec["options"]["env"]["MALLOC_ARENA_MAX"] == "1"
         assert spec["options"]["resources"] == {"GPU": 1}
 
 

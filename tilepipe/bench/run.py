@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from tilepipe.bench.bare import Speed, bare_speeds, engine_speed
 from tilepipe.bench.machine import PeakMemory, machine_facts
 from tilepipe.errors import ScheduleError
-from tilepipe.infer.memory import keep_memory
 from tilepipe.infer.settings import Settings, choose_settings
+from tilepipe.malloc import keep_memory
 from tilepipe.models import Model, load_model
 from tilepipe.slide import open_slide
 from tilepipe.spec import JobSpec

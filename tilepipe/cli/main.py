@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from tilepipe.errors import TilepipeError
+from tilepipe.malloc import one_arena
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("tilepipe.cli.run", "Segment slides: TIFF to OME-Zarr mask pyramid."),
@@ -53,6 +54,7 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run; any TilepipeError becomes one message on stderr and exit code 1."""
+        one_arena()
         # The imports of torch and zarr leave a million objects that stay; looked through again and
         # again while they come, they take a tenth longer.
         gc.set_threshold(20_000, 20, 20)

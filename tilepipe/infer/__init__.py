@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from tilepipe.infer.memory import (
         estimate_memory,
         forward_bytes,
-        give_large_back,
-        keep_memory,
     )
     from tilepipe.infer.settings import Settings, choose_settings
     from tilepipe.infer.tuning import estimate_seconds
@@ -35,8 +33,6 @@ _HOME = {
     "estimate_memory": "memory",
     "estimate_seconds": "tuning",
     "forward_bytes": "memory",
-    "give_large_back": "memory",
-    "keep_memory": "memory",
 }
 
 __all__ = [
@@ -51,8 +47,6 @@ __all__ = [
     "estimate_memory",
     "estimate_seconds",
     "forward_bytes",
-    "give_large_back",
-    "keep_memory",
     "merge_seconds",
     "trace_json",
     "verify",

@@ -1,11 +1,9 @@
-"""Memory: what a forward needs, what is free, and an allocator that keeps what it got."""
+"""Memory: what a forward needs and what is free."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
-import sys
 import weakref
 from collections.abc import Callable
 from math import isfinite
@@ -24,54 +22,9 @@ from tilepipe.models import Model
 if TYPE_CHECKING:
     from tilepipe.infer.settings import Settings
 
-_M_TRIM_THRESHOLD = -1
-_M_TOP_PAD = -2
-_M_MMAP_THRESHOLD = -3
-_M_MMAP_MAX = -4
-_M_ARENA_MAX = -8
-
 OPENVINO_BYTES = 200 << 20
 FORWARD_BYTES = 640 << 20
 """What the activations of all batches under way may take on a processor where that is a choice."""
-
-
-def keep_memory(*, keep_bytes: int = 1073741824) -> bool:
-    """Let malloc keep up to ``keep_bytes`` of freed memory for the next tile.
-
-    glibc gives large blocks back to the kernel at once and gets them again zeroed, page by page:
-    a third of a forward's time on a processor. And each thread has an arena of its own, of which
-    those beside the first are small: with one for all, a forward in a thread is as quick as in the
-    main thread (3.4 or 5.3 MPix/s in bf16 with tiles of 2236 px). Returns False where there is no
-    glibc. Call it early in each worker process; child processes do not inherit it.
-    """
-    threshold = min(keep_bytes, 2**31 - 1)
-    return _mallopt(
-        (_M_ARENA_MAX, 1),
-        (_M_MMAP_MAX, 0),
-        (_M_TRIM_THRESHOLD, threshold),
-        (_M_TOP_PAD, 16 << 20),
-    )
-
-
-def give_large_back() -> bool:
-    """Have malloc take large blocks from the kernel and give them back at once, its own default.
-
-    By itself it stops doing so after the first such block is freed, and units of several threads
-    then tear holes into its heap: two worker processes on an 8192 px slide held 1.96 GB instead
-    of 1.63. Returns False where there is no glibc.
-    """
-    return _mallopt((_M_MMAP_THRESHOLD, 4 << 20))
-
-
-def _mallopt(*settings: tuple[int, int]) -> bool:
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    done = [mallopt(name, value) for name, value in settings]
-    return all(done)
 
 
 def free_bytes(device: str = "cpu") -> int:

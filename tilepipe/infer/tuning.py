@@ -55,6 +55,7 @@ def tuned(
     if len(candidates) <= 1:
         return settings
     name = "tune-" + key_of(
+        "beside lanes",
         device_name(settings.device),
         [model.name, dict(model.arguments), model.in_channels, model.n_outputs],
         [settings.precision, settings.backend, settings.threads, str(dtype)],

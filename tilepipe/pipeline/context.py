@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError, TilepipeError
+from tilepipe.malloc import give_large_back, keep_memory
 from tilepipe.pipeline.instances import Objects
 from tilepipe.pipeline.job import GATE, Ticket
 from tilepipe.pipeline.tissue import read_tissue
@@ -182,7 +183,7 @@ def forget(output: str) -> None:
 
 
 def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
-    from tilepipe.infer import Engine, give_large_back, keep_memory
+    from tilepipe.infer import Engine
     from tilepipe.models import load_model
 
     key = repr((spec.model, spec.weights, spec.classes, spec.base, spec.options, ticket.in_channels,
