@@ -163,7 +163,7 @@ def test_measuring_leaves_out_what_does_not_fit_and_keeps_to_its_budget(model, m
     assert len(found) == 1
 
 
-@pytest.mark.parametrize(("batch_s", "most"), [(0.01, 9), (2.0, 5), (20.0, 3)])
+@pytest.mark.parametrize(("batch_s", "most"), [(0.01, 9), (0.3, 5), (2.0, 3), (20.0, 3)])
 def test_a_heavy_network_is_timed_by_fewer_batches(model, monkeypatch, batch_s, most):
     _, settings = start(model)
     now, submitted = [0.0], []
@@ -217,6 +217,29 @@ def test_a_processor_is_measured_beside_what_lanes_do(model, monkeypatch, device
     tuning.measure(settings, model, plans, dtype=np.dtype(np.uint8))
     assert seen == [lanes, lanes]
     assert at_work() == 0
+
+
+@pytest.mark.parametrize(
+    "speeds, tried",
+    [
+        ({300: 1.0, 500: 2.0, 700: 3.0, 900: 4.0}, [500, 700, 900]),
+        ({300: 4.0, 500: 3.0, 700: 2.0, 900: 1.0}, [500, 700, 300]),
+        ({300: 1.0, 500: 3.0, 700: 2.99, 900: 3.5}, [500, 700, 300, 900]),
+    ],
+)
+def test_what_lies_behind_a_slower_tile_is_not_tried(model, monkeypatch, speeds, tried):
+    _, settings = start(model)
+    settings = replace(settings, plan=replace(settings.plan, input_px=500))
+    seen = []
+
+    def trial(settings, model, plan, batch, dtype, budget, clock):
+        seen.append(plan.input_px)
+        return Trial(plan.input_px, plan.core_px, batch, speeds[plan.input_px])
+
+    monkeypatch.setattr(tuning, "_trial", trial)
+    plans = [(replace(settings.plan, input_px=px), 1) for px in (500, 900, 700, 300)]
+    tuning.measure(settings, model, plans, dtype=np.dtype(np.uint8))
+    assert seen == tried
 
 
 def test_a_real_measurement_of_a_small_tile(model):
