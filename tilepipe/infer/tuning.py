@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 AIMS_PX = {"cpu": (384, 768, 1024, 1344, 2048), "cuda": (1024, 2048, 4096)}
 """Cores that are tried."""
 BUDGET_S = 8.0
-_AS_FAST = 0.97
+_AS_FAST = 0.98
 """Two measurements of the same tile differ by as much."""
 MEMORY_SHARE = 0.5
 """Part of the free memory that a forward may take."""
