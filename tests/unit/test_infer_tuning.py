@@ -224,7 +224,8 @@ def test_a_processor_is_measured_beside_what_lanes_do(model, monkeypatch, device
     [
         ({300: 1.0, 500: 2.0, 700: 3.0, 900: 4.0}, [500, 700, 900]),
         ({300: 4.0, 500: 3.0, 700: 2.0, 900: 1.0}, [500, 700, 300]),
-        ({300: 1.0, 500: 3.0, 700: 2.99, 900: 3.5}, [500, 700, 300, 900]),
+        ({300: 1.0, 500: 3.0, 700: 2.99, 900: 4.0}, [500, 700, 300, 900]),
+        ({300: 1.0, 500: 3.0, 700: 2.99, 900: 3.1}, [500, 700, 300, 900, 500, 900]),
     ],
 )
 def test_what_lies_behind_a_slower_tile_is_not_tried(model, monkeypatch, speeds, tried):
@@ -240,6 +241,20 @@ def test_what_lies_behind_a_slower_tile_is_not_tried(model, monkeypatch, speeds,
     plans = [(replace(settings.plan, input_px=px), 1) for px in (500, 900, 700, 300)]
     tuning.measure(settings, model, plans, dtype=np.dtype(np.uint8))
     assert seen == tried
+
+
+def test_one_spoilt_measurement_does_not_decide(model, monkeypatch):
+    _, settings = start(model)
+    told = {380: iter([3.0, 3.0]), 500: iter([2.7, 3.3])}  # the second was disturbed at first
+
+    def trial(settings, model, plan, batch, dtype, budget, clock):
+        return Trial(plan.input_px, plan.core_px, batch, next(told[plan.input_px]))
+
+    monkeypatch.setattr(tuning, "_trial", trial)
+    plans = [(replace(settings.plan, input_px=px), 1) for px in told]
+    trials = tuning.measure(settings, model, plans, dtype=np.dtype(np.uint8))
+    assert chosen(trials).input_px == 500
+    assert sorted(trial.mpix_per_s for trial in trials) == [3.0, 3.3]
 
 
 def test_a_real_measurement_of_a_small_tile(model):
