@@ -252,3 +252,8 @@ def test_what_the_devices_first_unit_needs_is_read_first():
     for node in taken[:2]:
         dag.complete(node)
     assert dag.backlog == 1
+    assert dag.is_for_device
+    # Another part's units are not this one's: nothing of it is for the device.
+    dag = Dag(stages)
+    dag.start({}, {0: {0}})
+    assert not dag.is_for_device

@@ -71,6 +71,17 @@ def test_the_index_names_each_chunk_and_leaves_out_those_of_zeros(tmp_path):
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "a", mode="r")[:], pixels)
 
 
+def test_minus_zero_is_kept_bit_for_bit(tmp_path):
+    _, level = made(
+        tmp_path, lead=(1,), extent=(32, 32), dtype="float32", unit_px=32, chunk_px=16,
+        is_label=False,
+    )  # fmt: skip
+    pixels = np.full((1, 32, 32), -0.0, np.float32)
+    unit = level.grid.unit(0, 0)
+    assert level.write_unit(unit, pixels) == level.checksum(unit)
+    assert np.signbit(zarr.open_array(tmp_path / "a", mode="r")[:]).all()
+
+
 def test_what_zarr_packs_has_the_same_chunks(tmp_path):
     files, level = made(
         tmp_path, lead=(3,), extent=(64, 64), dtype="uint8", unit_px=64, chunk_px=32, is_label=False

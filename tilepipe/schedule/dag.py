@@ -124,10 +124,10 @@ class Dag:
 
     @property
     def is_for_device(self) -> bool:
-        """Whether units that need the device are left."""
+        """Whether units that need the device are still to be handed out."""
         return any(
-            stage.on_device and self._done[number] < len(stage.grid)
-            for number, stage in enumerate(self.stages)
+            stage.on_device and bool(np.any((state == WAITING) | (state == READY)))
+            for stage, state in zip(self.stages, self._state, strict=True)
         )
 
     def count(self, number: int) -> tuple[int, int]:

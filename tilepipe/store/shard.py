@@ -69,12 +69,13 @@ class ShardPacker:
         """Yield the bytes of a shard in the order of the file; the last ones are the index.
 
         ``pixels`` may be smaller than the shard, at the borders of a level; what is missing of a
-        chunk is 0. A chunk that is all 0 is not stored.
+        chunk is 0. A chunk whose bytes are all 0 is not stored.
         """
         side_y, side_x = self.chunk[-2:]
         grid = self.shard[-2] // side_y, self.shard[-1] // side_x
         entries = [_ABSENT] * prod(grid)
         buffer = np.empty(self.chunk, self.dtype)
+        raw = buffer.view(np.uint8)  # -0.0 is no 0: its bytes would be lost
         offset = 0
         for place in range(len(entries)):
             y0, x0 = place // grid[1] * side_y, place % grid[1] * side_x
@@ -84,7 +85,7 @@ class ShardPacker:
             if part.shape != buffer.shape:
                 buffer[...] = 0
             buffer[..., : part.shape[-2], : part.shape[-1]] = part
-            if not buffer.any():
+            if not raw.any():
                 continue
             stored = self.encode(buffer)
             entries[place] = offset, len(stored)
