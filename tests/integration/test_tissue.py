@@ -13,6 +13,9 @@ from PIL import Image
 from scipy import ndimage
 
 from tilepipe.cli.main import main
+from tilepipe.pipeline.tissue import tissue_share
+from tilepipe.slide import TissueMask
+from tilepipe.tiling import Box, plan_tiles
 
 OPTIONS = ["--model", "unet", "--weights", "random:1", "--base", "2", "--no-tune", "--unit", "256",
            "--tile", "316", "--quiet"]  # fmt: skip
@@ -115,3 +118,41 @@ def test_a_slide_without_glass_is_segmented_everywhere(everywhere, tmp_path):
     _, record = mask_of(path, tmp_path / "out.zarr", "--tissue", "auto")
     assert record["tissue"]["tiles"] > 0
     assert record["tissue"]["tiles_skipped"] == 0
+
+
+def test_verify_compares_what_was_computed_and_the_journal_knows_what(slide, tmp_path):
+    out = tmp_path / "out.zarr"
+    _, record = mask_of(slide, out, "--tissue", "auto", "--tile", "444")
+    assert record["settings"]["trims"]
+    assert record["tissue"]["skipped_px"] > 0.5 * SIDE * SIDE
+    computed, in_part = 0, 0
+    for path in (out / "tilepipe" / "journal" / "unet" / "segment").rglob("*.json"):
+        unit = json.loads(path.read_text())
+        boxes = unit["facts"].get("computed")
+        side = min(256, SIDE - 256 * unit["ix"]) * min(256, SIDE - 256 * unit["iy"])
+        px = side if boxes is None else sum((b[2] - b[0]) * (b[3] - b[1]) for b in boxes)
+        computed += px
+        in_part += 0 < px < side
+    assert in_part == 5
+    assert computed == SIDE * SIDE - record["tissue"]["skipped_px"]
+    told = CliRunner().invoke(main, ["verify", str(out), "--json", "--samples", "6"])
+    assert told.exit_code == 0, told.output
+    certificate = json.loads(told.stdout)
+    assert certificate["samples"] == 6
+    assert 0 < certificate["sampled_px"] <= 6 * 256 * 256
+
+
+def test_the_schedule_is_told_how_much_of_a_unit_the_device_computes():
+    full = np.zeros((16, 16), bool)
+    full[:8, :8] = True
+    mask = TissueMask(full, (32.0, 32.0), "")
+    plan = plan_tiles(
+        (256, 256), unit_px=64, context_px=8, alignment_px=8, margin_px=0, least_input_px=16,
+        input_step_px=8, input_px=48,
+    )  # fmt: skip
+    share = tissue_share(mask, plan=plan, level=1)
+    assert share(Box(0, 0, 64, 64)) == 1.0
+    assert share(Box(192, 192, 256, 256)) == 0.0
+    # Its tiles see 8 px of tissue, and one px of the mask around: little, but it is read.
+    assert share(Box(0, 128, 64, 192)) == 0.25
+    assert 0.25 < share(Box(64, 64, 128, 128)) < 1.0

@@ -67,7 +67,7 @@ def test_tiled_probabilities_are_the_whole_images(name, classes, backend):
     plan, _ = plan_for(model, EXTENT, JobSpec(tile=tile), unit_px=128)
     assert plan.mode == "exact"
     found = np.full((max(1, classes - 1), *EXTENT), 77, np.uint8)
-    engine = Engine(model, plan=plan, backend=backend, batch=2, probabilities=True)
+    engine = Engine(model, plan=plan, backend=backend, batch=2, probabilities=True, trims=True)
     for unit in plan.grid:
         result = engine.segment(reader(image), unit.box)
         found[(slice(None), *unit.box.slices)] = result.probabilities

@@ -117,7 +117,7 @@ def tile_logits(network: TileNetwork, image, plan: TilePlan, tile: Tile) -> torc
 
 
 def labels(model: Model, image, plan: TilePlan, **engine) -> NDArray[np.uint8]:
-    made = Engine(model, plan=plan, **engine)
+    made = Engine(model, plan=plan, trims=True, **engine)
     out = np.full(plan.extent, 255, np.uint8)
     for unit in plan.grid:
         out[unit.box.slices] = made.segment(reader(image), unit.box).ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,16 @@ import torch
 from torch import nn
 
 from tilepipe.errors import ModelError
-from tilepipe.infer import Account, Engine, caches
+from tilepipe.infer import Account, Engine, Settings, caches, shapes
 from tilepipe.infer import openvino as ov_room
-from tilepipe.infer.backends import make_backend, stack_tiles, staging_dtype, supported_precisions
+from tilepipe.infer.backends import (
+    WAITING,
+    BatchResult,
+    make_backend,
+    stack_tiles,
+    staging_dtype,
+    supported_precisions,
+)
 from tilepipe.infer.cuda import CudaBackend
 from tilepipe.infer.memory import FORWARD_BYTES, peak_activation_bytes, streams_of
 from tilepipe.infer.network import TileNetwork
@@ -167,7 +175,7 @@ def test_a_processor_computes_two_batches_at_once_and_mixes_none(name, threads):
             name, model, plan, batch=1, dtype=np.dtype(np.uint8), device="cpu",
             precision="fp32", threads=count,
         )  # fmt: skip
-        assert backend.depth == min(count, 2) + 1
+        assert backend.depth == min(count, 2) + WAITING
         under_way, values = [], []
         for tile in tiles:
             under_way.append(backend.submit([tile], account))
@@ -317,6 +325,8 @@ def test_staging_keeps_bytes_and_widens_the_rest():
     part = stack_tiles([np.full((1, 4, 6), 40000, np.uint16)], out)
     assert part.shape == (1, 1, 4, 6)
     assert (part == 40000).all()
+    assert part.flags.c_contiguous
+    assert np.shares_memory(part, out)
     with pytest.raises(TypeError):
         stack_tiles([np.zeros((1, 4, 6), np.uint16)], np.zeros((1, 1, 8, 8), np.uint8))
 
@@ -324,3 +334,96 @@ def test_staging_keeps_bytes_and_widens_the_rest():
 def test_fp32_is_always_supported():
     assert "fp32" in supported_precisions("cpu")
     assert "fp16" not in supported_precisions("cpu")
+
+
+@needs_openvino
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_openvino_takes_smaller_tiles_and_computes_the_same(precision, tmp_path, monkeypatch):
+    if openvino_fits("cpu", precision):
+        pytest.skip(openvino_fits("cpu", precision))
+    monkeypatch.setenv("TILEPIPE_CACHE", str(tmp_path))
+    model, plan = model_and_plan(tile=444)
+    made = Settings(plan, "cpu", precision, "openvino", 2, 2)
+    may = shapes.may_trim(made, model, dtype=np.dtype(np.uint8), looks=True)
+    assert may == shapes.may_trim(made, model, dtype=np.dtype(np.uint8), looks=True)
+    assert len(list(tmp_path.glob("shapes-*.json"))) == 1
+    if precision == "fp32":
+        assert may
+    if not may:
+        pytest.skip("the shape of a tile changes its last bits on this processor")
+    backend = make_backend(
+        "openvino", model, plan, batch=2, dtype=np.dtype(np.uint8), device="cpu",
+        precision=precision, threads=2,
+    )  # fmt: skip
+    tile = np.random.default_rng(0).integers(0, 255, (3, 444, 444), dtype=np.uint8)
+    account = Account()
+    # All are under way at once, those of the same shape and others.
+    cuts = [tile, tile[:, :316, :332], tile, tile[:, 16:, 32:364]]
+    tickets = [
+        backend.submit([cut] * count, account)
+        for cut, count in zip(cuts, (1, 2, 2, 1), strict=False)
+    ]
+    whole, corner, again, right = (
+        backend.collect(ticket, account).values.numpy().copy() for ticket in tickets
+    )
+    backend.close()
+    assert whole.any()
+    assert not whole.all()
+    np.testing.assert_array_equal(again, np.concatenate([whole, whole]))
+    for values in corner:
+        np.testing.assert_array_equal(values, whole[0, :132, :148])
+    np.testing.assert_array_equal(right[0, :240], whole[0, 16:, 32:180])
+
+
+def test_a_device_whose_bits_depend_on_the_shape_keeps_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("TILEPIPE_CACHE", str(tmp_path))
+    model, plan = model_and_plan(tile=444)
+    made = Settings(plan, "cpu", "fp32", "openvino", 1, 1)
+
+    class Off:
+        """Adds a bit in narrow tiles, as another kernel might."""
+
+        def submit(self, tiles, account):
+            return np.stack([t[:2, 92:-92, 92:-92] for t in tiles]).astype(np.float32)
+
+        def collect(self, values, account):
+            if values.shape[-1] < self.narrow_px:
+                values[..., 3, 5] = np.nextafter(values[..., 3, 5], np.float32(1e9))
+            return BatchResult(torch.from_numpy(values), True)
+
+        def close(self) -> None:
+            closed.append(self)
+
+    closed = []
+    off = Off()
+    monkeypatch.setattr(shapes, "make_backend", lambda *args, **options: off)
+    for narrow_px, same in ((0, True), (200, False)):
+        off.narrow_px = narrow_px
+        assert shapes.keeps_bits(made, model, dtype=np.dtype(np.uint8)) is same
+    assert len(closed) == 2
+    # What takes too long is not looked at, and what has no smaller tile has nothing to gain.
+    off.narrow_px = 0
+    ticks = iter(range(0, 1000, 10))
+    late = shapes.keeps_bits(
+        made, model, dtype=np.dtype(np.uint8), budget_s=25.0, clock=lambda: next(ticks)
+    )
+    assert not late
+    _, least = model_and_plan(tile=204)
+    assert not shapes.keeps_bits(replace(made, plan=least), model, dtype=np.dtype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "may"),
+    [
+        ({}, True),
+        ({"device": "cuda:0"}, False),
+        ({"cgm": "tile"}, False),
+        ({"backend": "openvino"}, False),  # not looked at
+    ],
+)
+def test_who_may_trim_without_a_look(changes, may):
+    model, plan = model_and_plan()
+    made = replace(Settings(plan, "cpu", "bf16", "torch", 1, 1), **changes)
+    assert shapes.may_trim(made, model, dtype=np.dtype(np.uint8), looks=False) is may
+    blended = replace(made, plan=replace(plan, mode="blended"))
+    assert not shapes.may_trim(blended, model, dtype=np.dtype(np.uint8), looks=True)

@@ -360,3 +360,58 @@ def test_a_unit_that_is_skipped_whole_is_not_even_read():
     result = engine.segment(read, Box(0, 0, 64, 64), skip=lambda box: box.y0 > -100)
     assert result.facts["tiles_skipped"] == 1 - result.facts["tiles"] == 1
     assert not result.ids.any()
+
+
+@pytest.mark.parametrize("trims", [True, False])
+def test_empty_parts_of_a_tile_are_left_out_where_tiles_may_be_trimmed(trims):
+    model = model_of(Sum(1, 3))
+    plan = plan_of(model, (256, 256), unit_px=256, input_px=264)
+    image = np.zeros((1, 256, 256), np.uint8)
+    image[0, 5::9, 3::11] = 255
+    everything = Engine(model, plan=plan).segment(reader(image), Box(0, 0, 256, 256))
+    boxes = []
+
+    def read(box: Box) -> np.ndarray:
+        boxes.append(box)
+        return image[(slice(None), *box.slices)]
+
+    def skip(box: Box) -> bool:
+        return box.x0 >= 60 or box.y1 < 140
+
+    result = Engine(model, plan=plan, trims=trims).segment(read, Box(0, 0, 256, 256), skip=skip)
+    wanted = Box(128, 0, 256, 64) if trims else Box(0, 0, 256, 256)
+    np.testing.assert_array_equal(result.ids[wanted.slices], everything.ids[wanted.slices])
+    assert everything.ids[wanted.slices].any()
+    if not trims:
+        assert "computed" not in result.facts
+        return
+    assert result.ids.sum() == result.ids[wanted.slices].sum()
+    assert result.facts["computed"] == [[128, 0, 256, 64]]
+    assert result.facts["skipped_px"] == 256 * 256 - 128 * 64
+    assert (result.facts["tiles"], result.facts["tiles_skipped"]) == (1, 0)
+    assert max(box.x1 for box in boxes) < 80
+    assert min(box.y0 for box in boxes) > 120
+
+
+def test_what_a_trimmed_tile_loses_is_sampled(monkeypatch):
+    monkeypatch.setattr("tilepipe.infer.engine.is_checked", lambda plan, tile: True)
+    model = model_of(Sum(1, 3))
+    plan = plan_of(model, (256, 256), unit_px=256, input_px=264)
+    image = np.full((1, 256, 256), 255, np.uint8)
+    engine = Engine(model, plan=plan, trims=True)
+    result = engine.segment(reader(image), Box(0, 0, 256, 256), skip=lambda box: box.x0 >= 60)
+    assert result.facts["skipped_px"] == result.facts["skipped_checked_px"] == 256 * 192
+    assert result.facts["skipped_lost_px"] == 256 * 192
+    assert not result.ids[:, 64:].any()
+
+
+def test_a_gate_looks_at_whole_tiles():
+    from tilepipe.infer.plans import plan_for
+    from tilepipe.models import load_model
+    from tilepipe.spec import JobSpec
+
+    model = load_model("unet3plus-cgm", weights="random:1", base=2)
+    plan, _ = plan_for(model, (150, 120), JobSpec(tile=288, cgm="tile"), unit_px=128)
+    engine = Engine(model, plan=plan, cgm="tile", trims=True)
+    tiles = list(plan.tiles(Box(128, 0, 150, 120)))
+    assert engine._trimmed(plan, tiles) == tiles

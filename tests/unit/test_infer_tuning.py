@@ -274,6 +274,16 @@ def test_memory_forecast_grows_with_the_tile_and_is_near_the_truth(model):
     assert estimate_memory(model, replace(settings, backend="openvino")) > estimate_memory(
         model, settings
     )
+    # OpenVINO has a second network for tiles of other shapes, where there are any.
+    trims = replace(settings, backend="openvino", trims=True)
+    plan = trims.plan
+    plan = replace(plan, unit_px=4 * plan.core_px)
+    same = replace(trims, plan=replace(plan, extent=(2 * plan.unit_px, plan.unit_px)))
+    assert estimate_memory(model, same, skips=True) > estimate_memory(model, same)
+    clipped = replace(same, plan=replace(plan, extent=(plan.unit_px, plan.unit_px + 16)))
+    assert estimate_memory(model, clipped) > estimate_memory(
+        model, replace(clipped, plan=replace(plan, extent=(plan.unit_px, plan.unit_px)))
+    )
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """The graph of units: each runs once, after what it needs, in any order and from any state."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given, settings
@@ -48,6 +49,7 @@ def jobs(draw):
             plan=plan,
             gate=plan is not None and draw(st.booleans()),
             band=draw(st.integers(0, 5)),
+            share=draw(st.sampled_from([None, lambda box: (box.y0 + box.x0) % 3 / 2])),
         )
     )
 
@@ -99,7 +101,7 @@ def test_every_order_runs_each_unit_once_after_what_it_needs(stages, data):
         if taken is not None:
             number, units = taken
             assert roots or stages[number].on_device or not stages[number].root
-            assert wants_device or not stages[number].on_device
+            assert wants_device or not dag.needs_device(number, units)
             for unit in units:
                 assert needs_of(stages, (number, unit)) <= done
                 running.append((number, unit))
@@ -257,3 +259,32 @@ def test_what_the_devices_first_unit_needs_is_read_first():
     dag = Dag(stages)
     dag.start({}, {0: {0}})
     assert not dag.is_for_device
+
+
+def test_units_without_tissue_wait_for_no_device_and_hold_up_no_reading():
+    """One column of units in four holds something, and of that a quarter."""
+    plan = plan_tiles(
+        (64, 256), unit_px=64, context_px=0, alignment_px=4, margin_px=0, least_input_px=8,
+        input_step_px=4,
+    )  # fmt: skip
+    layout = Layout(
+        image=(),
+        label=((64, 256),),
+        unit_px=64,
+        level=0,
+        plan=plan,
+        share=lambda box: 0.25 if box.x0 == 64 else 0.0,
+    )
+    stages = build_stages(layout)
+    # As when the image is copied: units become ready one by one.
+    stages = [replace(stages[0], root=False)]
+    dag = Dag(stages)
+    dag.start({})
+    assert dag.backlog == 0.25
+    assert not dag.needs_device(0, [0, 2, 3])
+    assert dag.needs_device(0, [0, 1])
+    assert dag.take(device=False, limit=lambda _: 9) == (0, [0, 2, 3])
+    assert dag.take(device=False, limit=lambda _: 9) is None
+    assert not dag.exhausted
+    assert dag.take(device=True, limit=lambda _: 9) == (0, [1])
+    assert dag.backlog == 0

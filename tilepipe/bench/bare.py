@@ -140,6 +140,7 @@ def engine_speed(model: Model, settings: Settings, image: NDArray[Any]) -> dict[
         backend=settings.backend,
         batch=settings.batch,
         threads=settings.threads,
+        trims=settings.trims,
         account=account,
     )
     extent = settings.plan.extent

@@ -151,9 +151,12 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines.append("  " + ", ".join(f"{name} {share:.2%}" for name, share in shown))
     if summary.get("instances") is not None:
         lines.append(f"  {summary['instances']} objects in {summary['label']}-instances")
-    if summary.get("tiles_skipped"):
+    if summary.get("skipped_px"):
         skipped, tiles = summary["tiles_skipped"], summary["tiles"]
-        lines.append(f"  {skipped} of {tiles + skipped} tiles hold no tissue and were skipped")
+        lines.append(
+            f"  {summary['skipped_px'] / summary['px']:.0%} of the px hold no tissue and were "
+            f"skipped: {skipped} of {tiles + skipped} tiles and parts of others"
+        )
     if summary.get("damaged_tiles"):
         lines.append(f"  {summary['damaged_tiles']} damaged tiles of the slide were filled")
     if summary.get("out_of_memory_events"):

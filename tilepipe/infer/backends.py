@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,9 +73,12 @@ def means_out_of_memory(error: BaseException) -> bool:
 
 
 def stack_tiles(tiles: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[Any]:
-    """Copy tiles (C, Y, X) of one shape into the first corner of ``out``; returns that part."""
-    height, width = tiles[0].shape[1:]
-    part = out[: len(tiles), :, :height, :width]
+    """Copy tiles (C, Y, X) of one shape to the start of ``out``'s memory, a contiguous array.
+
+    Returns that part as (B, C, Y, X); of tiles of its own shape it is the first of ``out``.
+    """
+    shape = (len(tiles), *tiles[0].shape)
+    part = out.reshape(-1)[: prod(shape)].reshape(shape)
     for place, tile in enumerate(tiles):
         np.copyto(part[place], tile, casting="same_kind" if out.dtype.kind == "f" else "safe")
     return part
@@ -85,11 +89,17 @@ def staging_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.uint8) if dtype == np.uint8 else np.dtype(np.float32)
 
 
+WAITING = 2
+"""Batches that wait for a stream of a processor. They are taken back in order: behind a large tile
+that is not done, two small ones may be, and with one that waits a stream would have nothing to do
+(9 tiles and 3 of half their size: 6.2 s with 1, 5.75 with 2, 5.65 with 3)."""
+
+
 class TorchCpuBackend:
     """torch on the processor: channels-last, weights in the precision itself (no autocast).
 
-    It computes ``streams`` batches at once, each by its part of the threads; one more waits for the
-    first that is done.
+    It computes ``streams`` batches at once, each by its part of the threads; ``WAITING`` more wait
+    for the first that is done.
     """
 
     name = "torch"
@@ -107,7 +117,7 @@ class TorchCpuBackend:
     ) -> None:
         self.precision = precision
         self._network = network.for_processor()
-        self.depth = streams + 1
+        self.depth = streams + WAITING
         self._staging = [np.empty(shape, staging_dtype(dtype)) for _ in range(self.depth)]
         self._turn = 0
         # torch counts threads for each thread that calls it.

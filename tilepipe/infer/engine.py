@@ -15,7 +15,19 @@ from tilepipe.errors import ModelError
 from tilepipe.infer.account import Account
 from tilepipe.infer.backends import Backend, BatchResult, make_backend, means_out_of_memory
 from tilepipe.infer.blend import Blend, blend_boxes
-from tilepipe.infer.cutting import cut, groups, hull_of, is_checked, seen_by, trimmed
+from tilepipe.infer.cutting import (
+    Skip,
+    boxes_json,
+    cut,
+    groups,
+    hull_of,
+    is_checked,
+    seen_by,
+    sizes_of,
+    tile_of,
+    trimmed,
+    wanted_parts,
+)
 from tilepipe.infer.device import DeviceQueue, UnitJob
 from tilepipe.infer.gate import gate_of
 from tilepipe.infer.layout import Layout, smaller
@@ -25,7 +37,6 @@ from tilepipe.models import Model
 from tilepipe.tiling import Box, Tile, TilePlan, read_mirrored
 
 Read = Callable[[Box], NDArray[Any]]
-Skip = Callable[[Box], bool]
 MakeBackend = Callable[..., Backend]
 
 
@@ -57,6 +68,7 @@ class Engine:
         threads: int | None = None,
         cgm: str = "off",
         probabilities: bool = False,
+        trims: bool = False,
         make: MakeBackend = make_backend,
     ) -> None:
         if cgm != "off" and not model.has_gate:
@@ -71,6 +83,9 @@ class Engine:
         self._refused = ""
         self._cgm = cgm
         self._channels = len(model.classes) - 1 if probabilities else 0
+        # The gate of a tile looks at all of it, and blended tiles stand on a grid.
+        self._trims = trims and cgm == "off" and not _blends(plan)
+        self._sizes = sizes_of(model, backend)
         self._make = make
         self._layout = Layout(plan, max(1, batch))
         self._lock = threading.Lock()
@@ -102,7 +117,8 @@ class Engine:
         ``read`` takes a box inside the level and returns pixels (c, y, x); it is called once with
         everything that the tiles need. Tiles of which ``skip`` says that they hold nothing, given
         what the network sees of them (the box may leave the level), become class 0 without being
-        run; one in ``CHECK_SKIPPED`` is run all the same, to know what skipping costs.
+        run, and so do empty parts of others where tiles may be trimmed; one in ``CHECK_SKIPPED`` is
+        run all the same, to know what skipping costs.
 
         Raises ModelError where the pixels do not fit the network or even the smallest tile does
         not fit the device.
@@ -140,7 +156,7 @@ class Engine:
         if not self.model.has_gate:
             raise ModelError(f"model {self.model.name} has no classification gate")
         plan = self._layout.plan
-        tiles = self._tiles(plan, box)
+        tiles = self._trimmed(plan, list(plan.tiles(box)))
         hull, pixels = self._read(plan, tiles, read, self.account, {})
         job = self._device.call(
             gate_of, self.model, plan, tiles, hull, pixels, self.account, self.device
@@ -159,52 +175,59 @@ class Engine:
     ) -> Maps:
         whole = Maps.empty(box, channels=self._channels)
         facts["tiles"] = 0
-        for fact in ("not_finite_px", "tiles_skipped", "skipped_checked_px", "skipped_lost_px"):
+        for fact in ("not_finite_px", "tiles_skipped", "skipped_px", "skipped_checked_px",
+                     "skipped_lost_px", "computed"):  # fmt: skip
             facts.pop(fact, None)
 
         def run(tiles: Sequence[Tile], part: Box) -> Maps:
+            tiles = self._trimmed(layout.plan, tiles)
             hull, pixels = self._read(layout.plan, tiles, read, account, facts)
             make = partial(self._job, layout, precision, tiles, hull, pixels, part, account)
             return self._device.submit(make).result()
 
+        computed: list[Box] = []
         for part in blend_boxes(layout.plan, box, self.model.n_outputs):
-            tiles = self._tiles(layout.plan, part)
-            skipped: list[Tile] = []
+            tiles = list(layout.plan.tiles(part))
+            cores = [tile.core for tile in tiles]
+            kept = [[core] for core in cores]
             if skip is not None:
-                seen = [(tile, skip(seen_by(layout.plan, tile))) for tile in tiles]
-                skipped = [tile for tile, empty in seen if empty]
-                tiles = [tile for tile, empty in seen if not empty]
-                facts["tiles_skipped"] = facts.get("tiles_skipped", 0) + len(skipped)
-            facts["tiles"] += len(tiles)
-            if tiles:
-                made = run(tiles, part)
+                kept = [self._wanted(layout.plan, tile, skip) for tile in tiles]
+                facts["tiles_skipped"] = facts.get("tiles_skipped", 0) + kept.count([])
+            facts["tiles"] += len(tiles) - kept.count([])
+            wanted = [
+                tile if parts == [tile.core] else tile_of(layout.plan, core)
+                for tile, parts in zip(tiles, kept, strict=True)
+                for core in parts
+            ]
+            if wanted:
+                made = run(wanted, part)
                 if part == box:
                     whole = made
                 else:
                     whole.put(made)
-            for tile in skipped:
+            computed += [tile.core for tile in wanted]
+            for tile, parts in zip(tiles, kept, strict=True):
+                if parts == [tile.core]:
+                    continue
+                left_px = tile.core.area - sum(core.area for core in parts)
+                facts["skipped_px"] = facts.get("skipped_px", 0) + left_px
                 if is_checked(layout.plan, tile):
-                    core = tile.core
-                    lost = int(np.count_nonzero(run([tile], core).ids))
+                    lost = _nonzero_outside(run([tile], tile.core), parts)
                     facts["skipped_lost_px"] = facts.get("skipped_lost_px", 0) + lost
-                    facts["skipped_checked_px"] = facts.get("skipped_checked_px", 0) + core.area
+                    facts["skipped_checked_px"] = facts.get("skipped_checked_px", 0) + left_px
+        if facts.get("skipped_px"):
+            facts["computed"] = boxes_json(computed)
         return whole
 
-    def _tiles(self, plan: TilePlan, box: Box) -> list[Tile]:
-        """Return the tiles of a box; torch on a processor takes each as small as its core allows.
+    def _wanted(self, plan: TilePlan, tile: Tile, skip: Skip) -> list[Box]:
+        """Return the parts of a tile's core that are to be computed: all, some or none."""
+        if self._trims:
+            return wanted_parts(plan, tile.core, skip, self._sizes)
+        return [] if skip(seen_by(plan, tile)) else [tile.core]
 
-        Every other back-end is compiled for one shape.
-        """
-        tiles = list(plan.tiles(box))
-        if _blends(plan) or self.backend != "torch" or self.device != "cpu":
-            return tiles
-        locality = self.model.locality
-        return trimmed(
-            plan,
-            tiles,
-            least_px=locality.least_input_px,
-            step_px=max(1, locality.input_step_px),
-        )
+    def _trimmed(self, plan: TilePlan, tiles: Sequence[Tile]) -> Sequence[Tile]:
+        """Take each tile as small as its core allows, where that changes no bit."""
+        return trimmed(plan, tiles, self._sizes) if self._trims else tiles
 
     def _read(
         self,
@@ -323,3 +346,12 @@ class Engine:
 
 def _blends(plan: TilePlan) -> bool:
     return plan.mode == "blended"
+
+
+def _nonzero_outside(maps: Maps, parts: Sequence[Box]) -> int:
+    """Count the px that are not background outside of ``parts``."""
+    lost = int(np.count_nonzero(maps.ids))
+    for part in parts:
+        inside = part.shift(-maps.box.y0, -maps.box.x0).slices
+        lost -= int(np.count_nonzero(maps.ids[inside]))
+    return lost

@@ -22,8 +22,10 @@ class UnitResult:
     facts: dict[str, Any] = field(default_factory=dict)
     """Plain values: precision, backend, tiles, seconds per step, and, where it happened, ``oom``
     (how often memory ran out), ``oom_events`` (what was made smaller), ``redone_fp32``,
-    ``not_finite_px``, ``tiles_skipped``, and of the skipped tiles that were run all the same
-    ``skipped_checked_px`` and ``skipped_lost_px`` (their px that are not background)."""
+    ``not_finite_px``, ``tiles_skipped`` (whole ones), ``skipped_px`` (theirs and the empty parts
+    of others), with it ``computed`` (what was run, as ``boxes_json`` tells it), and of what was
+    skipped and run all the same ``skipped_checked_px`` and ``skipped_lost_px`` (px that are not
+    background)."""
     probabilities: NDArray[np.uint8] | None = None
     """Quantised probabilities (classes - 1, y, x), 0 in skipped tiles; None: not asked for."""
 

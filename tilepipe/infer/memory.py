@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tilepipe.infer.blend import MAX_SUM_BYTES
 from tilepipe.infer.caches import key_of, read_cached, version_of, write_cached
+from tilepipe.infer.cutting import has_small_cores, sizes_of
 from tilepipe.models import Model
 
 if TYPE_CHECKING:
@@ -147,12 +148,14 @@ def estimate_memory(
     *,
     dtype: DTypeLike = np.uint8,
     probabilities: bool = False,
+    skips: bool = False,
 ) -> int:
     """Return the bytes that the engine of one worker process adds at its peak (host memory).
 
     Weights, one forward, and the pixels of a unit with its halo; not the process itself, nor the
     units that its lanes read and write. ``probabilities``: the float32 maps of a batch that are
-    quantised, three at a time, come on top of the forward.
+    quantised, three at a time, come on top of the forward. ``skips``: empty parts of tiles may be
+    left out.
     """
     plan = settings.plan
     weights = 4 * sum(parameter.numel() for parameter in model.module.parameters())
@@ -167,4 +170,7 @@ def estimate_memory(
         maps = 3 * 4 * model.n_outputs * settings.batch * plan.core_px**2
         forward += maps * at_once(model, settings)
     extra = OPENVINO_BYTES if settings.backend == "openvino" else 0
+    sizes = sizes_of(model, settings.backend)
+    if extra and settings.trims and (skips or has_small_cores(plan, sizes)):
+        forward = int(forward * (1 + sizes.most_share))  # the network for other shapes
     return int(2 * weights + pixels + forward + extra)

@@ -1,4 +1,4 @@
-"""OpenVINO on a processor: the network converted in memory, compiled for one shape."""
+"""OpenVINO on a processor: the network converted in memory, compiled for the shape of a tile."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,13 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import ModelError
 from tilepipe.infer.account import Account
-from tilepipe.infer.backends import BatchResult, cpu_has_bf16, stack_tiles, staging_dtype
+from tilepipe.infer.backends import (
+    WAITING,
+    BatchResult,
+    cpu_has_bf16,
+    stack_tiles,
+    staging_dtype,
+)
 from tilepipe.infer.caches import device_name, key_of, read_blob, version_of, write_blob
 from tilepipe.infer.network import TileNetwork
 
@@ -40,7 +47,7 @@ def openvino_fits(device: str, precision: str, *, gated: bool = False) -> str:
     return ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Slot:
     """What one batch under way needs."""
 
@@ -49,13 +56,18 @@ class _Slot:
     pixels: Any
     """The same memory as OpenVINO's tensor."""
     request: Any
+    any_shape: Any = None
+    """A request to the network of any shape, once it was needed."""
 
 
 class OpenVinoBackend:
-    """One compiled network of static shape (B, C, Y, X); a smaller batch is filled up.
+    """A network compiled for one shape (B, C, Y, X); a smaller batch is filled up.
 
-    It computes ``streams`` batches at once, each by its part of the threads; one more waits for the
-    first that is done.
+    Smaller tiles go to a second network, compiled for any shape when the first of them comes: some
+    networks are up to a fifth slower that way, so it is not for all tiles.
+
+    It computes ``streams`` batches at once, each by its part of the threads; ``WAITING`` more wait
+    for the first that is done.
     """
 
     name = "openvino"
@@ -74,50 +86,65 @@ class OpenVinoBackend:
         openvino = import_openvino()
 
         self.precision = precision
-        self.depth = streams + 1
+        self.depth = streams + WAITING
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": threads,
         }
+
+        def compiled(sides: tuple[int, int, int, int]) -> Any:
+            return _compiled(openvino, network, sides, staging_dtype(dtype), properties)
+
         try:
-            compiled = _compiled(openvino, network, shape, staging_dtype(dtype), properties)
+            self._compiled = compiled(shape)
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(f"OpenVINO cannot take this network: {first[:300]}") from error
+        self._compile_any = partial(compiled, (-1, shape[1], -1, -1))
+        self._compiled_any: Any = None
+        self._tensor = openvino.Tensor
         self._has_probabilities = network.output == "ids+probabilities"
         self._slots = []
         for _ in range(self.depth):
             staging = np.zeros(shape, staging_dtype(dtype))
             pixels = openvino.Tensor(staging, shared_memory=True)
-            self._slots.append(_Slot(staging, pixels, compiled.create_infer_request()))
+            self._slots.append(_Slot(staging, pixels, self._compiled.create_infer_request()))
         self._turn = 0
 
-    def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> tuple[_Slot, int]:
+    def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> tuple[Any, int]:
         """Put a batch on its way; returns at once."""
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % self.depth
         with account.span("host-to-device"):
-            stack_tiles(tiles, slot.staging)
-        slot.request.start_async([slot.pixels])
-        return slot, len(tiles)
+            part = stack_tiles(tiles, slot.staging)
+        if part.shape[2:] == slot.staging.shape[2:]:
+            slot.request.start_async([slot.pixels])
+            return slot.request, len(tiles)
+        if slot.any_shape is None:
+            if self._compiled_any is None:
+                self._compiled_any = self._compile_any()
+            slot.any_shape = self._compiled_any.create_infer_request()
+        slot.any_shape.start_async([self._tensor(part, shared_memory=True)])
+        return slot.any_shape, len(tiles)
 
-    def collect(self, ticket: tuple[_Slot, int], account: Account) -> BatchResult:
+    def collect(self, ticket: tuple[Any, int], account: Account) -> BatchResult:
         """Wait until a batch is computed."""
-        slot, count = ticket
+        request, count = ticket
         with account.span("compute"):
-            slot.request.wait()
+            request.wait()
             # Views of the request's memory: used up before its next turn.
             values, sums, *more = (
-                slot.request.get_output_tensor(number).data[:count]
+                request.get_output_tensor(number).data[:count]
                 for number in range(2 + self._has_probabilities)
             )
             finite = bool(np.isfinite(sums).all())
         return BatchResult(torch.from_numpy(values), finite, *map(torch.from_numpy, more))
 
     def close(self) -> None:
-        """Free the compiled network."""
+        """Free the compiled networks."""
         self._slots.clear()
+        self._compiled = self._compiled_any = None
 
 
 def import_openvino() -> Any:
@@ -137,7 +164,7 @@ def _compiled(
     dtype: np.dtype[Any],
     properties: dict[str, Any],
 ) -> Any:
-    """Return the network compiled for tiles of ``shape``, from the cache where it is kept there.
+    """Return the network compiled for tiles of ``shape`` (-1: any), from the cache if it is there.
 
     Converting takes a second and compiling half of one; a kept network is there in 0.05 s.
     """
@@ -157,7 +184,7 @@ def _compiled(
 
 
 def _convert(network: TileNetwork, shape: tuple[int, int, int, int], dtype: np.dtype[Any]) -> Any:
-    """Return the OpenVINO form of a float32 network for tiles of ``shape``.
+    """Return the OpenVINO form of a float32 network for tiles of ``shape`` (-1: any).
 
     It is traced on the smallest tile that leaves a core, not on the real one: tracing runs the
     network in torch, which takes longer than everything else for a large tile.

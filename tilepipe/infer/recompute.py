@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tilepipe.infer.account import Account
 from tilepipe.infer.backends import make_backend
 from tilepipe.infer.blend import Blend
+from tilepipe.infer.cutting import boxes_of
 from tilepipe.infer.network import ids_of, quantise
 from tilepipe.infer.settings import Settings
 from tilepipe.models import Model
@@ -200,19 +201,24 @@ def computed_px(
     plan: TilePlan,
     box: Box,
     facts: Mapping[tuple[int, int], Mapping[str, Any]],
-    read_ids: Callable[[Box], NDArray[Any]],
+    stored: NDArray[Any],
 ) -> NDArray[np.bool_]:
-    """Tell which pixels of ``box`` the network computed: not those of skipped, empty tiles.
+    """Tell which pixels of ``box`` the network computed, not skipped as empty.
 
-    The journal says how many tiles of a unit were skipped, not which: in such a unit a tile that
-    is all background may have been.
+    ``facts`` are those that the journal keeps of each unit (row, column), ``stored`` the class ids
+    (y, x): what is not background was computed, whatever the journal says. Raises ValueError where
+    a record does not make sense.
     """
     computed = np.ones(box.shape, bool)
     for unit in plan.grid.touching(box):
-        if not facts.get((unit.iy, unit.ix), {}).get("tiles_skipped"):
+        kept = facts.get((unit.iy, unit.ix), {})
+        if "computed" not in kept:
             continue
-        for tile in plan.tiles(unit.box):
-            part = tile.core.intersect(box)
-            if part.area and not read_ids(tile.core).any():
-                computed[part.shift(-box.y0, -box.x0).slices] = False
-    return computed
+        place = unit.box.intersect(box)
+        computed[place.shift(-box.y0, -box.x0).slices] = False
+        # Of what was cut into too many boxes to be recorded only the foreground is compared.
+        for core in boxes_of(kept["computed"]) or ():
+            part = core.intersect(place)
+            if part.area:
+                computed[part.shift(-box.y0, -box.x0).slices] = True
+    return computed | (stored != 0)

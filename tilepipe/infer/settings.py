@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tilepipe.errors import ModelError, PlanError
-from tilepipe.infer import guard, tuning
+from tilepipe.infer import guard, shapes, tuning
 from tilepipe.infer.backends import resolve_device, supported_precisions
 from tilepipe.infer.blend_error import estimate_blend_error
 from tilepipe.infer.caches import cores
@@ -36,6 +36,8 @@ class Settings:
     threads: int
     """Threads of the device's back-end in one worker process (CPU only)."""
     cgm: str = "off"
+    trims: bool = False
+    """Tiles may be smaller than the plan's: on this device no bit of their result changes."""
     notes: tuple[str, ...] = ()
     """What was decided and why, for people."""
     guard: dict[str, Any] | None = None
@@ -106,7 +108,9 @@ def choose_settings(
         settings = _noted(replace(settings, blend_error=error.to_json()), [str(error)])
     if spec.tune and extent[0] * extent[1] >= SMALL_PX:
         settings = tuning.tuned(settings, model, spec, dtype=np.dtype(dtype), workers=workers)
-    return settings
+    looks = extent[0] * extent[1] >= SMALL_PX
+    trims = shapes.may_trim(settings, model, dtype=np.dtype(dtype), looks=looks)
+    return replace(settings, trims=trims)
 
 
 def _with_precision(

@@ -51,7 +51,11 @@ def bill(request: Request) -> dict[str, Any]:
     # A lane holds a unit as read and as written; the network's own share is measured.
     lanes = min(THREADS_PER_WORKER, len(plan.grid))
     network = estimate_memory(
-        chosen.model, chosen.settings, dtype=source.dtype, probabilities=spec.probabilities
+        chosen.model,
+        chosen.settings,
+        dtype=source.dtype,
+        probabilities=spec.probabilities,
+        skips=spec.tissue != "off",
     )
     tile_s = estimate_seconds(chosen.model, chosen.settings, dtype=source.dtype)
     channels = len(chosen.model.classes) - 1 if spec.probabilities else 0

@@ -212,6 +212,7 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
                 threads=settings.threads,
                 cgm=settings.cgm if settings.cgm == "tile" else "off",
                 probabilities=spec.probabilities,
+                trims=settings.trims,
             )
             # torch leaves half a million objects that stay: no collection need look at them again.
             gc.freeze()

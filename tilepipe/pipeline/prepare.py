@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from tilepipe.pipeline.output import (
 )
 from tilepipe.pipeline.source import Source, open_source
 from tilepipe.pipeline.stages import Layout, build_stages
-from tilepipe.pipeline.tissue import Find, keep_tissue, look_for_tissue
+from tilepipe.pipeline.tissue import Find, keep_tissue, look_for_tissue, tissue_share
 from tilepipe.schedule import Stage
 from tilepipe.spec import JobSpec
 from tilepipe.store import Journal, Store
@@ -145,12 +145,15 @@ def _open_job(
         if chosen is not None and spec.instances
         else None,
     )
-    stages = build_stages(layout)
     label_mark = ""
     if chosen is not None:
         label_mark, begins = _open_label(source, store, spec, chosen, mark)
         if tissue is not None:
-            on_event(Note(source.name, keep_tissue(store, chosen.name, tissue, anew=begins).note))
+            mask = keep_tissue(store, chosen.name, tissue, anew=begins)
+            on_event(Note(source.name, mask.note))
+            share = tissue_share(mask, plan=chosen.settings.plan, level=chosen.level)
+            layout = replace(layout, share=share)
+    stages = build_stages(layout)
     objects: str | None = None
     object_mark = ""
     if chosen is not None and spec.instances:

@@ -29,6 +29,8 @@ class Layout:
     """Two passes: the gate of the whole slide is known before the first mask."""
     band: int = 0
     """Columns of units of the finest level that are gone down together; 0: all."""
+    share: Callable[[Box], float] | None = None
+    """How much of a box of the level the network is run on, 0 to 1; None: all of any."""
     objects_halo_px: int | None = None
     """Px around a unit that its objects depend on; None: objects are not asked for."""
 
@@ -117,6 +119,7 @@ def build_stages(layout: Layout) -> list[Stage]:
                 needs=_all(needs) if level == 0 else _children(number - 1, label[level - 1]),
                 feeds=_all(parent),
                 on_device=level == 0,
+                share=_all_of if layout.share is None else _share_of(layout.share),
                 root=level == 0 and not image and not layout.gate,
                 band=band(layout.level + level),
             )
@@ -126,6 +129,14 @@ def build_stages(layout: Layout) -> list[Stage]:
 
 def _nothing(_: Unit) -> Iterable[Node]:
     return ()
+
+
+def _all_of(_: Unit) -> float:
+    return 1.0
+
+
+def _share_of(share: Callable[[Box], float]) -> Callable[[Unit], float]:
+    return lambda unit: share(unit.box)
 
 
 def _all(parts: Sequence[Callable[[Unit], Iterable[Node]]]) -> Callable[[Unit], Iterable[Node]]:

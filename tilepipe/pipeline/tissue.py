@@ -15,8 +15,10 @@ from tilepipe.errors import SlideError, StoreError
 from tilepipe.slide import Slide, TissueMask, tissue_mask
 from tilepipe.spec import JobSpec
 from tilepipe.store import TISSUE, Store, open_files
+from tilepipe.tiling import Box, TilePlan
 
 _MOST_BYTES = 64 << 20
+_LEAST_SHARE = 0.25
 Find = Callable[[], TissueMask]
 
 
@@ -62,6 +64,20 @@ def keep_tissue(store: Store, label: str, find: Find, *, anew: bool) -> TissueMa
     mask = find()
     store.files.put(key, mask.to_png())
     return mask
+
+
+def tissue_share(mask: TissueMask, *, plan: TilePlan, level: int) -> Callable[[Box], float]:
+    """Return what tells how much of a box of a level has to be computed, for the schedule.
+
+    0 where the network sees no tissue, else at least ``_LEAST_SHARE``: a unit that takes little of
+    the device is still read and kept in memory until its turn.
+    """
+
+    def share(box: Box) -> float:
+        seen = plan.footprint(box).enlarged(2**level)
+        return max(_LEAST_SHARE, mask.share_of(seen)) if mask.any(seen) else 0.0
+
+    return share
 
 
 def read_tissue(store: Store, label: str) -> TissueMask:

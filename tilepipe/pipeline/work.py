@@ -54,8 +54,8 @@ class SlideWork:
         self._seconds = merge_seconds([self._seconds, facts.get("seconds", {})])
         if self.dag.stages[stage].name == (SEGMENT if self.job.segmentation else INGEST):
             self._px += int(facts.get("px", 0))
-        for fact in ("tiles", "tiles_skipped", "skipped_checked_px", "skipped_lost_px",
-                     "redone_fp32", "not_finite_px"):  # fmt: skip
+        for fact in ("tiles", "tiles_skipped", "skipped_px", "skipped_checked_px",
+                     "skipped_lost_px", "redone_fp32", "not_finite_px"):  # fmt: skip
             self._facts[fact] += int(facts.get(fact, 0))
         self._facts["oom"] += len(facts.get("oom", ()))
         self._facts["damaged"] += len(facts.get("damaged", ()))
@@ -136,6 +136,7 @@ class SlideWork:
             "out_of_memory_events": self._facts["oom"],
             "tiles": self._facts["tiles"],
             "tiles_skipped": self._facts["tiles_skipped"],
+            "skipped_px": self._facts["skipped_px"],
             "skipped_checked_px": self._facts["skipped_checked_px"],
             "skipped_lost_px": self._facts["skipped_lost_px"],
             "units_redone_fp32": self._facts["redone_fp32"],
@@ -207,7 +208,13 @@ class SlideWork:
                 "account": self.summary["account"],
                 "tissue": {
                     key: self.summary[key]
-                    for key in ("tiles", "tiles_skipped", "skipped_checked_px", "skipped_lost_px")
+                    for key in (
+                        "tiles",
+                        "tiles_skipped",
+                        "skipped_px",
+                        "skipped_checked_px",
+                        "skipped_lost_px",
+                    )
                 },
                 "mpix_per_s": self.summary["mpix_per_s"],
             }

@@ -24,6 +24,10 @@ def _nothing(_: Unit) -> Iterable[Node]:
     return ()
 
 
+def _all(_: Unit) -> float:
+    return 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One kind of work on one grid of units."""
@@ -39,6 +43,8 @@ class Stage:
     """Nodes that may have become ready when the unit is done."""
     on_device: bool = False
     """Needs the device; few of these are in flight at a time."""
+    share: Callable[[Unit], float] = _all
+    """How much of a unit the device has to compute, 0 to 1; 0: that unit does not wait for it."""
     root: bool = False
     """Needs nothing: handed out in order without being queued."""
     band: int = 0
@@ -56,6 +62,8 @@ class Dag:
         ]
         self._ready: list[list[tuple[int, int]]] = [[] for _ in self.stages]
         """Heaps of (band, unit index)."""
+        self._light: list[list[tuple[int, int]]] = [[] for _ in self.stages]
+        """The same of device stages, units that need no device."""
         self._roots = [self._in_order(stage) for stage in self.stages]
         self._done = [0] * len(self.stages)
         self._order = sorted(range(len(self.stages)), key=lambda number: -self.stages[number].rank)
@@ -114,13 +122,19 @@ class Dag:
         return stage.grid.banded(stage.band or max(1, stage.grid.shape[1]))
 
     @property
-    def backlog(self) -> int:
-        """Units that are ready for the device and wait for it."""
+    def backlog(self) -> float:
+        """Units that are ready for the device and wait for it, each by its share."""
         return sum(
-            len(ready)
+            stage.share(stage.grid.at(index))
             for stage, ready in zip(self.stages, self._ready, strict=True)
             if stage.on_device
+            for _, index in ready
         )
+
+    def needs_device(self, number: int, units: Iterable[int]) -> bool:
+        """Tell whether one of a stage's units is computed by the device."""
+        stage = self.stages[number]
+        return stage.on_device and any(stage.share(stage.grid.at(index)) > 0 for index in units)
 
     @property
     def is_for_device(self) -> bool:
@@ -147,23 +161,27 @@ class Dag:
     ) -> tuple[int, list[int]] | None:
         """Hand out up to ``limit(stage)`` ready units of one stage; None where nothing may run now.
 
-        ``device`` False passes over the stages that need the device, ``roots`` False over those
-        that only feed them.
+        ``device`` False passes over the units that need the device, ``roots`` False over those
+        that only feed them. Units that need the device come without others.
         """
         for number in self._order:
             stage = self.stages[number]
+            most = limit(stage)
+            if light := self._take(number, most, self._light):
+                return number, light
             if stage.on_device and not device:
                 continue
             if stage.root and not stage.on_device and not roots:
                 continue
-            most = limit(stage)
             taken = self._take_root(number, most) if stage.root else self._take(number, most)
             if taken:
                 return number, taken
         return None
 
-    def _take(self, number: int, limit: int) -> list[int]:
-        ready, state = self._ready[number], self._state[number]
+    def _take(
+        self, number: int, limit: int, heaps: list[list[tuple[int, int]]] | None = None
+    ) -> list[int]:
+        ready, state = (heaps or self._ready)[number], self._state[number]
         taken: list[int] = []
         while ready and len(taken) < limit:
             _, index = heapq.heappop(ready)
@@ -189,7 +207,8 @@ class Dag:
         place = (0, index)
         if stage.band:
             place = (index % stage.grid.shape[1] // stage.band, index)
-        heapq.heappush(self._ready[number], place)
+        light = stage.on_device and not self.needs_device(number, (index,))
+        heapq.heappush((self._light if light else self._ready)[number], place)
 
     def give_back(self, node: Node) -> None:
         """Put a running unit back among the ready ones."""
@@ -228,8 +247,10 @@ class Dag:
     def exhausted(self) -> bool:
         """Whether nothing may run and nothing runs: done, or stopped by failures."""
         return not any(
-            ready or np.any(state == RUNNING) or (stage.root and np.any(state == WAITING))
-            for stage, ready, state in zip(self.stages, self._ready, self._state, strict=True)
+            ready or light or np.any(state == RUNNING) or (stage.root and np.any(state == WAITING))
+            for stage, ready, light, state in zip(
+                self.stages, self._ready, self._light, self._state, strict=True
+            )
         )
 
     @property

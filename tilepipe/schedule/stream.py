@@ -132,8 +132,9 @@ class Stream:
         )
         if handed:
             job.running += 1
-            self._device += stage.on_device
-            self._device_begun |= stage.on_device
+            on_device = job.work.dag.needs_device(task.stage, task.units)
+            self._device += on_device
+            self._device_begun |= on_device
         elif not self._flights.is_copied(task):  # the connection broke just now
             job.give_back(task)
 
@@ -201,7 +202,7 @@ class Stream:
         self._flights.land(flight, cancel=cancel)
         job = self._open[flight.task.job]
         job.running -= 1
-        self._device -= job.work.dag.stages[flight.task.stage].on_device
+        self._device -= job.work.dag.needs_device(flight.task.stage, flight.task.units)
 
     def _close_idle(self) -> None:
         for number, job in list(self._open.items()):

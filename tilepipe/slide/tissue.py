@@ -42,10 +42,18 @@ class TissueMask:
 
     def any(self, box: Box) -> bool:
         """Tell whether a box of level-0 px touches tissue; one mask px around it counts."""
+        return bool(self._under(box).any())
+
+    def share_of(self, box: Box) -> float:
+        """Share of a box of level-0 px that is tissue, one mask px around it as well."""
+        under = self._under(box)
+        return float(under.mean()) if under.size else 0.0
+
+    def _under(self, box: Box) -> NDArray[np.bool_]:
         down_y, down_x = self.downsample
         y0, y1 = int(box.y0 / down_y) - 1, int(np.ceil(box.y1 / down_y)) + 1
         x0, x1 = int(box.x0 / down_x) - 1, int(np.ceil(box.x1 / down_x)) + 1
-        return bool(self.mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)].any())
+        return self.mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
 
     @property
     def share(self) -> float:
