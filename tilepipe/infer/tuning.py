@@ -12,7 +12,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
 AIMS_PX = {"cpu": (384, 768, 1024, 1344, 2048), "cuda": (1024, 2048, 4096)}
 """Cores that are tried."""
 BUDGET_S = 8.0
-_AS_FAST = 0.98
-"""Two measurements of the same tile differ by as much."""
+_AS_FAST = 0.97
+"""Two measurements of the same tile differ by as much, and so do a lap and a job."""
 _RIVALS = 0.85
 """On a shared machine one measurement may be off by so much: then both are taken again."""
+_LAPS = 3
 MEMORY_SHARE = 0.5
 """Part of the free memory that a forward may take."""
 
@@ -137,46 +139,134 @@ def measure(
     budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Trial]:
-    """Time a forward of each candidate, those nearest the settings' own first, until the budget
-    is used up; what runs out of memory is left out, and what lies behind a slower tile. The two
-    fastest are timed once more where they are near each other; the better figure counts.
+    """Time each candidate, those nearest the settings' own first, until the budget is used up.
+
+    What runs out of memory is left out, and what lies behind a slower tile. The two fastest are
+    timed again in turns where they are near each other; the best figure of each counts.
     """
     own_px = settings.plan.input_px
     ordered = sorted(candidates, key=lambda pair: abs(pair[0].input_px - own_px))
+    on_cpu = settings.device == "cpu"
     started_s = clock()
-    trials: dict[tuple[int, int], Trial] = {}
+    enter = partial(_Contender, settings, model, dtype=dtype, budget_s=budget_s, clock=clock)
+    # A GPU may not hold two at once, and nothing disturbs it: no second lap there.
+    with _beside_lanes(settings) if on_cpu else nullcontext(), _Race(enter, 1 + on_cpu) as race:
 
-    def is_over() -> bool:
-        return bool(trials) and clock() - started_s > budget_s
+        def is_over() -> bool:
+            return bool(race.trials) and clock() - started_s > budget_s
 
-    def time_it(plan: TilePlan, batch: int) -> None:
+        for plan, batch in ordered:
+            if is_over():
+                break
+            if not _is_behind(plan.input_px, list(race.trials.values())):
+                race.lap(plan, batch)
+        rivals = _rivals(race.trials) if on_cpu else []
+        again = [pair for pair in ordered if (pair[0].input_px, pair[1]) in rivals]
+        for plan, batch in again * _LAPS:
+            if not is_over():
+                race.lap(plan, batch)
+    return list(race.trials.values())
+
+
+class _Contender:
+    """One way to run the network, ready to be timed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: Model,
+        plan: TilePlan,
+        batch: int,
+        *,
+        dtype: np.dtype[Any],
+        budget_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        side = plan.input_px
+        rng = np.random.default_rng(0)
+        tile = rng.integers(0, 255, (model.in_channels, side, side)).astype(dtype)
+        self._plan, self._tiles, self._clock = plan, [tile] * batch, clock
+        self._backend = make_backend(
+            settings.backend,
+            model,
+            plan,
+            batch=batch,
+            dtype=dtype,
+            device=settings.device,
+            precision=settings.precision,
+            threads=settings.threads,
+            output="probabilities" if plan.mode == "blended" else "ids",
+        )
+        try:
+            first_s = seconds_a_batch(self._backend, self._tiles, count=1, clock=clock)
+            # Of a heavy network a lap of a batch a stream must do: the budget is for all.
+            self._count = 4 if 8 * first_s < budget_s / 2 else 2
+            if self._count > 2:  # every stream's first batch takes longer
+                seconds_a_batch(self._backend, self._tiles, count=2, clock=clock)
+        except BaseException:
+            self.close()
+            raise
+
+    def lap(self) -> Trial:
+        """Time a few batches."""
+        took_s = seconds_a_batch(self._backend, self._tiles, count=self._count, clock=self._clock)
+        plan, batch = self._plan, len(self._tiles)
+        speed = useful_px(plan) * batch / took_s / 1e6
+        return Trial(plan.input_px, plan.core_px, batch, speed)
+
+    def close(self) -> None:
+        """Free the back-end."""
+        self._backend.close()
+
+
+class _Race:
+    """Times ways to run the network and keeps the fastest ones ready for another lap."""
+
+    def __init__(self, enter: Callable[[TilePlan, int], _Contender], at_once: int) -> None:
+        self.trials: dict[tuple[int, int], Trial] = {}
+        """By input px and batch; the best figure of each."""
+        self._enter, self._at_once = enter, at_once
+        self._ready: dict[tuple[int, int], _Contender] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._keep(0)
+
+    def lap(self, plan: TilePlan, batch: int) -> None:
+        """Time one; it is left out where memory runs out."""
         place = plan.input_px, batch
         try:
-            with _beside_lanes(settings) if settings.device == "cpu" else nullcontext():
-                made = _trial(settings, model, plan, batch, dtype, (started_s, budget_s), clock)
+            if place not in self._ready:
+                self._keep(self._at_once - 1)
+                self._ready[place] = self._enter(plan, batch)
+            found = self._ready[place].lap()
         except Exception as error:
             if not means_out_of_memory(error):
                 raise
+            self.trials.pop(place, None)
+            self._keep(0)
             return
-        known = trials.get(place)
-        if known is None or made.mpix_per_s > known.mpix_per_s:
-            trials[place] = made
+        self.trials[place] = max(self.trials.get(place, found), found, key=_speed)
 
-    for plan, batch in ordered:
-        if is_over():
-            break
-        if not _is_behind(plan.input_px, list(trials.values())):
-            time_it(plan, batch)
-    for place in _rivals(trials):
-        if not is_over():
-            time_it(*next(pair for pair in ordered if (pair[0].input_px, pair[1]) == place))
-    return list(trials.values())
+    def _keep(self, count: int) -> None:
+        """Close all but the fastest ``count``."""
+        slowest_first = sorted(
+            self._ready, key=lambda p: _speed(self.trials[p]) if p in self.trials else 0.0
+        )
+        for place in slowest_first[: len(slowest_first) - count]:
+            self._ready.pop(place).close()
+
+
+def _speed(trial: Trial) -> float:
+    return trial.mpix_per_s
 
 
 def _rivals(trials: Mapping[tuple[int, int], Trial]) -> list[tuple[int, int]]:
-    """Return the two fastest, the second first, if something beside them may have decided."""
-    by_speed = sorted(trials, key=lambda place: trials[place].mpix_per_s)[-2:]
-    speeds = [trials[place].mpix_per_s for place in by_speed]
+    """Return the two fastest, if something beside them may have decided which is first."""
+    by_speed = sorted(trials, key=lambda place: _speed(trials[place]))[-2:]
+    speeds = [_speed(trials[place]) for place in by_speed]
     return by_speed if len(by_speed) == 2 and speeds[0] > _RIVALS * speeds[1] else []
 
 
@@ -187,48 +277,12 @@ def _is_behind(input_px: int, trials: Sequence[Trial]) -> bool:
     """
     if not trials:
         return False
-    best = max(trials, key=lambda trial: trial.mpix_per_s)
+    best = max(trials, key=_speed)
     low, high = sorted((input_px, best.input_px))
     return any(
         low < trial.input_px < high and trial.mpix_per_s < _AS_FAST * best.mpix_per_s
         for trial in trials
     )
-
-
-def _trial(
-    settings: Settings,
-    model: Model,
-    plan: TilePlan,
-    batch: int,
-    dtype: np.dtype[Any],
-    budget: tuple[float, float],
-    clock: Callable[[], float],
-) -> Trial:
-    started_s, budget_s = budget
-    begun_s = clock()
-    side = plan.input_px
-    rng = np.random.default_rng(0)
-    tile = rng.integers(0, 255, (model.in_channels, side, side)).astype(dtype)
-    tiles = [tile] * batch
-    backend = make_backend(
-        settings.backend,
-        model,
-        plan,
-        batch=batch,
-        dtype=dtype,
-        device=settings.device,
-        precision=settings.precision,
-        threads=settings.threads,
-        output="probabilities" if plan.mode == "blended" else "ids",
-    )
-    first_s = seconds_a_batch(backend, tiles, count=1, clock=clock)
-    # Of a heavy network one window of a batch a stream must do: the budget is for all.
-    count = 4 if 8 * first_s < budget_s / 4 else 2
-    seconds = [seconds_a_batch(backend, tiles, count=count, clock=clock)]
-    if clock() - started_s < budget_s and clock() - begun_s < budget_s / 4:
-        seconds.append(seconds_a_batch(backend, tiles, count=count, clock=clock))
-    backend.close()
-    return Trial(side, plan.core_px, batch, useful_px(plan) * batch / min(seconds) / 1e6)
 
 
 @contextmanager
