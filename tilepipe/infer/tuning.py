@@ -61,7 +61,7 @@ def tuned(
     if len(candidates) <= 1:
         return settings
     name = "tune-" + key_of(
-        "beside lanes",
+        "beside lanes, in turns",
         device_name(settings.device),
         [model.name, dict(model.arguments), model.in_channels, model.n_outputs],
         [settings.precision, settings.backend, settings.threads, str(dtype)],
@@ -200,8 +200,8 @@ class _Contender:
         try:
             first_s = seconds_a_batch(self._backend, self._tiles, count=1, clock=clock)
             # Of a heavy network a lap of a batch a stream must do: the budget is for all.
-            self._count = 4 if 8 * first_s < budget_s / 2 else 2
-            if self._count > 2:  # every stream's first batch takes longer
+            self._count = 4 if 8 * first_s < budget_s / 4 else 2
+            if 8 * first_s < budget_s:  # every stream's first batch takes longer
                 seconds_a_batch(self._backend, self._tiles, count=2, clock=clock)
         except BaseException:
             self.close()
