@@ -156,3 +156,19 @@ def test_the_schedule_is_told_how_much_of_a_unit_the_device_computes():
     # Its tiles see 8 px of tissue, and one px of the mask around: little, but it is read.
     assert share(Box(0, 128, 64, 192)) == 0.25
     assert 0.25 < share(Box(64, 64, 128, 128)) < 1.0
+
+
+def test_blended_tiles_beside_skipped_ones_pass_verification(slide, tmp_path):
+    out = tmp_path / "out.zarr"
+    _, record = mask_of(
+        slide, out, "--model", "unet-dilated", "--name", "unet", "--tile", "489", "--halo", "64",
+        "--tissue", "auto",
+    )  # fmt: skip
+    assert record["settings"]["plan"]["mode"] == "blended"
+    assert not record["settings"]["trims"]
+    assert 0 < record["tissue"]["skipped_px"] < SIDE * SIDE
+    told = CliRunner().invoke(main, ["verify", str(out), "--json", "--samples", "12"])
+    assert told.exit_code == 0, told.output
+    certificate = json.loads(told.stdout)
+    assert certificate["flips"] == 0
+    assert certificate["sampled_px"] > 0

@@ -375,6 +375,35 @@ def test_openvino_takes_smaller_tiles_and_computes_the_same(precision, tmp_path,
     np.testing.assert_array_equal(right[0, :240], whole[0, 16:, 32:180])
 
 
+@needs_openvino
+def test_without_a_network_of_any_shape_small_tiles_run_in_the_corner_of_whole_ones():
+    model, plan = model_and_plan(tile=444)
+    backend = make_backend(
+        "openvino", model, plan, batch=2, dtype=np.dtype(np.uint8), device="cpu",
+        precision="fp32", threads=1,
+    )  # fmt: skip
+    tile = np.random.default_rng(0).integers(0, 255, (3, 444, 444), dtype=np.uint8)
+    account = Account()
+
+    def ids(cut):
+        return backend.collect(backend.submit([cut] * 2, account), account).values.numpy().copy()
+
+    def refuse(error):
+        raise error
+
+    whole = ids(tile)
+    assert whole[0, :132, :148].any()
+    backend._compile_any = lambda: refuse(MemoryError())
+    with pytest.raises(MemoryError):
+        ids(tile[:, :316, :332])
+    backend._compile_any = lambda: refuse(RuntimeError("no dynamic shapes"))
+    ids(255 - tile)  # leaves other pixels behind
+    for _ in range(backend.depth + 1):
+        np.testing.assert_array_equal(ids(tile[:, :316, :332])[:, :132, :148], whole[:, :132, :148])
+    np.testing.assert_array_equal(ids(tile), whole)
+    backend.close()
+
+
 def test_a_device_whose_bits_depend_on_the_shape_keeps_one(monkeypatch, tmp_path):
     monkeypatch.setenv("TILEPIPE_CACHE", str(tmp_path))
     model, plan = model_and_plan(tile=444)

@@ -15,6 +15,7 @@ from tilepipe.infer.cutting import (
     Sizes,
     boxes_json,
     boxes_of,
+    covered_px,
     tile_of,
     trimmed,
     wanted_parts,
@@ -140,3 +141,18 @@ def test_what_the_journal_says_was_computed():
     expected[24:, 524:] = True
     expected[40, 10] = expected[5, 100] = True
     np.testing.assert_array_equal(computed, expected)
+
+
+def test_of_blended_tiles_what_a_skipped_one_covers_is_not_compared():
+    plan = replace(plan_of(unit_px=1024), mode="blended")
+    facts = {(0, 0): {"skipped": [[0, 0, 1024, 512]]}, (1, 0): {"skipped": None}}
+    box = Box(1000, 500, 1050, 1100)
+    computed = computed_px(plan, box, facts, np.ones(box.shape, np.uint8))
+    expected = np.ones(box.shape, bool)
+    expected[:24, :12] = False
+    expected[24:, :524] = False
+    np.testing.assert_array_equal(computed, expected)
+
+
+def test_px_under_boxes_that_overlap_count_once():
+    assert covered_px([Box(0, 0, 4, 4), Box(2, 2, 9, 3), Box(8, 8, 9, 9)], Box(1, 0, 6, 6)) == 14

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.models import Model
@@ -190,6 +191,14 @@ def _shape_of(tile: Tile) -> Shape:
 def seen_by(plan: TilePlan, tile: Tile) -> Box:
     """Return the px that may change what a tile writes."""
     return tile.padded if plan.mode == "blended" else tile.core.grow(plan.context_px)
+
+
+def covered_px(boxes: Sequence[Box], whole: Box) -> int:
+    """Count the px of ``whole`` under ``boxes``, which may overlap."""
+    covered = np.zeros(whole.shape, np.bool_)
+    for box in boxes:
+        covered[box.intersect(whole).shift(-whole.y0, -whole.x0).slices] = True
+    return int(np.count_nonzero(covered))
 
 
 def boxes_json(boxes: Sequence[Box]) -> list[list[int]] | None:

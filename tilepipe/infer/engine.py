@@ -18,6 +18,7 @@ from tilepipe.infer.blend import Blend, blend_boxes
 from tilepipe.infer.cutting import (
     Skip,
     boxes_json,
+    covered_px,
     cut,
     groups,
     hull_of,
@@ -176,7 +177,7 @@ class Engine:
         whole = Maps.empty(box, channels=self._channels)
         facts["tiles"] = 0
         for fact in ("not_finite_px", "tiles_skipped", "skipped_px", "skipped_checked_px",
-                     "skipped_lost_px", "computed"):  # fmt: skip
+                     "skipped_lost_px", "computed", "skipped"):  # fmt: skip
             facts.pop(fact, None)
 
         def run(tiles: Sequence[Tile], part: Box) -> Maps:
@@ -186,10 +187,10 @@ class Engine:
             return self._device.submit(make).result()
 
         computed: list[Box] = []
+        skipped: list[Box] = []
         for part in blend_boxes(layout.plan, box, self.model.n_outputs):
             tiles = list(layout.plan.tiles(part))
-            cores = [tile.core for tile in tiles]
-            kept = [[core] for core in cores]
+            kept = [[tile.core] for tile in tiles]
             if skip is not None:
                 kept = [self._wanted(layout.plan, tile, skip) for tile in tiles]
                 facts["tiles_skipped"] = facts.get("tiles_skipped", 0) + kept.count([])
@@ -210,13 +211,17 @@ class Engine:
                 if parts == [tile.core]:
                     continue
                 left_px = tile.core.area - sum(core.area for core in parts)
-                facts["skipped_px"] = facts.get("skipped_px", 0) + left_px
+                skipped.append(tile.core)
                 if is_checked(layout.plan, tile):
                     lost = _nonzero_outside(run([tile], tile.core), parts)
                     facts["skipped_lost_px"] = facts.get("skipped_lost_px", 0) + lost
                     facts["skipped_checked_px"] = facts.get("skipped_checked_px", 0) + left_px
-        if facts.get("skipped_px"):
-            facts["computed"] = boxes_json(computed)
+        if skipped:
+            facts["skipped_px"] = box.area - covered_px(computed, box)
+            if _blends(layout.plan):  # tiles overlap: what a skipped one covers is not all there
+                facts["skipped"] = boxes_json(skipped)
+            else:
+                facts["computed"] = boxes_json(computed)
         return whole
 
     def _wanted(self, plan: TilePlan, tile: Tile, skip: Skip) -> list[Box]:

@@ -23,9 +23,9 @@ class UnitResult:
     """Plain values: precision, backend, tiles, seconds per step, and, where it happened, ``oom``
     (how often memory ran out), ``oom_events`` (what was made smaller), ``redone_fp32``,
     ``not_finite_px``, ``tiles_skipped`` (whole ones), ``skipped_px`` (theirs and the empty parts
-    of others), with it ``computed`` (what was run, as ``boxes_json`` tells it), and of what was
-    skipped and run all the same ``skipped_checked_px`` and ``skipped_lost_px`` (px that are not
-    background)."""
+    of others), with it ``computed`` (what was run, as ``boxes_json`` tells it; of blended tiles,
+    which overlap, ``skipped``: those that were not), and of what was skipped and run all the same
+    ``skipped_checked_px`` and ``skipped_lost_px`` (px that are not background)."""
     probabilities: NDArray[np.uint8] | None = None
     """Quantised probabilities (classes - 1, y, x), 0 in skipped tiles; None: not asked for."""
 

@@ -23,6 +23,7 @@ from tilepipe.infer.backends import (
     WAITING,
     BatchResult,
     cpu_has_bf16,
+    means_out_of_memory,
     stack_tiles,
     staging_dtype,
 )
@@ -103,6 +104,7 @@ class OpenVinoBackend:
             raise ModelError(f"OpenVINO cannot take this network: {first[:300]}") from error
         self._compile_any = partial(compiled, (-1, shape[1], -1, -1))
         self._compiled_any: Any = None
+        self._any_refused = False
         self._tensor = openvino.Tensor
         self._has_probabilities = network.output == "ids+probabilities"
         self._slots = []
@@ -118,15 +120,29 @@ class OpenVinoBackend:
         self._turn = (self._turn + 1) % self.depth
         with account.span("host-to-device"):
             part = stack_tiles(tiles, slot.staging)
-        if part.shape[2:] == slot.staging.shape[2:]:
-            slot.request.start_async([slot.pixels])
-            return slot.request, len(tiles)
-        if slot.any_shape is None:
-            if self._compiled_any is None:
-                self._compiled_any = self._compile_any()
-            slot.any_shape = self._compiled_any.create_infer_request()
-        slot.any_shape.start_async([self._tensor(part, shared_memory=True)])
-        return slot.any_shape, len(tiles)
+        request = slot.request if part.shape[2:] == slot.staging.shape[2:] else self._any(slot)
+        if request is None:
+            # In the corner of a whole tile: what lies beside it is beyond what its core sees.
+            for place, tile in enumerate(tiles):
+                slot.staging[place, :, : tile.shape[1], : tile.shape[2]] = tile
+            request = slot.request
+        if request is slot.request:
+            request.start_async([slot.pixels])
+        else:
+            request.start_async([self._tensor(part, shared_memory=True)])
+        return request, len(tiles)
+
+    def _any(self, slot: _Slot) -> Any:
+        """Return the slot's request for tiles of any shape, None if there is no such network."""
+        if slot.any_shape is None and not self._any_refused:
+            try:
+                self._compiled_any = self._compiled_any or self._compile_any()
+                slot.any_shape = self._compiled_any.create_infer_request()
+            except Exception as error:
+                if means_out_of_memory(error):
+                    raise
+                self._any_refused = True
+        return slot.any_shape
 
     def collect(self, ticket: tuple[Any, int], account: Account) -> BatchResult:
         """Wait until a batch is computed."""

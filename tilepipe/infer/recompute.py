@@ -203,22 +203,26 @@ def computed_px(
     facts: Mapping[tuple[int, int], Mapping[str, Any]],
     stored: NDArray[Any],
 ) -> NDArray[np.bool_]:
-    """Tell which pixels of ``box`` the network computed, not skipped as empty.
+    """Tell which pixels of ``box`` the network computed in full, not skipped as empty.
 
     ``facts`` are those that the journal keeps of each unit (row, column), ``stored`` the class ids
-    (y, x): what is not background was computed, whatever the journal says. Raises ValueError where
-    a record does not make sense.
+    (y, x): of exact tiles what is not background was computed, whatever the journal says. Raises
+    ValueError where a record does not make sense.
     """
     computed = np.ones(box.shape, bool)
+
+    def put(part: Box, value: bool) -> None:
+        computed[part.intersect(box).shift(-box.y0, -box.x0).slices] = value
+
     for unit in plan.grid.touching(box):
         kept = facts.get((unit.iy, unit.ix), {})
-        if "computed" not in kept:
-            continue
-        place = unit.box.intersect(box)
-        computed[place.shift(-box.y0, -box.x0).slices] = False
-        # Of what was cut into too many boxes to be recorded only the foreground is compared.
-        for core in boxes_of(kept["computed"]) or ():
-            part = core.intersect(place)
-            if part.area:
-                computed[part.shift(-box.y0, -box.x0).slices] = True
-    return computed | (stored != 0)
+        if "skipped" in kept:  # blended
+            skipped = boxes_of(kept["skipped"])
+            for core in [unit.box] if skipped is None else skipped:
+                put(core.intersect(unit.box), False)
+        elif "computed" in kept:
+            put(unit.box, False)
+            # Of what was cut into too many boxes to be recorded only the foreground is compared.
+            for core in boxes_of(kept["computed"]) or ():
+                put(core.intersect(unit.box), True)
+    return computed if plan.mode == "blended" else computed | (stored != 0)
