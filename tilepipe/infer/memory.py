@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tilepipe.infer.settings import Settings
 
 OPENVINO_BYTES = 200 << 20
-FORWARD_BYTES = 640 << 20
+FORWARD_BYTES = 512 << 20
 """What the activations of all batches under way may take on a processor where that is a choice."""
 
 

@@ -37,7 +37,9 @@ _AS_FAST = 0.97
 """Two measurements of the same tile differ by as much, and so do a lap and a job."""
 _RIVALS = 0.85
 """On a shared machine one measurement may be off by so much: then both are taken again."""
-_LAPS = 3
+_LAPS = 2
+RACE_BYTES = 640 << 20
+"""What the activations of two ways may take that are open at once: little more than a job's."""
 MEMORY_SHARE = 0.5
 """Part of the free memory that a forward may take."""
 
@@ -116,18 +118,21 @@ def candidate_plans(
             plans.setdefault(plan.input_px, plan)
     batches = (spec.batch,) if spec.batch else (1,) if kind == "cpu" else (1, 2, 4)
     allowed = MEMORY_SHARE * free_bytes(settings.device) / max(1, workers if kind == "cpu" else 1)
-    per_px = peak_activation_bytes(model, precision=settings.precision)
-
-    def needed(way: Settings) -> float:
-        return per_px * way.batch * way.plan.input_px**2 * at_once(model, way)
-
+    needed = partial(_bytes, settings, model)
     if kind == "cpu":  # larger tiles gain little there and double the memory of the job
-        allowed = min(allowed, max(FORWARD_BYTES, needed(settings)))
+        allowed = min(allowed, max(FORWARD_BYTES, needed(settings.plan, settings.batch)))
     for input_px, plan in sorted(plans.items()):
         for batch in batches:
-            fits = needed(replace(settings, plan=plan, batch=batch)) <= allowed
+            fits = needed(plan, batch) <= allowed
             if fits or input_px == settings.plan.input_px:
                 yield plan, batch
+
+
+def _bytes(settings: Settings, model: Model, plan: TilePlan, batch: int) -> float:
+    """Return what the activations of all batches under way take."""
+    per_px = peak_activation_bytes(model, precision=settings.precision)
+    streams = at_once(model, replace(settings, plan=plan, batch=batch))
+    return per_px * batch * plan.input_px**2 * streams
 
 
 def measure(
@@ -149,8 +154,7 @@ def measure(
     on_cpu = settings.device == "cpu"
     started_s = clock()
     enter = partial(_Contender, settings, model, dtype=dtype, budget_s=budget_s, clock=clock)
-    # A GPU may not hold two at once, and nothing disturbs it: no second lap there.
-    with _beside_lanes(settings) if on_cpu else nullcontext(), _Race(enter, 1 + on_cpu) as race:
+    with _beside_lanes(settings) if on_cpu else nullcontext(), _Race(enter) as race:
 
         def is_over() -> bool:
             return bool(race.trials) and clock() - started_s > budget_s
@@ -160,8 +164,13 @@ def measure(
                 break
             if not _is_behind(plan.input_px, list(race.trials.values())):
                 race.lap(plan, batch)
-        rivals = _rivals(race.trials) if on_cpu else []
+        rivals = _rivals(race.trials)
         again = [pair for pair in ordered if (pair[0].input_px, pair[1]) in rivals]
+        # Both stay open: in memory that a job has, too. Nothing disturbs a GPU.
+        if on_cpu and sum(_bytes(settings, model, *pair) for pair in again) <= RACE_BYTES:
+            race.at_once = 2
+        else:
+            again = []
         for plan, batch in again * _LAPS:
             if not is_over():
                 race.lap(plan, batch)
@@ -220,12 +229,13 @@ class _Contender:
 
 
 class _Race:
-    """Times ways to run the network and keeps the fastest ones ready for another lap."""
+    """Times ways to run the network and keeps as many as ``at_once`` ready for another lap."""
 
-    def __init__(self, enter: Callable[[TilePlan, int], _Contender], at_once: int) -> None:
+    def __init__(self, enter: Callable[[TilePlan, int], _Contender]) -> None:
         self.trials: dict[tuple[int, int], Trial] = {}
         """By input px and batch; the best figure of each."""
-        self._enter, self._at_once = enter, at_once
+        self.at_once = 1
+        self._enter = enter
         self._ready: dict[tuple[int, int], _Contender] = {}
 
     def __enter__(self) -> Self:
@@ -239,7 +249,7 @@ class _Race:
         place = plan.input_px, batch
         try:
             if place not in self._ready:
-                self._keep(self._at_once - 1)
+                self._keep(self.at_once - 1)
                 self._ready[place] = self._enter(plan, batch)
             found = self._ready[place].lap()
         except Exception as error:
