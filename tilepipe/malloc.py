@@ -53,6 +53,13 @@ def give_large_back() -> bool:
     return _mallopt((_M_MMAP_THRESHOLD, 4 << 20))
 
 
+def suit(backend: str) -> bool:
+    """Set malloc for jobs of a back-end: OpenVINO keeps its own memory, torch asks for it anew for
+    every layer. Returns False where there is no glibc.
+    """
+    return keep_memory() if backend == "torch" else give_large_back()
+
+
 def _mallopt(*settings: tuple[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False

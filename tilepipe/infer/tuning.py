@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tilepipe import malloc
 from tilepipe.infer.backends import make_backend, means_out_of_memory, seconds_a_batch
 from tilepipe.infer.caches import device_name, key_of, read_cached, version_of, write_cached
 from tilepipe.infer.guard import sample_plan
@@ -63,7 +64,7 @@ def tuned(
     if len(candidates) <= 1:
         return settings
     name = "tune-" + key_of(
-        "beside lanes, in turns",
+        "beside lanes, in turns, malloc as in a job",
         device_name(settings.device),
         [model.name, dict(model.arguments), model.in_channels, model.n_outputs],
         [settings.precision, settings.backend, settings.threads, str(dtype)],
@@ -74,6 +75,8 @@ def tuned(
     for plan, batch in candidates:
         if kept is not None and (kept.get("input_px"), kept.get("batch")) == (plan.input_px, batch):
             return _with(settings, plan, batch, "from an earlier measurement")
+    if settings.device == "cpu":
+        malloc.suit(settings.backend)  # as the job will: or torch's larger tiles seem slow
     trials = measure(settings, model, candidates, dtype=dtype)
     if not trials:
         return settings
@@ -118,7 +121,7 @@ def candidate_plans(
             plans.setdefault(plan.input_px, plan)
     batches = (spec.batch,) if spec.batch else (1,) if kind == "cpu" else (1, 2, 4)
     allowed = MEMORY_SHARE * free_bytes(settings.device) / max(1, workers if kind == "cpu" else 1)
-    needed = partial(_bytes, settings, model)
+    needed = partial(activation_bytes, settings, model)
     if kind == "cpu":  # larger tiles gain little there and double the memory of the job
         allowed = min(allowed, max(FORWARD_BYTES, needed(settings.plan, settings.batch)))
     for input_px, plan in sorted(plans.items()):
@@ -128,7 +131,7 @@ def candidate_plans(
                 yield plan, batch
 
 
-def _bytes(settings: Settings, model: Model, plan: TilePlan, batch: int) -> float:
+def activation_bytes(settings: Settings, model: Model, plan: TilePlan, batch: int) -> float:
     """Return what the activations of all batches under way take."""
     per_px = peak_activation_bytes(model, precision=settings.precision)
     streams = at_once(model, replace(settings, plan=plan, batch=batch))
@@ -167,7 +170,7 @@ def measure(
         rivals = _rivals(race.trials)
         again = [pair for pair in ordered if (pair[0].input_px, pair[1]) in rivals]
         # Both stay open: in memory that a job has, too. Nothing disturbs a GPU.
-        if on_cpu and sum(_bytes(settings, model, *pair) for pair in again) <= RACE_BYTES:
+        if on_cpu and sum(activation_bytes(settings, model, *pair) for pair in again) <= RACE_BYTES:
             race.at_once = 2
         else:
             again = []

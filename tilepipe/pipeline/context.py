@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilepipe import malloc
 from tilepipe.errors import SlideError, TilepipeError
-from tilepipe.malloc import give_large_back, keep_memory
 from tilepipe.pipeline.instances import Objects
 from tilepipe.pipeline.job import GATE, Ticket
 from tilepipe.pipeline.tissue import read_tissue
@@ -190,8 +190,7 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
                 ticket.settings, spec.probabilities))  # fmt: skip
     with _engine_lock:
         if key not in _engines:
-            # OpenVINO keeps its own memory; torch asks malloc anew for every layer.
-            (keep_memory if settings.backend == "torch" else give_large_back)()
+            malloc.suit(settings.backend)
             model = load_model(
                 spec.model,
                 weights=spec.weights,
