@@ -432,11 +432,13 @@ def test_a_device_whose_bits_depend_on_the_shape_keeps_one(monkeypatch, tmp_path
     assert len(closed) == 2
     # What takes too long is not looked at, and what has no smaller tile has nothing to gain.
     off.narrow_px = 0
-    ticks = iter(range(0, 1000, 10))
-    late = shapes.keeps_bits(
-        made, model, dtype=np.dtype(np.uint8), budget_s=25.0, clock=lambda: next(ticks)
-    )
-    assert not late
+    for times, in_time in (((0, 13), False), ((0, 11, 13), False), ((0, 1, 5, 9), True)):
+        ticks = iter(times)
+        looked = shapes.keeps_bits(
+            made, model, dtype=np.dtype(np.uint8), budget_s=25.0, clock=ticks.__next__
+        )
+        assert looked is in_time
+        assert next(ticks, None) is None
     _, least = model_and_plan(tile=204)
     assert not shapes.keeps_bits(replace(made, plan=least), model, dtype=np.dtype(np.uint8))
 
