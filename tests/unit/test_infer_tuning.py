@@ -18,9 +18,11 @@ from tilepipe.infer import (
     estimate_memory,
     estimate_seconds,
     memory,
+    race,
     tuning,
 )
-from tilepipe.infer.tuning import Trial, candidate_plans, chosen, tuned, useful_px
+from tilepipe.infer.race import Trial, useful_px
+from tilepipe.infer.tuning import candidate_plans, chosen, tuned
 from tilepipe.models import load_model
 from tilepipe.spec import JobSpec
 
@@ -166,7 +168,7 @@ def test_measuring_leaves_out_what_does_not_fit_and_keeps_to_its_budget(model, m
         made.append(kwargs["batch"])
         return Backend()
 
-    monkeypatch.setattr(tuning, "make_backend", make)
+    monkeypatch.setattr(race, "make_backend", make)
     now = iter(range(1000))
     found = tuning.measure(
         settings, model, [(plan, 1 + n) for n, plan in enumerate(plans)],
@@ -199,7 +201,7 @@ def test_a_heavy_network_is_timed_by_fewer_batches(model, monkeypatch, batch_s, 
         def close(self):
             pass
 
-    monkeypatch.setattr(tuning, "make_backend", lambda *args, **kwargs: Backend())
+    monkeypatch.setattr(race, "make_backend", lambda *args, **kwargs: Backend())
     (trial,) = tuning.measure(
         settings, model, [(settings.plan, 1)], dtype=np.dtype(np.uint8), clock=lambda: now[0]
     )
@@ -229,7 +231,7 @@ def test_a_processor_is_measured_beside_what_lanes_do(model, monkeypatch, device
             raise MemoryError
         return Trial(plan.input_px, plan.core_px, batch, 1.0)
 
-    monkeypatch.setattr(tuning, "_Contender", contenders(lap))
+    monkeypatch.setattr(tuning, "Contender", contenders(lap))
     _, settings = start(model)
     settings = replace(settings, device=device, threads=threads)
     plans = [(settings.plan, 1), (replace(settings.plan, input_px=380), 1)]
@@ -256,7 +258,7 @@ def test_what_lies_behind_a_slower_tile_is_not_tried(model, monkeypatch, speeds,
         seen.append(plan.input_px)
         return Trial(plan.input_px, plan.core_px, batch, speeds[plan.input_px])
 
-    monkeypatch.setattr(tuning, "_Contender", contenders(lap))
+    monkeypatch.setattr(tuning, "Contender", contenders(lap))
     plans = [(replace(settings.plan, input_px=px), 1) for px in (500, 900, 700, 300)]
     tuning.measure(settings, model, plans, dtype=np.dtype(np.uint8))
     assert seen == tried
@@ -270,7 +272,7 @@ def test_one_spoilt_measurement_does_not_decide(model, monkeypatch):
     def lap(plan, batch):
         return Trial(plan.input_px, plan.core_px, batch, next(told[plan.input_px]))
 
-    monkeypatch.setattr(tuning, "_Contender", contenders(lap))
+    monkeypatch.setattr(tuning, "Contender", contenders(lap))
     plans = [(replace(settings.plan, input_px=px), 1) for px in told]
     trials = tuning.measure(settings, model, plans, dtype=np.dtype(np.uint8))
     assert chosen(trials).input_px == 500
@@ -294,7 +296,7 @@ def test_no_more_back_ends_are_open_than_the_device_holds_and_all_are_closed(
         laps.append(plan.input_px)
         return Trial(plan.input_px, plan.core_px, batch, speeds[plan.input_px])
 
-    monkeypatch.setattr(tuning, "_Contender", contenders(lap, ready))
+    monkeypatch.setattr(tuning, "Contender", contenders(lap, ready))
     settings = replace(settings, device=device, plan=replace(settings.plan, input_px=380))
     plans = [(replace(settings.plan, input_px=px), 1) for px in speeds]
     tuning.measure(settings, model, plans, dtype=np.dtype(np.uint8))

@@ -11,19 +11,19 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from tilepipe import malloc
-from tilepipe.infer.backends import make_backend, means_out_of_memory, seconds_a_batch
 from tilepipe.infer.caches import device_name, key_of, read_cached, version_of, write_cached
 from tilepipe.infer.guard import sample_plan
 from tilepipe.infer.memory import FORWARD_BYTES, at_once, free_bytes, peak_activation_bytes
 from tilepipe.infer.plans import plan_for
+from tilepipe.infer.race import Contender, Race, Trial, speed_of, useful_px
 from tilepipe.models import Model
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import TilePlan
@@ -43,17 +43,6 @@ RACE_BYTES = 640 << 20
 """What the activations of two ways may take that are open at once: little more than a job's."""
 MEMORY_SHARE = 0.5
 """Part of the free memory that a forward may take."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One measured way to run the network."""
-
-    input_px: int
-    core_px: int
-    batch: int
-    mpix_per_s: float
-    """Output px that a unit keeps, per second."""
 
 
 def tuned(
@@ -156,8 +145,8 @@ def measure(
     ordered = sorted(candidates, key=lambda pair: abs(pair[0].input_px - own_px))
     on_cpu = settings.device == "cpu"
     started_s = clock()
-    enter = partial(_Contender, settings, model, dtype=dtype, budget_s=budget_s, clock=clock)
-    with _beside_lanes(settings) if on_cpu else nullcontext(), _Race(enter) as race:
+    enter = partial(Contender, settings, model, dtype=dtype, budget_s=budget_s, clock=clock)
+    with _beside_lanes(settings) if on_cpu else nullcontext(), Race(enter) as race:
 
         def is_over() -> bool:
             return bool(race.trials) and clock() - started_s > budget_s
@@ -180,107 +169,11 @@ def measure(
     return list(race.trials.values())
 
 
-class _Contender:
-    """One way to run the network, ready to be timed."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        model: Model,
-        plan: TilePlan,
-        batch: int,
-        *,
-        dtype: np.dtype[Any],
-        budget_s: float,
-        clock: Callable[[], float],
-    ) -> None:
-        side = plan.input_px
-        rng = np.random.default_rng(0)
-        tile = rng.integers(0, 255, (model.in_channels, side, side)).astype(dtype)
-        self._plan, self._tiles, self._clock = plan, [tile] * batch, clock
-        self._backend = make_backend(
-            settings.backend,
-            model,
-            plan,
-            batch=batch,
-            dtype=dtype,
-            device=settings.device,
-            precision=settings.precision,
-            threads=settings.threads,
-            output="probabilities" if plan.mode == "blended" else "ids",
-        )
-        try:
-            first_s = seconds_a_batch(self._backend, self._tiles, count=1, clock=clock)
-            # Of a heavy network a lap of a batch a stream must do: the budget is for all.
-            self._count = 4 if 8 * first_s < budget_s / 4 else 2
-            if 8 * first_s < budget_s:  # every stream's first batch takes longer
-                seconds_a_batch(self._backend, self._tiles, count=2, clock=clock)
-        except BaseException:
-            self.close()
-            raise
-
-    def lap(self) -> Trial:
-        """Time a few batches."""
-        took_s = seconds_a_batch(self._backend, self._tiles, count=self._count, clock=self._clock)
-        plan, batch = self._plan, len(self._tiles)
-        speed = useful_px(plan) * batch / took_s / 1e6
-        return Trial(plan.input_px, plan.core_px, batch, speed)
-
-    def close(self) -> None:
-        """Free the back-end."""
-        self._backend.close()
-
-
-class _Race:
-    """Times ways to run the network and keeps as many as ``at_once`` ready for another lap."""
-
-    def __init__(self, enter: Callable[[TilePlan, int], _Contender]) -> None:
-        self.trials: dict[tuple[int, int], Trial] = {}
-        """By input px and batch; the best figure of each."""
-        self.at_once = 1
-        self._enter = enter
-        self._ready: dict[tuple[int, int], _Contender] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._keep(0)
-
-    def lap(self, plan: TilePlan, batch: int) -> None:
-        """Time one; it is left out where memory runs out."""
-        place = plan.input_px, batch
-        try:
-            if place not in self._ready:
-                self._keep(self.at_once - 1)
-                self._ready[place] = self._enter(plan, batch)
-            found = self._ready[place].lap()
-        except Exception as error:
-            if not means_out_of_memory(error):
-                raise
-            self.trials.pop(place, None)
-            self._keep(0)
-            return
-        self.trials[place] = max(self.trials.get(place, found), found, key=_speed)
-
-    def _keep(self, count: int) -> None:
-        """Close all but the fastest ``count``."""
-        slowest_first = sorted(
-            self._ready, key=lambda p: _speed(self.trials[p]) if p in self.trials else 0.0
-        )
-        for place in slowest_first[: len(slowest_first) - count]:
-            self._ready.pop(place).close()
-
-
-def _speed(trial: Trial) -> float:
-    return trial.mpix_per_s
-
-
 def _rivals(trials: Mapping[tuple[int, int], Trial]) -> list[tuple[int, int]]:
     """Return the two fastest, if something beside them may have decided which is first."""
-    by_speed = sorted(trials, key=lambda place: _speed(trials[place]))[-2:]
-    speeds = [_speed(trials[place]) for place in by_speed]
-    return by_speed if len(by_speed) == 2 and speeds[0] > _RIVALS * speeds[1] else []
+    byspeed_of = sorted(trials, key=lambda place: speed_of(trials[place]))[-2:]
+    speeds = [speed_of(trials[place]) for place in byspeed_of]
+    return byspeed_of if len(byspeed_of) == 2 and speeds[0] > _RIVALS * speeds[1] else []
 
 
 def _is_behind(input_px: int, trials: Sequence[Trial]) -> bool:
@@ -290,7 +183,7 @@ def _is_behind(input_px: int, trials: Sequence[Trial]) -> bool:
     """
     if not trials:
         return False
-    best = max(trials, key=_speed)
+    best = max(trials, key=speed_of)
     low, high = sorted((input_px, best.input_px))
     return any(
         low < trial.input_px < high and trial.mpix_per_s < _AS_FAST * best.mpix_per_s
@@ -328,14 +221,6 @@ def _beside_lanes(settings: Settings) -> Iterator[None]:
         over.set()
         for lane in lanes:
             lane.join()
-
-
-def useful_px(plan: TilePlan) -> float:
-    """Output px per tile that a whole unit keeps: its last tiles may stick out."""
-    side = min(plan.unit_px, max(plan.extent))
-    if plan.mode == "blended":
-        return float(plan.core_px**2)
-    return side**2 / (-(-side // plan.core_px)) ** 2
 
 
 def estimate_seconds(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tilepipe.pipeline.instances import object_stages
 from tilepipe.pipeline.job import GATE, INGEST, LABEL_REDUCE, REDUCE, SEGMENT
 from tilepipe.schedule import Stage
+from tilepipe.schedule.dag import all_of_it
 from tilepipe.tiling import Box, Grid, Shape, TilePlan, Unit
 
 Node = tuple[int, int]
@@ -119,7 +120,7 @@ def build_stages(layout: Layout) -> list[Stage]:
                 needs=_all(needs) if level == 0 else _children(number - 1, label[level - 1]),
                 feeds=_all(parent),
                 on_device=level == 0,
-                share=_all_of if layout.share is None else _share_of(layout.share),
+                share=all_of_it if layout.share is None else _share_of(layout.share),
                 root=level == 0 and not image and not layout.gate,
                 band=band(layout.level + level),
             )
@@ -129,10 +130,6 @@ def build_stages(layout: Layout) -> list[Stage]:
 
 def _nothing(_: Unit) -> Iterable[Node]:
     return ()
-
-
-def _all_of(_: Unit) -> float:
-    return 1.0
 
 
 def _share_of(share: Callable[[Box], float]) -> Callable[[Unit], float]:

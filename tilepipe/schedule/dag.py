@@ -24,7 +24,8 @@ def _nothing(_: Unit) -> Iterable[Node]:
     return ()
 
 
-def _all(_: Unit) -> float:
+def all_of_it(_: Unit) -> float:
+    """Say of any unit that the device has to compute all of it."""
     return 1.0
 
 
@@ -43,7 +44,7 @@ class Stage:
     """Nodes that may have become ready when the unit is done."""
     on_device: bool = False
     """Needs the device; few of these are in flight at a time."""
-    share: Callable[[Unit], float] = _all
+    share: Callable[[Unit], float] = all_of_it
     """How much of a unit the device has to compute, 0 to 1; 0: that unit does not wait for it."""
     root: bool = False
     """Needs nothing: handed out in order without being queued."""
@@ -167,21 +168,23 @@ class Dag:
         for number in self._order:
             stage = self.stages[number]
             most = limit(stage)
-            if light := self._take(number, most, self._light):
+            if light := self._take(self._light, number, most):
                 return number, light
             if stage.on_device and not device:
                 continue
             if stage.root and not stage.on_device and not roots:
                 continue
-            taken = self._take_root(number, most) if stage.root else self._take(number, most)
+            taken = (
+                self._take_root(number, most)
+                if stage.root
+                else self._take(self._ready, number, most)
+            )
             if taken:
                 return number, taken
         return None
 
-    def _take(
-        self, number: int, limit: int, heaps: list[list[tuple[int, int]]] | None = None
-    ) -> list[int]:
-        ready, state = (heaps or self._ready)[number], self._state[number]
+    def _take(self, heaps: list[list[tuple[int, int]]], number: int, limit: int) -> list[int]:
+        ready, state = heaps[number], self._state[number]
         taken: list[int] = []
         while ready and len(taken) < limit:
             _, index = heapq.heappop(ready)
@@ -190,7 +193,7 @@ class Dag:
         return taken
 
     def _take_root(self, number: int, limit: int) -> list[int]:
-        taken = self._take(number, limit)  # handed back by a lost worker
+        taken = self._take(self._ready, number, limit)  # handed back by a lost worker
         state = self._state[number]
         while len(taken) < limit:
             index = next(self._roots[number], None)
