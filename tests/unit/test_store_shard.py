@@ -1,5 +1,6 @@
 import struct
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -8,11 +9,12 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
+from tilepipe.errors import StoreError
 from tilepipe.store.files import LocalFiles
 from tilepipe.store.layout import create_array
 from tilepipe.store.level import Level
-from tilepipe.store.shard import ShardPacker
-from tilepipe.tiling.grid import Grid
+from tilepipe.store.shard import ShardFormat
+from tilepipe.tiling import Box, Grid
 
 
 def made(path, *, lead, extent, dtype, unit_px, chunk_px, is_label):
@@ -44,7 +46,7 @@ def test_zarr_reads_what_was_packed(tmp_path_factory, data, extent, layout, kind
         path, lead=lead, extent=extent, dtype=dtype, unit_px=unit_px, chunk_px=chunk_px,
         is_label=is_label,
     )  # fmt: skip
-    assert level._packer is not None
+    assert level._packs is not None
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     pixels = rng.integers(0, 200, (*lead, *extent)).astype(dtype)
     pixels[..., : extent[0] // 2, :] = 0  # chunks and whole units of zeros
@@ -127,7 +129,7 @@ LITTLE = BytesCodec(endian="little")
 )
 def test_layouts_it_knows(codecs):
     array = sharded(codecs=codecs)
-    packer = ShardPacker.for_array(array)
+    packer = ShardFormat.for_array(array)
     pixels = np.random.default_rng(0).integers(0, 999, (3, 64, 64)).astype(np.uint16)
     raw = b"".join(packer.pack(pixels))
     array.store._store_dict["a/c/0/0/0"] = zarr.core.buffer.cpu.Buffer.from_bytes(raw)
@@ -149,7 +151,7 @@ def test_layouts_it_knows(codecs):
     ids=str,
 )
 def test_layouts_it_leaves_to_zarr(changes):
-    assert ShardPacker.for_array(sharded(**changes)) is None
+    assert ShardFormat.for_array(sharded(**changes)) is None
 
 
 def test_arrays_without_shards_are_left_to_zarr():
@@ -157,4 +159,102 @@ def test_arrays_without_shards_are_left_to_zarr():
         array = zarr.create_array(
             MemoryStore(), name="a", shape=(64, 64), dtype="uint8", chunks=(32, 32), **options
         )
-        assert ShardPacker.for_array(array) is None
+        assert ShardFormat.for_array(array) is None
+
+
+@given(
+    data=st.data(),
+    extent=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    layout=st.sampled_from([(16, 16), (32, 16), (48, 16), (40, 40)]),
+    kind=st.sampled_from(
+        [("uint8", False), ("uint16", False), ("float32", False), ("uint8", True), ("int32", True)]
+    ),
+)
+def test_what_zarr_wrote_is_read(tmp_path_factory, data, extent, layout, kind):
+    (unit_px, chunk_px), (dtype, is_label) = layout, kind
+    lead = () if is_label else (data.draw(st.integers(1, 3)),)
+    path = tmp_path_factory.mktemp("shard")
+    _, level = made(
+        path, lead=lead, extent=extent, dtype=dtype, unit_px=unit_px, chunk_px=chunk_px,
+        is_label=is_label,
+    )  # fmt: skip
+    pixels = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 200, (*lead, *extent))
+    pixels[..., extent[0] // 2 :, : extent[1] // 2] = 0  # chunks and whole shards of zeros
+    stored = zarr.open_array(path / "a", mode="r+")
+    stored[:] = pixels.astype(dtype)
+    spans = [sorted(data.draw(st.tuples(*[st.integers(0, side)] * 2))) for side in extent]
+    (y0, y1), (x0, x1) = spans
+    box = Box(min(y0, extent[0] - 1), min(x0, extent[1] - 1), max(y1, y0 + 1), max(x1, x0 + 1))
+    box = box.intersect(Box.of_shape(extent))
+    found = level.read(box)
+    assert found.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(found, stored[(..., *box.slices)])
+
+
+KINDS = [("uint8", True), ("uint8", False), ("uint16", False)]
+
+
+@given(kind=st.sampled_from(KINDS), data=st.data())
+def test_damaged_shards_are_an_error_or_give_the_same_pixels(tmp_path_factory, kind, data):
+    dtype, is_label = kind
+    path = tmp_path_factory.mktemp("shard")
+    files, level = made(
+        path, lead=() if is_label else (2,), extent=(32, 32), dtype=dtype, unit_px=32, chunk_px=16,
+        is_label=is_label,
+    )  # fmt: skip
+    pixels = np.random.default_rng(1).integers(0, 3, (*level.lead, 32, 32)).astype(dtype)
+    level.write_unit(level.grid.unit(0, 0), pixels)
+    key = "a/c/0/0" if is_label else "a/c/0/0/0"
+    raw = bytearray(files.get(key))
+    if data.draw(st.booleans()):
+        raw = raw[: data.draw(st.integers(0, len(raw) - 1))]
+    else:
+        place = data.draw(st.integers(0, len(raw) - 1))
+        raw[place] ^= data.draw(st.integers(1, 255))
+    files.put(key, bytes(raw))
+    found, told = pixels, ""
+    try:
+        found = level.read(Box(0, 0, 32, 32))
+    except StoreError as error:
+        told = str(error)
+    assert not told or f"array a cannot be read at {Box(0, 0, 32, 32)}" in told
+    np.testing.assert_array_equal(found, pixels)
+
+
+def test_an_index_that_points_outside_is_told(tmp_path):
+    files, level = made(
+        tmp_path, lead=(), extent=(16, 16), dtype="uint8", unit_px=16, chunk_px=16, is_label=True
+    )
+    level.write_unit(level.grid.unit(0, 0), np.ones((16, 16), np.uint8))
+    raw = files.get("a/c/0/0")
+    for offset, length in [(0, len(raw) + 1), (2**63, 9), (len(raw), 1), (2**64 - 1, 4)]:
+        index = struct.pack("<2Q", offset, length)
+        crc = struct.pack("<I", google_crc32c.value(index))
+        files.put("a/c/0/0", raw[:-20] + index + crc)
+        with pytest.raises(StoreError, match="lies behind its end"):
+            level.read(Box(0, 0, 16, 16))
+
+
+def test_a_chunk_that_says_it_is_larger_is_not_decoded(tmp_path):
+    files, level = made(
+        tmp_path, lead=(1,), extent=(16, 16), dtype="uint8", unit_px=16, chunk_px=16, is_label=False
+    )
+    level.write_unit(level.grid.unit(0, 0), np.ones((1, 16, 16), np.uint8))
+    raw = files.get("a/c/0/0/0")
+    for change in ((4, 1 << 30), (12, 1 << 30), (4, 8)):
+        chunk = bytearray(raw[: -20 - 4])
+        struct.pack_into("<I", chunk, *change)
+        body = bytes(chunk) + struct.pack("<I", google_crc32c.value(bytes(chunk)))
+        files.put("a/c/0/0/0", body + raw[-20:])
+        with pytest.raises(StoreError, match="says that it is one"):
+            level.read(Box(0, 0, 16, 16))
+
+
+def test_a_local_shard_is_read_without_zarr(tmp_path, monkeypatch):
+    _, level = made(
+        tmp_path, lead=(), extent=(32, 32), dtype="uint8", unit_px=16, chunk_px=16, is_label=True
+    )
+    unit = level.grid.unit(0, 1)
+    level.write_unit(unit, np.full((16, 16), 3, np.uint8))
+    monkeypatch.setattr(type(level._array), "__getitem__", None)
+    assert level.read(Box(0, 0, 32, 32)).sum() == 3 * 256

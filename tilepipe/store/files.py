@@ -95,6 +95,22 @@ class Files(Protocol):
         """Return zarr's view of the root."""
 
 
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that is read in parts; what replaces it meanwhile is not seen."""
+
+    handle: int
+    size_bytes: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes from ``offset``, fewer at the file's end."""
+        parts = []
+        while length > 0 and (part := os.pread(self.handle, length, offset)):
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 def open_files(location: str) -> Files:
     """Return the files at a local path or an ``s3://bucket/key``; nothing is touched."""
     if location.startswith("s3://"):
@@ -177,6 +193,23 @@ class LocalFiles:
         if limit_bytes is not None and len(value) > limit_bytes:
             raise StoreError(f"{self.location}: {key} is larger than {limit_bytes} bytes")
         return value
+
+    @contextmanager
+    def opened(self, key: str) -> Iterator[OpenFile | None]:
+        """Open ``key`` to read parts of it, None if there is none; StoreError if it is empty."""
+        try:
+            handle = os.open(self.path(key), os.O_RDONLY | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            yield None
+            return
+        try:
+            facts = os.fstat(handle)
+            if not stat.S_ISREG(facts.st_mode) or not facts.st_size:
+                what = "an empty" if stat.S_ISREG(facts.st_mode) else "not a plain"
+                raise StoreError(f"{self.location}: {key} is {what} file")
+            yield OpenFile(handle, facts.st_size)
+        finally:
+            os.close(handle)
 
     def get_many(self, keys: Iterable[str], *, limit_bytes: int) -> Iterator[tuple[str, bytes]]:
         """Yield the bytes of those ``keys`` that exist, cut off one byte above the limit."""

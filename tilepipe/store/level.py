@@ -19,7 +19,7 @@ from zarr.storage import WrapperStore
 from tilepipe.errors import StoreError, TilepipeError
 from tilepipe.store.files import Files, LocalFiles, explained
 from tilepipe.store.recent import RecentUnits
-from tilepipe.store.shard import ShardPacker
+from tilepipe.store.shard import ShardFormat
 from tilepipe.tiling import Box, Grid, Shape, Unit
 
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
@@ -142,9 +142,11 @@ class Level:
         shard = self._array.shards or self._array.chunks
         self._check_chunks(self._array.chunks, shard)
         self.unit_px: int = unit_px or max(shard[-2:])
-        packer = ShardPacker.for_array(self._array)
-        is_own = packer is not None and packer.shard[-2:] == (self.unit_px, self.unit_px)
-        self._packer = packer if is_own else None
+        format_ = ShardFormat.for_array(self._array)
+        is_own = format_ is not None and format_.shard[-2:] == (self.unit_px, self.unit_px)
+        self._packs = format_ if is_own else None
+        # zarr asks a remote store for many chunks at once; a local one answers a lane by itself.
+        self._unpacks = format_ if isinstance(files, LocalFiles) else None
 
     def _check_chunks(self, chunk: tuple[int, ...], shard: tuple[int, ...]) -> None:
         """Refuse what would take absurd memory to read one pixel of, and what is no image."""
@@ -234,7 +236,10 @@ class Level:
     def _stored(self, box: Box) -> NDArray[Any]:
         """Read a box inside the level from the store itself."""
         try:
-            pixels = np.asarray(self._array[self._selection(box)])
+            if self._unpacks is not None:
+                pixels = self._read_shards(self._unpacks, box)
+            else:
+                pixels = np.asarray(self._array[self._selection(box)])
         except MemoryError:
             raise
         except Exception as error:
@@ -271,8 +276,8 @@ class Level:
         if self._recent is not None:
             self._recent.drop(self._place(unit))
         try:
-            if self._packer is not None:
-                self._write_shard(self._packer, unit, pixels)
+            if self._packs is not None:
+                self._write_shard(self._packs, unit, pixels)
             else:
                 self._write_by_zarr(unit, pixels)
         except (TilepipeError, MemoryError):
@@ -289,15 +294,37 @@ class Level:
             self._recent.put(self._place(unit), pixels)
         return checksum_of(pixels)
 
-    def _write_shard(self, packer: ShardPacker, unit: Unit, pixels: NDArray[Any]) -> None:
-        coordinates = (*(0 for _ in self._array.shape[:-2]), unit.iy, unit.ix)
-        key = f"{self._key}/{self._array.metadata.encode_chunk_key(coordinates)}"
+    def _write_shard(self, format_: ShardFormat, unit: Unit, pixels: NDArray[Any]) -> None:
+        key = self._shard_key(unit.iy, unit.ix)
         lead = self._array.shape[:-2]
-        *chunks, index = packer.pack(pixels.reshape((*lead, *pixels.shape[-2:])))
+        *chunks, index = format_.pack(pixels.reshape((*lead, *pixels.shape[-2:])))
         if chunks:
             self._files.put(key, [*chunks, index], durable=True)
         else:
             self._files.delete(key)
+
+    def _read_shards(self, format_: ShardFormat, box: Box) -> NDArray[Any]:
+        """Read a box shard by shard; what is not stored is 0."""
+        assert isinstance(self._files, LocalFiles)
+        lead = self._array.shape[:-2]
+        pixels = np.empty((*lead, *box.shape), self.dtype)
+        side_y, side_x = format_.shard[-2:]
+        for iy in range(box.y0 // side_y, -(-box.y1 // side_y)):
+            for ix in range(box.x0 // side_x, -(-box.x1 // side_x)):
+                y0, x0 = iy * side_y, ix * side_x
+                part = Box(y0, x0, y0 + side_y, x0 + side_x).intersect(box)
+                target = pixels[(..., *part.shift(-box.y0, -box.x0).slices)]
+                key = self._shard_key(iy, ix)
+                with self._files.opened(key) as shard:
+                    if shard is None:
+                        target[...] = 0
+                    else:
+                        format_.unpack(shard.read, shard.size_bytes, part.shift(-y0, -x0), target)
+        return pixels.reshape((*self.lead, *box.shape))
+
+    def _shard_key(self, iy: int, ix: int) -> str:
+        coordinates = (*(0 for _ in self._array.shape[:-2]), iy, ix)
+        return f"{self._key}/{self._array.metadata.encode_chunk_key(coordinates)}"
 
     def _write_by_zarr(self, unit: Unit, pixels: NDArray[Any]) -> None:
         """Write what is not laid out in shards: OME-Zarr 0.4, a file a chunk."""
