@@ -98,6 +98,13 @@ def test_two_worker_processes_make_the_same_mask(done, small_slide, tmp_path):
     assert np.array_equal(pixels(out, "labels/unet/0"), pixels(done[0], "labels/unet/0"))
 
 
+def test_the_account_is_of_the_lanes_that_there_were(small_slide, tmp_path, monkeypatch):
+    monkeypatch.setattr("tilepipe.pipeline.run.lanes_of", lambda *_: 5)
+    facts = tilepipe("run", small_slide, "-o", tmp_path / "five.zarr", *RANDOM, "--json")
+    assert facts["account"]["lanes"] == 5
+    assert sum(facts["account"]["shares"].values()) == pytest.approx(100, abs=2)
+
+
 def test_a_level_is_chosen_by_number_or_pixel_size(small_slide, tmp_path):
     out = tmp_path / "out.zarr"
     facts = tilepipe("run", small_slide, "-o", out, *RANDOM, "--mpp", "1.0", "--json")

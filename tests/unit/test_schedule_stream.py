@@ -223,6 +223,27 @@ def test_the_devices_first_unit_waits_behind_nothing(connection, monkeypatch):
     assert all(came)
 
 
+def test_half_of_a_workers_lanes_are_for_the_device(monkeypatch):
+    monkeypatch.setattr(pace_room, "MOST_UNITS", 1)
+    together, lock, here_now, most = threading.Barrier(4), threading.Lock(), [], []
+
+    def plan(stage, unit, nth, worker):
+        if stage == 1:
+            with lock:
+                here_now.append(unit)
+                most.append(len(here_now))
+            together.wait(30)  # breaks unless four units are held at the same time
+            with lock:
+                here_now.remove(unit)
+        return {}
+
+    PLANS["many lanes"] = plan
+    with connect("local", lanes=8) as connection:
+        assert set(connection.workers().values()) == {8}
+        assert run(connection, Pyramid("many lanes", count=40)).dag.finished
+    assert max(most) == 4
+
+
 def test_a_straggler_gets_a_second_copy_and_the_first_to_come_back_counts(connection, monkeypatch):
     monkeypatch.setenv("TILEPIPE_STRAGGLER_S", "0.5")
     release = threading.Event()
@@ -326,12 +347,13 @@ def test_workers_are_not_asked_for_where_the_cluster_has_its_own():
 
 
 def test_each_gpu_has_a_process_that_sees_it_alone():
-    specs = gpu_worker_specs([0, 3])
+    specs = gpu_worker_specs([0, 3], 5)
     assert list(specs) == ["gpu0", "gpu3"]
     for number, spec in zip([0, 3], specs.values(), strict=True):
         assert spec["options"]["env"]["CUDA_VISIBLE_DEVICES"] == str(number)
         assert spec["options"]["env"]["MALLOC_ARENA_MAX"] == "1"
         assert spec["options"]["resources"] == {"GPU": 1}
+        assert spec["options"]["nthreads"] == 5
 
 
 @pytest.mark.parametrize("gpus", ["x", "0,0", "-1", ""])

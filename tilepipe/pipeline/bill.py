@@ -9,11 +9,10 @@ import numpy as np
 
 from tilepipe.pipeline.choice import choose
 from tilepipe.pipeline.events import Event, Note, Warned
-from tilepipe.pipeline.lanes import recent_bytes, slack_bytes
+from tilepipe.pipeline.lanes import lanes_of, processes_of, recent_bytes, slack_bytes
 from tilepipe.pipeline.output import unit_for
 from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import Source, open_source
-from tilepipe.schedule.cluster import THREADS_PER_WORKER
 from tilepipe.tiling import Box
 
 PROCESS_BYTES = 330_000_000
@@ -45,11 +44,10 @@ def bill(request: Request) -> dict[str, Any]:
     plan = chosen.settings.plan
     unit_px = plan.unit_px
     copied = source.store is None and not spec.in_place
-    workers = spec.workers or 1
+    workers, lanes = processes_of(spec), lanes_of(spec, chosen.settings)
     itemsize = source.dtype.itemsize
     unit_bytes = source.channels * min(unit_px, max(extents[0])) ** 2 * itemsize
     # A lane holds a unit as read and as written; the network's own share is measured.
-    lanes = min(THREADS_PER_WORKER, len(plan.grid))
     network = estimate_memory(
         chosen.model,
         chosen.settings,
@@ -61,9 +59,9 @@ def bill(request: Request) -> dict[str, Any]:
     channels = len(chosen.model.classes) - 1 if spec.probabilities else 0
     # A unit of probabilities as computed, as cut into chunks, and as compressed.
     planes_bytes = 3 * channels * min(unit_px, max(extents[chosen.level])) ** 2
-    each = network + lanes * (4 * unit_bytes + planes_bytes) + PROCESS_BYTES
-    each += recent_bytes(spec) if copied else 0
-    each += slack_bytes(spec, chosen.forward_bytes) if chosen.forward_bytes else 0
+    each = network + min(lanes, len(plan.grid)) * (4 * unit_bytes + planes_bytes) + PROCESS_BYTES
+    each += recent_bytes(spec, lanes) if copied else 0
+    each += slack_bytes(spec, chosen.forward_bytes, lanes) if chosen.forward_bytes else 0
     # Worker processes stand beside the one that hands out their units.
     ram = workers * each + (PROCESS_BYTES if workers > 1 else 0)
     ratio, copy_s = _copying(source) if copied else (0.0, 0.0)

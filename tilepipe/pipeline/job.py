@@ -36,7 +36,6 @@ class Ticket:
     spec: dict[str, Any]
     settings: dict[str, Any]
     in_channels: int
-    threads: int = 3
     instances: str | None = None
     """Label of the mask's objects."""
     instances_fingerprint: str = ""

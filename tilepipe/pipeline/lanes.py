@@ -1,4 +1,4 @@
-"""Lanes beside a network: what they may keep of memory."""
+"""Lanes beside a network: how many, and what they may keep of memory."""
 
 from __future__ import annotations
 
@@ -7,29 +7,55 @@ import ctypes
 import os
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tilepipe.schedule.cluster import LANES, gpu_numbers
 from tilepipe.spec import JobSpec
 
+if TYPE_CHECKING:
+    from tilepipe.infer import Settings
+
+MOST_LANES = 12
 RECENT_BYTES = 192 << 20
 SLACK_BYTES = 64 << 20
 
 
-def recent_bytes(spec: JobSpec) -> int:
+def processes_of(spec: JobSpec) -> int:
+    """Return how many worker processes a job starts on this machine, 1 where none of its own."""
+    return spec.workers or (len(gpu_numbers(spec.gpus)) if spec.gpus else 1)
+
+
+def lanes_of(spec: JobSpec, settings: Settings | None) -> int:
+    """Return the threads of each worker process that a job starts: the units it holds at once.
+
+    A processor is busy with the network: three lanes take what they need of it. A GPU asks for
+    more than three cores can read and write (a core makes some 30 MPix/s): as many as there are,
+    up to where they would wait for the interpreter (benchmarks/NOTES.md, "Lanes beside a GPU").
+    """
+    if settings is None or settings.device == "cpu":
+        return LANES
+    from tilepipe.infer import cores
+
+    return max(LANES, min(MOST_LANES, cores() // processes_of(spec)))
+
+
+def recent_bytes(spec: JobSpec, lanes: int = LANES) -> int:
     """Return the bytes of units that each process keeps for the stages that read them next.
 
-    Worker processes on one machine share what one would take.
+    Worker processes on one machine share what one would take; more lanes have more units between
+    one stage and the next.
     """
-    return RECENT_BYTES // max(1, spec.workers or 1)
+    return RECENT_BYTES * lanes // LANES // max(1, spec.workers or 1)
 
 
-def slack_bytes(spec: JobSpec, forward_bytes: int) -> int:
+def slack_bytes(spec: JobSpec, forward_bytes: int, lanes: int = LANES) -> int:
     """Return the freed memory that a process may hold on to before it is handed back.
 
     ``forward_bytes`` is what the activations of the batches under way take from malloc and give
     back again and again (as much again goes to the layers' own workspaces): trimmed after every
     unit, a forward takes a tenth longer. Worker processes share that, too.
     """
-    return SLACK_BYTES + 2 * forward_bytes // max(1, spec.workers or 1)
+    return SLACK_BYTES * lanes // LANES + 2 * forward_bytes // max(1, spec.workers or 1)
 
 
 class Memory:

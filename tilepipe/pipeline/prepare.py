@@ -29,7 +29,7 @@ from tilepipe.pipeline.job import (
     fingerprint,
     is_whole,
 )
-from tilepipe.pipeline.lanes import recent_bytes, slack_bytes
+from tilepipe.pipeline.lanes import lanes_of, recent_bytes, slack_bytes
 from tilepipe.pipeline.output import (
     exclusive,
     is_begun,
@@ -129,6 +129,7 @@ def _open_job(
     extents = source.extents
     tile = source.slide.levels[0].tile if source.slide is not None else None
     unit_px = chosen.settings.plan.unit_px if chosen is not None else unit_px
+    lanes = lanes_of(spec, chosen.settings if chosen is not None else None)
     in_strips = source.slide is not None and tile is None
     layout = Layout(
         image=extents if copied else (),
@@ -140,7 +141,7 @@ def _open_job(
         # Strips lie under a whole row of units: those go in reading order.
         band=0
         if in_strips
-        else _band(source, unit_px, recent_bytes(spec), _channels(spec, chosen)),
+        else _band(source, unit_px, recent_bytes(spec, lanes), _channels(spec, chosen)),
         objects_halo_px=Rule.of_classes(chosen.model.classes).halo_px
         if chosen is not None and spec.instances
         else None,
@@ -204,8 +205,8 @@ def _open_job(
         trace=trace,
         instances=objects,
         instances_fingerprint=object_mark,
-        slack_bytes=slack_bytes(spec, chosen.forward_bytes if chosen is not None else 0),
-        recent_bytes=recent_bytes(spec),
+        slack_bytes=slack_bytes(spec, chosen.forward_bytes if chosen is not None else 0, lanes),
+        recent_bytes=recent_bytes(spec, lanes),
         shared_tiles=spec.in_place
         or tile is None
         or any(layout.unit_px % px or px > layout.unit_px for px in tile),

@@ -12,6 +12,7 @@ from typing import Any
 from tilepipe.errors import StoreError, TilepipeError, UnitsFailedError
 from tilepipe.pipeline.context import forget
 from tilepipe.pipeline.events import Finished, Note, OnEvent, Opened, ignore
+from tilepipe.pipeline.lanes import lanes_of
 from tilepipe.pipeline.prepare import Job, prepare
 from tilepipe.pipeline.source import default_output
 from tilepipe.pipeline.work import SlideWork
@@ -128,23 +129,32 @@ def run_many(
     def tick(workers: dict[str, int]) -> None:
         for work in works:
             if work.state == "running":
-                work.tell(len(workers))
+                work.look(workers)
 
     try:
         stream = jobs()
         # The first job is prepared before any worker is started: most mistakes show here.
-        first = next(stream)
+        opened = [next(stream)]
+        while isinstance(opened[-1], _Refused) and (more := next(stream, None)) is not None:
+            opened.append(more)
+        first = opened[-1]
         if len(requests) == 1 and first.dag.finished:
             first.close(None)
             return results
-        with connect(spec.scheduler, workers=spec.workers, gpus=spec.gpus) as connection:
+        chosen = first.job.segmentation if isinstance(first, SlideWork) else None
+        with connect(
+            spec.scheduler,
+            workers=spec.workers,
+            gpus=spec.gpus,
+            lanes=lanes_of(spec, chosen.settings if chosen is not None else None),
+        ) as connection:
             if connection.dashboard:
                 on_event(Note(requests[0].slide, f"Dask dashboard: {connection.dashboard}"))
             if isinstance(first, SlideWork):
                 first.begin()
             drive(
                 connection,
-                chain([first], stream),
+                chain(opened, stream),
                 run_units,
                 retries=spec.retries,
                 on_tick=tick,

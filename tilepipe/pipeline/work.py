@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +15,7 @@ from tilepipe.pipeline.instances import close_instances
 from tilepipe.pipeline.job import GATE, INGEST, LABEL_REDUCE, REDUCE, SEGMENT, Ticket
 from tilepipe.pipeline.prepare import Job, stage_word
 from tilepipe.schedule import Dag, Outcome
+from tilepipe.schedule.cluster import LANES
 
 MOST_FAILURES_LISTED = 100
 
@@ -35,7 +37,8 @@ class SlideWork:
         self._seconds: dict[str, float] = {}
         self._facts: Counter[str] = Counter()
         self._workers: set[str] = set()
-        self._slots = 1
+        self._threads: dict[str, int] = {}
+        """Of all workers seen so far, by address."""
         self.spans: list[tuple[str, tuple[str, float, float, int]]] = []
         self.state = "running"
         self.reason: str | None = None
@@ -61,6 +64,11 @@ class SlideWork:
         self._facts["damaged"] += len(facts.get("damaged", ()))
         self.spans += [(outcome.worker, span) for span in outcome.spans]
         self.tell(len(self._workers))
+
+    def look(self, workers: Mapping[str, int]) -> None:
+        """See who works now (addresses → threads) and report progress."""
+        self._threads.update(workers)
+        self.tell(len(workers))
 
     def tell(self, workers: int, *, now: bool = False) -> None:
         """Report progress, at most four times a second."""
@@ -115,7 +123,7 @@ class SlideWork:
             self.state = "done" if not self.dag.skipped else "part done"
         else:
             self.state = "units failed"
-        lanes = max(1, len(self._workers)) * self.ticket.threads
+        lanes = sum(self._threads.get(worker, LANES) for worker in self._workers) or LANES
         self.summary = {
             "slide": self.job.source.name,
             "output": self.job.source.output,

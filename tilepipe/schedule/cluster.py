@@ -16,8 +16,8 @@ from tilepipe.malloc import ONE_ARENA, one_arena
 if TYPE_CHECKING:
     from distributed import Client
 
-THREADS_PER_WORKER = 3
-"""One unit on the device, one being read, one being written."""
+LANES = 3
+"""Threads of a worker: one unit on the device, one being read, one being written."""
 ANSWER_S = 30.0
 """A scheduler that answers no sooner, at the start or after the connection broke, is gone
 (``TILEPIPE_SCHEDULER_TIMEOUT_S``)."""
@@ -44,13 +44,14 @@ def connect(
     *,
     workers: int | None = None,
     gpus: str | None = None,
+    lanes: int = LANES,
     timeout_s: float | None = None,
 ) -> Iterator[Connection]:
     """Open a Dask client.
 
     ``scheduler`` is ``local``, an address (``tcp://…``, ``tls://…``) or a scheduler file. Local
     workers are threads of this process, or ``workers`` processes, or one process per GPU of
-    ``gpus`` (``all`` or ``0,1``), each seeing its own device alone.
+    ``gpus`` (``all`` or ``0,1``), each seeing its own device alone; of ``lanes`` threads each.
 
     TLS material for ``tls://`` comes from Dask's own configuration
     (``DASK_DISTRIBUTED__COMM__TLS__*`` or its YAML files).
@@ -91,7 +92,7 @@ def connect(
     with dask.config.set(quiet):
         if scheduler == "local":
             one_arena()
-            cluster = _local_cluster(workers, gpus)
+            cluster = _local_cluster(workers, gpus, lanes)
             client = Client(cluster)
             try:
                 yield Connection(client, True, _dashboard(client))
@@ -137,7 +138,7 @@ def _dashboard(client: Client) -> str | None:
     return link
 
 
-def _local_cluster(workers: int | None, gpus: str | None) -> Any:
+def _local_cluster(workers: int | None, gpus: str | None, lanes: int) -> Any:
     from distributed import LocalCluster
 
     common: dict[str, Any] = {
@@ -146,22 +147,21 @@ def _local_cluster(workers: int | None, gpus: str | None) -> Any:
         "silence_logs": logging.CRITICAL,
     }
     if gpus is not None:
-        return _gpu_cluster(_gpu_numbers(gpus), common)
+        return _gpu_cluster(gpu_numbers(gpus), lanes, common)
     if workers is None:
-        return LocalCluster(
-            n_workers=1, processes=False, threads_per_worker=THREADS_PER_WORKER, **common
-        )
+        return LocalCluster(n_workers=1, processes=False, threads_per_worker=lanes, **common)
     return LocalCluster(
         n_workers=workers,
         processes=True,
-        threads_per_worker=THREADS_PER_WORKER,
+        threads_per_worker=lanes,
         host="127.0.0.1",
         env=dict(ONE_ARENA),
         **common,
     )
 
 
-def _gpu_numbers(gpus: str) -> list[int]:
+def gpu_numbers(gpus: str) -> list[int]:
+    """Return the numbers of ``all`` or ``0,1``; ScheduleError for what makes no sense here."""
     if gpus == "all":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible:
@@ -179,7 +179,7 @@ def _gpu_numbers(gpus: str) -> list[int]:
     return numbers
 
 
-def gpu_worker_specs(numbers: list[int]) -> dict[str, dict[str, Any]]:
+def gpu_worker_specs(numbers: list[int], lanes: int = LANES) -> dict[str, dict[str, Any]]:
     """Dask worker specifications, one a GPU, each process seeing that device alone."""
     from distributed import Nanny
 
@@ -187,7 +187,7 @@ def gpu_worker_specs(numbers: list[int]) -> dict[str, dict[str, Any]]:
         f"gpu{number}": {
             "cls": Nanny,
             "options": {
-                "nthreads": THREADS_PER_WORKER,
+                "nthreads": lanes,
                 "memory_limit": 0,
                 "resources": {"GPU": 1},
                 "env": {**ONE_ARENA, "CUDA_VISIBLE_DEVICES": str(number)},
@@ -197,11 +197,11 @@ def gpu_worker_specs(numbers: list[int]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _gpu_cluster(numbers: list[int], common: dict[str, Any]) -> Any:
+def _gpu_cluster(numbers: list[int], lanes: int, common: dict[str, Any]) -> Any:
     from distributed import Scheduler, SpecCluster
 
     return SpecCluster(
-        workers=gpu_worker_specs(numbers),
+        workers=gpu_worker_specs(numbers, lanes),
         scheduler={
             "cls": Scheduler,
             "options": {"dashboard_address": common["dashboard_address"], "port": 0},

@@ -34,6 +34,15 @@ class Crew:
         """Units that may run at the same time."""
         return sum(self.workers.values())
 
+    @property
+    def device_lanes(self) -> int:
+        """Units that may be on their way to, on, or from the devices: half of a worker's threads.
+
+        A unit is read before and written after its time on the device. With two of them a worker
+        a fast device would wait for that; the other threads read on and build pyramids.
+        """
+        return max(2, sum(max(2, (threads + 1) // 2) for threads in self.workers.values()))
+
     def reachable(self) -> bool:
         """Tell whether the scheduler can be talked to; ScheduleError once it is held to be lost."""
         status = self._client.status

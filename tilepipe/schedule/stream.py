@@ -99,14 +99,14 @@ class Stream:
         What was just read is still in memory when the device comes to it; read much further ahead,
         it would be read again.
         """
-        return 2 * max(1, len(self._crew.workers))
+        return self._crew.device_lanes
 
     def _fill(self) -> None:
         for job in list(self._open.values()):
             if job.given_up:
                 continue
             while len(self._flights) < self._window():
-                device = self._device < 2 * max(1, len(self._crew.workers))
+                device = self._device < self._crew.device_lanes
                 dag = job.work.dag
                 taken = dag.take(
                     device=device, roots=dag.backlog < self._ahead(), limit=self._limit
