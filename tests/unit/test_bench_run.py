@@ -6,10 +6,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from torch.utils.flop_counter import FlopCounterMode
 
 from tilepipe.bench import run as room
 from tilepipe.bench.bare import bare_speeds
+from tilepipe.bench.flops import flops_per_px, matrix_tflops
 from tilepipe.bench.plot import plot
 from tilepipe.bench.run import _scaling, _toml, drawn_tissue, write_slide
 from tilepipe.cli.bench import table
@@ -135,3 +138,49 @@ def test_gpus_must_be_counts():
     done = CliRunner().invoke(main, ["bench", "--gpus", "one"])
     assert done.exit_code == 1
     assert "say how many devices" in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "options"),
+    [("unet", 4, {}), ("unet-same", 4, {}), ("unetpp", 4, {}), ("unet", 2, {"depth": 2})],
+)
+def test_operations_per_px_are_those_of_an_endless_map(name, base, options):
+    model = load_model(name, weights="random:0", base=base, options=options)
+    found = flops_per_px(model)
+    # A padded network has no border: any size gives the figure itself.
+    step = model.locality.input_step_px
+    for side in (model.next_legal(512), model.next_legal(1024)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            out = model.module.to("meta")(torch.empty((1, 3, side, side), device="meta"))
+        each = counter.get_total_flops() / out.shape[-1] ** 2
+        assert found * (1 - 1e-9) <= each <= found * (1 + 400 * step / side)
+        if name == "unet-same":
+            assert each == pytest.approx(found, rel=1e-9)
+
+
+def test_the_u_net_of_2015_takes_so_many_operations():
+    # Counted by hand: channels in and out of each 3 x 3 layer, over a px of its own level.
+    layers = [(3, 64, 0), (64, 64, 0), (128, 64, 0), (64, 64, 0)]
+    for level in range(1, 4):
+        wide = 64 * 2**level
+        layers += [(wide // 2, wide, level), (wide, wide, level)]
+        layers += [(2 * wide, wide, level), (wide, wide, level)]
+    layers += [(512, 1024, 4), (1024, 1024, 4)]
+    products = sum(9 * one * two / 4**level for one, two, level in layers)
+    # Up-convolutions 2 x 2: each px below makes four, of half of the channels; then 1 x 1.
+    products += sum(128 * 2**k * 64 * 2**k / 4**k for k in range(4)) + 64 * 2
+    model = load_model("unet", weights="random:0", base=64)
+    assert flops_per_px(model) == pytest.approx(2 * products, rel=1e-9)
+
+
+def test_the_rate_of_products_counts_two_operations_each():
+    now = [0.0]
+
+    def clock():
+        now[0] += 0.5
+        return now[0]
+
+    # Half a second between two looks, however many products there were: 1 s of products is 2.
+    assert matrix_tflops("cpu", "fp32", side=64, seconds=1.5, clock=clock) == pytest.approx(
+        2 * 64**3 / 0.5 / 1e12
+    )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tilepipe.errors import ModelError
 from tilepipe.infer import Account, Engine, Settings, caches, shapes
@@ -62,12 +63,60 @@ class FakeStream:
         self.log.append(f"{self.name} waits for {event.name}")
 
 
+class FakeTimer(FakeEvent):
+    """An event with a clock: a millisecond passes between one and the next."""
+
+    made = 0
+
+    def __init__(self, log) -> None:
+        FakeTimer.made += 1
+        super().__init__(log, f"time {FakeTimer.made}")
+        self.at_ms = FakeTimer.made
+
+    def record(self, stream) -> None:
+        self.log.append(f"{stream.name} {self.name}")
+
+    def elapsed_time(self, later) -> float:
+        return float(later.at_ms - self.at_ms)
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self, calls) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+
+class FakeGraph:
+    """A CUDA graph: the calls that were recorded, made again on the same memory."""
+
+    def __init__(self, log) -> None:
+        self.log, self.calls = log, []
+
+    def replay(self) -> None:
+        self.log.append("replayed")
+        for func, args, kwargs, result in self.calls:
+            again = func(*args, **kwargs)
+            pairs = (
+                [(result, again)]
+                if isinstance(result, torch.Tensor)
+                else zip(result, again, strict=True)
+            )
+            for kept, new in pairs:
+                if isinstance(kept, torch.Tensor) and kept.data_ptr() != new.data_ptr():
+                    kept.copy_(new)
+
+
 class FakeCuda:
     """torch.cuda on a machine without one: everything happens at once, in calling order."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
-        FakeStream.made = 0
+        FakeStream.made = FakeTimer.made = 0
 
     def Stream(self, device):
         return FakeStream(self.log)
@@ -76,6 +125,20 @@ class FakeCuda:
     def stream(self, stream):
         self.log.append(f"on {stream.name}")
         yield
+
+    def Event(self, *, enable_timing):
+        assert enable_timing
+        return FakeTimer(self.log)
+
+    def CUDAGraph(self):
+        return FakeGraph(self.log)
+
+    @contextmanager
+    def graph(self, graph, *, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        self.log.append(f"recording on {stream.name}")
+        with Recorder(graph.calls):
+            yield
 
     def synchronize(self) -> None:
         self.log.append("all is done")
@@ -121,6 +184,8 @@ def test_cuda_backend_copies_in_computes_and_copies_out_in_order():
     backend = fake_cuda(cuda)(
         "torch", model, plan, batch=1, dtype=np.dtype(np.uint8), precision="fp32"
     )
+    assert backend.is_recorded
+    del cuda.log[:]
     account = Account()
     tile = np.zeros((3, 316, 316), np.uint8)
     first, second = backend.submit([tile], account), backend.submit([tile + 200], account)
@@ -130,20 +195,49 @@ def test_cuda_backend_copies_in_computes_and_copies_out_in_order():
     two = backend.collect(second, account)
     assert one.finite
     assert two.finite
-    assert cuda.log[0] == "all is done"
-    log = cuda.log[1:9]
-    assert log == [
+    assert cuda.log[:10] == [
         "on stream 1",
         "stream 1 event 1",
         "on stream 2",
         "stream 2 waits for stream 1 event 1",
-        "stream 2 event 1",
+        "stream 2 time 1",
+        "replayed",
+        "stream 2 time 2",
         "on stream 0",
-        "stream 0 waits for stream 2 event 1",
+        "stream 0 waits for time 2",
         "stream 0 event 1",
     ]
     assert not torch.equal(one.values, two.values) or one.values.float().std() == 0
     assert {"host-to-device", "compute"} <= set(account.seconds)
+    assert account.device_s == pytest.approx(0.002)  # a millisecond each
+
+
+def test_cuda_backend_does_without_a_record_that_fails_or_computes_something_else(monkeypatch):
+    model, plan = model_and_plan()
+    make = {"batch": 1, "dtype": np.dtype(np.uint8), "precision": "fp32"}
+    tile = np.random.default_rng(0).integers(0, 256, (3, 316, 316)).astype(np.uint8)
+
+    def ids(cuda, *, recorded):
+        backend = fake_cuda(cuda)("torch", model, plan, **make)
+        assert backend.is_recorded is recorded
+        return backend.collect(backend.submit([tile], Account()), Account()).values.clone()
+
+    wanted = ids(FakeCuda(), recorded=True)
+    assert 0 < wanted.float().mean() < 1
+
+    @contextmanager
+    def refuses(self, graph, **_):
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeCuda, "graph", refuses)
+        cuda = FakeCuda()
+        assert torch.equal(ids(cuda, recorded=False), wanted)
+        assert "emptied" in cuda.log
+        assert "replayed" not in cuda.log
+    monkeypatch.setattr(FakeGraph, "replay", lambda self: None)  # shows what it was recorded with
+    assert torch.equal(ids(FakeCuda(), recorded=False), wanted)
 
 
 def test_cuda_backend_blends_on_the_device():

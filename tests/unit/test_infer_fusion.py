@@ -1,5 +1,11 @@
 """What torch runs on a processor computes what the plain network computes."""
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from tilepipe.infer import fusion
-from tilepipe.infer.fusion import FusedConv, can_fuse, fuse
+from tilepipe.infer.fusion import ConvBiasRelu, FusedConv, can_fuse, fuse
 from tilepipe.infer.network import TileNetwork
 from tilepipe.infer.plans import plan_for
 from tilepipe.models import load_model
@@ -126,3 +132,87 @@ def test_max_pool_can_be_trained_through():
     x = torch.randn(1, 2, 8, 8, requires_grad=True)
     max_pool(x.contiguous(memory_format=torch.channels_last)).sum().backward()
     assert x.grad.sum() == 2 * 16
+
+
+def stand_in(monkeypatch, add_bias_relu):
+    """Put a function in the place of the GPU's kernel."""
+    module = ModuleType("tilepipe.infer.bias_relu")
+    module.add_bias_relu = add_bias_relu
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def torch_layers(x, bias):
+    return torch.relu_(x.add_(bias.view(1, -1, 1, 1)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_gets_bias_and_relu_in_one_pass_and_the_same_bits(name, monkeypatch):
+    calls = []
+
+    def counted(x, bias):
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        calls.append(x.shape)
+        return torch_layers(x, bias)
+
+    stand_in(monkeypatch, counted)
+    monkeypatch.setattr(fusion, "can_fuse_on_gpu", fusion.can_fuse_on_gpu.__wrapped__)
+    model = load_model(name, weights="random:3", in_channels=3, base=4)
+    plan, _ = plan_for(model, (4096, 4096), JobSpec(tile=model.next_legal(300)), unit_px=1024)
+    make = {"dtype": np.dtype(np.uint8), "precision": "fp32", "output": "logits"}
+    plain = TileNetwork(model, plan, **make).channels_last()
+    quick = TileNetwork(model, plan, **make).for_gpu("cpu")
+    relus = [p for p in plain.modules() if isinstance(p, ConvBlock) and isinstance(p.act, nn.ReLU)]
+    assert sum(isinstance(part, ConvBiasRelu) for part in quick.modules()) == len(relus) > 3
+    del calls[:]
+    side = (1, 3, plan.input_px, plan.input_px)
+    pixels = torch.randint(0, 255, side, dtype=torch.uint8)
+    with torch.inference_mode():
+        found, wanted = quick(pixels)[0], plain(pixels)[0]
+    assert len(calls) >= len(relus)
+    # The convolution adds the bias before it rounds or after: a last bit in float32.
+    scale = wanted.abs().max()
+    torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x, bias: torch.relu_(x),
+        lambda x, bias: x.add_(bias.view(1, -1, 1, 1)),
+        lambda x, bias: torch_layers(x, bias).nan_to_num_(0),
+        lambda x, bias: 1 / 0,
+    ],
+)
+def test_a_kernel_that_computes_something_else_or_fails_is_not_used(wrong, monkeypatch):
+    can_fuse_on_gpu = fusion.can_fuse_on_gpu.__wrapped__
+    stand_in(monkeypatch, torch_layers)
+    assert can_fuse_on_gpu(torch.float32, "cpu")
+    stand_in(monkeypatch, wrong)
+    assert not can_fuse_on_gpu(torch.float32, "cpu")
+
+
+KERNEL = """
+import torch
+from tilepipe.infer.bias_relu import add_bias_relu
+draw = torch.Generator().manual_seed(0)
+for dtype in (torch.float32, torch.float16):  # Triton's interpreter cuts bfloat16, it rounds not
+    for shape in ((1, 48, 37, 53), (2, 3, 7, 5), (1, 64, 16, 16)):
+        x, bias = (torch.randn(s, generator=draw).to(dtype) for s in (shape, shape[1]))
+        x = x.contiguous(memory_format=torch.channels_last)
+        x[0, :2, 0, 0] = torch.tensor([torch.nan, torch.inf])
+        wanted = torch.relu(x + bias.view(1, -1, 1, 1))
+        torch.testing.assert_close(add_bias_relu(x, bias), wanted, rtol=0, atol=0, equal_nan=True)
+try:
+    add_bias_relu(torch.zeros(1, 4, 8, 8), torch.zeros(4))
+except ValueError as error:
+    assert "not channels-last" in str(error)
+    print("fine")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with torch's GPU builds")
+def test_the_kernel_by_tritons_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    run = [sys.executable, "-c", KERNEL]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "fine", done.stderr

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.bench.bare import Speed, bare_speeds, engine_speed
+from tilepipe.bench.flops import flops_per_px, matrix_tflops
 from tilepipe.bench.machine import PeakMemory, machine_facts
 from tilepipe.errors import ScheduleError
 from tilepipe.infer.settings import Settings, choose_settings
@@ -42,6 +43,8 @@ def bench(
 ) -> dict[str, Any]:
     """Measure; returns plain values.
 
+    ``bare_matrix_share`` is what the bare network's useful operations (``flops_per_px``: no halo,
+    no border) are of torch's rate of matrix products on the same device in the same precision.
     ``size_px`` is the side of the slide that is made where none is given. The pipeline runs as a
     command of its own, so that start, memory and speed are what a user gets. ``gpus`` repeats it
     with so many devices.
@@ -86,11 +89,16 @@ def bench(
     same = [speed for speed in speeds if speed.precision == runs[0]["settings"]["precision"]]
     best = max(same or speeds, key=lambda speed: speed.mpix_per_s)
     main = runs[0]
+    tell("products of matrices")
+    flops, peak = flops_per_px(model), matrix_tflops(settings.device, best.precision)
     return {
         "bare_mpix_per_s": best.mpix_per_s,
         "engine_mpix_per_s": engine["mpix_per_s"],
         "pipeline_mpix_per_s": main["mpix_per_s"],
         "pipeline_share": main["mpix_per_s"] / best.mpix_per_s,
+        "flops_per_px": flops,
+        "matrix_tflops": peak,
+        "bare_matrix_share": best.mpix_per_s * flops / peak / 1e6,
         "cold_mpix_per_s": main["cold_mpix_per_s"],
         "peak_rss_bytes": main["peak_rss_bytes"],
         "account": main["account"],

@@ -92,6 +92,8 @@ def table(result: dict[str, Any]) -> str:
         f"tile {settings['plan']['input_px']} px, batch {settings['batch']}",
         f"  bare network         {result['bare_mpix_per_s']:8.2f} MPix/s  "
         f"({best['backend']} {best['precision']}, tile {best['input_px']} px)",
+        f"{'':<24}{result['bare_matrix_share']:.0%} of the device's "
+        f"{result['matrix_tflops']:.3g} TFLOP/s in torch's products of matrices",
         f"  engine, from memory  {result['engine_mpix_per_s']:8.2f} MPix/s",
         f"  pipeline             {result['pipeline_mpix_per_s']:8.2f} MPix/s  "
         f"{result['pipeline_share']:.1%} of the bare network",
@@ -101,6 +103,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     shares = result["account"]["shares"]
     lines += [f"    {step:<18} {share:6.1f} %" for step, share in shares.items()]
+    if result["account"]["device_busy"] is not None:
+        lines.append(f"  the device computed {result['account']['device_busy']:.1%} of the time")
     lines += [
         f"  {entry['gpus']} devices: {entry['mpix_per_s']:.2f} MPix/s, "
         f"efficiency {entry['efficiency']:.1%}"

@@ -46,6 +46,7 @@ class Account:
         self._parent = parent
         self._lock = threading.Lock()
         self._seconds: dict[str, float] = {}
+        self._device_s = 0.0
         self._trace = trace
         self._events: list[dict[str, Any]] = []
         # perf_counter has no common origin across processes; the epoch has.
@@ -91,6 +92,19 @@ class Account:
             if len(self._events) < MAX_EVENTS:
                 self._events.append(event)
 
+    def add_device(self, seconds: float) -> None:
+        """Add seconds in which the device computed, by its own clock; they are no lane's."""
+        with self._lock:
+            self._device_s += max(0.0, seconds)
+        if self._parent is not None:
+            self._parent.add_device(seconds)
+
+    @property
+    def device_s(self) -> float:
+        """Seconds in which the device computed so far; 0 where it does not tell."""
+        with self._lock:
+            return self._device_s
+
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds per step so far."""
@@ -105,14 +119,22 @@ class Account:
 
     def to_json(self, *, wall_s: float, lanes: int) -> dict[str, Any]:
         """Return seconds and shares of ``wall_s * lanes``; see ``account_json``."""
-        return account_json(self.seconds, wall_s=wall_s, lanes=lanes)
+        return account_json(self.seconds, wall_s=wall_s, lanes=lanes, device_s=self.device_s)
 
 
-def account_json(seconds: Mapping[str, float], *, wall_s: float, lanes: int) -> dict[str, Any]:
+def account_json(
+    seconds: Mapping[str, float],
+    *,
+    wall_s: float,
+    lanes: int,
+    device_s: float = 0.0,
+    devices: int = 1,
+) -> dict[str, Any]:
     """Return the account of ``lanes`` threads over ``wall_s`` seconds as plain values.
 
     ``shares`` are per cent of ``wall_s * lanes``; what no step explains is ``idle``, so that they
-    add up to 100 unless more was measured than there was time for.
+    add up to 100 unless more was measured than there was time for. ``device_busy`` is the share
+    (0-1) of the time in which the ``devices`` computed, None where they do not tell.
     """
     available_s = wall_s * lanes
     busy = {step: seconds[step] for step in (*STEPS, *sorted(set(seconds) - set(STEPS)))
@@ -124,6 +146,7 @@ def account_json(seconds: Mapping[str, float], *, wall_s: float, lanes: int) -> 
         "lanes": lanes,
         "seconds": {step: round(value, 6) for step, value in busy.items()},
         "shares": {step: round(value * share, 3) for step, value in busy.items()},
+        "device_busy": round(device_s / wall_s / devices, 4) if device_s and wall_s > 0 else None,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from tilepipe.infer.account import Account
 from tilepipe.infer.backends import BatchResult, stack_tiles, staging_dtype
 from tilepipe.infer.network import TileNetwork
+
+SWITCH_S = 0.0005
+"""How long a thread that computes in Python may keep the one that feeds the device waiting."""
 
 
 @dataclass(slots=True)
@@ -28,14 +32,45 @@ class _Slot:
     probabilities: torch.Tensor | None = None
     """The same of the quantised probabilities, where they are asked for."""
     sums: torch.Tensor | None = None
+    began: Any = None
+    """Event before the forward and, next, the one after it."""
+    ended: Any = None
     done: Any = None
     """Event after which ``values`` and ``sums`` are whole."""
+
+
+class _Recorded:
+    """A forward recorded as a CUDA graph: one call starts all of its kernels.
+
+    torch asks for the interpreter again after every layer that it starts, and waits for whichever
+    lane has it.
+    """
+
+    def __init__(self, cuda: Any, network: TileNetwork, pixels: torch.Tensor, stream: Any) -> None:
+        self._pixels = torch.zeros_like(pixels)
+        with torch.inference_mode():
+            with cuda.stream(stream):
+                for _ in range(2):  # what is made at first use may not be made while recording
+                    network(self._pixels)
+            cuda.synchronize()
+            self._graph = cuda.CUDAGraph()
+            with cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                self._results = network(self._pixels)
+
+    def __call__(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run it on the current stream; the results are the caller's own."""
+        self._pixels.copy_(pixels)
+        self._graph.replay()
+        # The next run writes to the same places.
+        return tuple(result.clone() for result in self._results)
 
 
 class CudaBackend:
     """Two batches under way: one computes while the next is copied in and the last is copied out.
 
-    Every batch has the same shape (short ones are filled up), so that cuDNN chooses once.
+    Every batch has the same shape (short ones are filled up): it is recorded once, and a record
+    that gives other bits than the network, or cannot be made, is not used. cuDNN chooses how to
+    compute a layer by its rules, not by a race: the same in every process.
     ``cuda`` is ``torch.cuda``, or a stand-in in tests on machines without a device.
     """
 
@@ -55,7 +90,7 @@ class CudaBackend:
         self.precision = precision
         self.device = device
         self._cuda = cuda
-        self._network = network.to(device).channels_last()
+        self._network = network.for_gpu(device)
         self._blends = not network.output.startswith("ids")
         self.result_device = device if self._blends else "cpu"
         pinned = torch.cuda.is_available()
@@ -75,8 +110,32 @@ class CudaBackend:
             # TF32 keeps 10 bits: that would not be float32.
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         # Weights and buffers are made on the default stream, which the others do not wait for.
         cuda.synchronize()
+        self._run = self._recorded() or self._network
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether forwards run from a record."""
+        return self._run is not self._network
+
+    def _recorded(self) -> _Recorded | None:
+        """Record a forward; None where that fails or its results are not the network's."""
+        pixels = torch.zeros_like(self._slots[0].pixels)
+        draw = torch.Generator().manual_seed(0)
+        pixels.copy_(torch.randint(0, 255, pixels.shape, generator=draw, dtype=torch.uint8))
+        try:
+            record = _Recorded(self._cuda, self._network, pixels, self._forward)
+            with torch.inference_mode(), self._cuda.stream(self._forward):
+                wanted, found = self._network(pixels), record(pixels)
+                same = all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+        except RuntimeError:  # a network that waits for a number, or too little memory
+            return None
+        finally:
+            self._cuda.synchronize()
+            self._cuda.empty_cache()  # of the plain forwards
+        return record if same else None
 
     def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> tuple[_Slot, int]:
         """Put a batch on its way; returns at once."""
@@ -90,10 +149,12 @@ class CudaBackend:
         with account.span("compute"), torch.inference_mode():
             with self._cuda.stream(self._forward):
                 self._forward.wait_event(copied)
-                values, sums, *more = self._network(slot.pixels)
-                computed = self._forward.record_event()
+                slot.began, slot.ended = (self._cuda.Event(enable_timing=True) for _ in range(2))
+                slot.began.record(self._forward)
+                values, sums, *more = self._run(slot.pixels)
+                slot.ended.record(self._forward)
             with self._cuda.stream(self._copy_out):
-                self._copy_out.wait_event(computed)
+                self._copy_out.wait_event(slot.ended)
                 slot.values = values if self._blends else _to_host(values, slot.values)
                 slot.sums = _to_host(sums, slot.sums)
                 if more:
@@ -110,6 +171,7 @@ class CudaBackend:
         slot, count = ticket
         with account.span("compute"):
             slot.done.synchronize()
+        account.add_device(slot.began.elapsed_time(slot.ended) / 1000)
         if slot.values is None or slot.sums is None:
             raise RuntimeError("a batch was collected before it was submitted")
         finite = bool(torch.isfinite(slot.sums[:count]).all())
@@ -123,7 +185,7 @@ class CudaBackend:
     def close(self) -> None:
         """Give the memory back to the device."""
         self._slots.clear()
-        del self._network
+        del self._network, self._run
         self._cuda.empty_cache()
 
 

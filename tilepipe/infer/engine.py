@@ -146,6 +146,8 @@ class Engine:
         facts["backend"] = self.backend
         if self._refused:
             facts["backend_refused"] = self._refused
+        if account.device_s:
+            facts["device_s"] = round(account.device_s, 6)
         facts["seconds"] = {step: round(value, 6) for step, value in account.seconds.items()}
         return UnitResult(maps.ids, facts, maps.probabilities)
 

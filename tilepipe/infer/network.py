@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tilepipe.infer.caches import key_of
-from tilepipe.infer.fusion import fuse
+from tilepipe.infer.fusion import fuse, fuse_on_gpu
 from tilepipe.models import Model
 from tilepipe.tiling import TilePlan
 
@@ -131,6 +131,11 @@ class TileNetwork(nn.Module):
         fuse(self.network, self.compute_dtype)
         self._by_rows = True
         return self.channels_last()
+
+    def for_gpu(self, device: str) -> TileNetwork:
+        """Move it to a GPU and have torch run it there as fast as it can; returns itself."""
+        fuse_on_gpu(self.network, self.compute_dtype, device)
+        return self.to(device).channels_last()
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Return (B, C, Y, X) in the compute dtype and channels-last, as the network expects it."""

@@ -35,6 +35,7 @@ class SlideWork:
         self._told_s = 0.0
         self._px = 0
         self._seconds: dict[str, float] = {}
+        self._device_s = 0.0
         self._facts: Counter[str] = Counter()
         self._workers: set[str] = set()
         self._threads: dict[str, int] = {}
@@ -55,6 +56,7 @@ class SlideWork:
         facts = outcome.facts
         self._workers.add(outcome.worker)
         self._seconds = merge_seconds([self._seconds, facts.get("seconds", {})])
+        self._device_s += float(facts.get("device_s", 0.0))
         if self.dag.stages[stage].name == (SEGMENT if self.job.segmentation else INGEST):
             self._px += int(facts.get("px", 0))
         for fact in ("tiles", "tiles_skipped", "skipped_px", "skipped_checked_px",
@@ -149,7 +151,13 @@ class SlideWork:
             "skipped_lost_px": self._facts["skipped_lost_px"],
             "units_redone_fp32": self._facts["redone_fp32"],
             "not_finite_px": self._facts["not_finite_px"],
-            "account": account_json(self._seconds, wall_s=elapsed_s, lanes=lanes),
+            "account": account_json(
+                self._seconds,
+                wall_s=elapsed_s,
+                lanes=lanes,
+                device_s=self._device_s,
+                devices=max(1, len(self._workers)),
+            ),
         }
         self._write_records(finished)
         if finished:
