@@ -142,7 +142,12 @@ def test_gpus_must_be_counts():
 
 @pytest.mark.parametrize(
     ("name", "base", "options"),
-    [("unet", 4, {}), ("unet-same", 4, {}), ("unetpp", 4, {}), ("unet", 2, {"depth": 2})],
+    [
+        ("unet", 4, {}),
+        ("unet-same", 4, {}),
+        ("unetpp", 4, {}),
+        ("unet", 2, {"depth": 2}),
+    ],
 )
 def test_operations_per_px_are_those_of_an_endless_map(name, base, options):
     model = load_model(name, weights="random:0", base=base, options=options)
@@ -171,6 +176,8 @@ def test_the_u_net_of_2015_takes_so_many_operations():
     products += sum(128 * 2**k * 64 * 2**k / 4**k for k in range(4)) + 64 * 2
     model = load_model("unet", weights="random:0", base=64)
     assert flops_per_px(model) == pytest.approx(2 * products, rel=1e-9)
+    dilated = load_model("unet-dilated", weights="random:0", base=64)  # the same layers, spread out
+    assert flops_per_px(dilated) == pytest.approx(2 * products, rel=1e-9)
 
 
 def test_the_rate_of_products_counts_two_operations_each():

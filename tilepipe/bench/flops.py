@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from math import lcm
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,7 +25,7 @@ def flops_per_px(model: Model) -> float:
     products alone are counted (torch's ``FlopCounterMode``).
     """
     locality = model.locality
-    step = max(1, locality.input_step_px) * 8
+    step = lcm(max(1, locality.input_step_px), 64)  # some networks round sides up by themselves
     network = copy.deepcopy(model.module).to("meta")
     counts = []
     for times in (1, 2, 3):
