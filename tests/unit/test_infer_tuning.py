@@ -138,6 +138,26 @@ def test_candidates_are_bounded_by_free_memory(model, monkeypatch):
     assert narrow == [settings.plan.input_px]
 
 
+def test_processes_that_share_a_device_share_its_memory(model, monkeypatch):
+    spec, settings = start(model)
+    gpu = replace(settings, device="cuda:0")
+    monkeypatch.setattr(tuning, "free_bytes", lambda _: 1 << 40)
+    largest = max(
+        tuning.activation_bytes(gpu, model, plan, batch)
+        for plan, batch in candidate_plans(gpu, model, spec, workers=1)
+    )
+    monkeypatch.setattr(tuning, "free_bytes", lambda _: largest / tuning.MEMORY_SHARE)
+    alone, shared = (
+        [tuning.activation_bytes(gpu, model, *pair) for pair in found]
+        for found in (
+            candidate_plans(gpu, model, spec, workers=1),
+            candidate_plans(gpu, model, spec, workers=4),
+        )
+    )
+    assert max(alone) == largest
+    assert max(shared) <= largest / 4
+
+
 def test_blended_tiles_are_not_tuned_because_they_are_part_of_the_answer():
     dilated = load_model("unet-dilated", weights="random:0", base=2)
     spec, settings = start(dilated)

@@ -24,6 +24,7 @@ from tilepipe.infer.memory import free_bytes, peak_activation_bytes
 from tilepipe.infer.openvino import openvino_fits
 from tilepipe.infer.plans import plan_for
 from tilepipe.infer.settings import Settings
+from tilepipe.infer.tuning import MEMORY_SHARE
 from tilepipe.models import Model
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import Box, TilePlan
@@ -65,7 +66,7 @@ def bare_speeds(
     """
     kind = device.partition(":")[0]
     found: list[Speed] = []
-    allowed = 0.5 * free_bytes(device)
+    allowed = MEMORY_SHARE * free_bytes(device)
     for precision in precisions or supported_precisions(device):
         names = [
             name for name in backends if name == "torch" or not openvino_fits(device, precision)

@@ -41,8 +41,9 @@ _RIVALS = 0.85
 _LAPS = 2
 RACE_BYTES = 640 << 20
 """What the activations of two ways may take that are open at once: little more than a job's."""
-MEMORY_SHARE = 0.5
-"""Part of the free memory that a forward may take."""
+MEMORY_SHARE = 0.4
+"""Part of the free memory that a forward may take: one that was recorded on a GPU is compared with
+a plain one while both hold theirs."""
 
 
 def tuned(
@@ -109,14 +110,14 @@ def candidate_plans(
             )
             plans.setdefault(plan.input_px, plan)
     batches = (spec.batch,) if spec.batch else (1,) if kind == "cpu" else (1, 2, 4)
-    allowed = MEMORY_SHARE * free_bytes(settings.device) / max(1, workers if kind == "cpu" else 1)
+    allowed = MEMORY_SHARE * free_bytes(settings.device) / max(1, workers)
     needed = partial(activation_bytes, settings, model)
     if kind == "cpu":  # larger tiles gain little there and double the memory of the job
         allowed = min(allowed, max(FORWARD_BYTES, needed(settings.plan, settings.batch)))
     for input_px, plan in sorted(plans.items()):
         for batch in batches:
-            fits = needed(plan, batch) <= allowed
-            if fits or input_px == settings.plan.input_px:
+            is_least = input_px == settings.plan.input_px and batch == batches[0]
+            if is_least or needed(plan, batch) <= allowed:
                 yield plan, batch
 
 
