@@ -10,12 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from tilepipe.infer.coverage import MOST_BOXES, boxes_json, boxes_of, covered_px
 from tilepipe.infer.cutting import (
-    MOST_BOXES,
     Sizes,
-    boxes_json,
-    boxes_of,
-    covered_px,
     tile_of,
     trimmed,
     wanted_parts,

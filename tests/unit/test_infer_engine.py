@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tilepipe.errors import ModelError
 from tilepipe.infer import Account, Engine
 from tilepipe.infer.backends import make_backend, means_out_of_memory
-from tilepipe.infer.cutting import is_checked
+from tilepipe.infer.coverage import is_checked
 from tilepipe.models import Locality, Model, Normalisation
 from tilepipe.spec import default_classes
 from tilepipe.tiling import Box, plan_tiles
@@ -394,7 +394,7 @@ def test_empty_parts_of_a_tile_are_left_out_where_tiles_may_be_trimmed(trims):
 
 
 def test_what_a_trimmed_tile_loses_is_sampled(monkeypatch):
-    monkeypatch.setattr("tilepipe.infer.engine.is_checked", lambda plan, tile: True)
+    monkeypatch.setattr("tilepipe.infer.coverage.is_checked", lambda plan, tile: True)
     model = model_of(Sum(1, 3))
     plan = plan_of(model, (256, 256), unit_px=256, input_px=264)
     image = np.full((1, 256, 256), 255, np.uint8)

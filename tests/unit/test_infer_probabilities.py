@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
 
+from tests.cuda import FakeCuda, fake_cuda
 from tilepipe.infer import Account, Engine, estimate_memory
 from tilepipe.infer.backends import cpu_has_bf16, make_backend
-from tilepipe.infer.cuda import CudaBackend
 from tilepipe.infer.network import TileNetwork, quantise
 from tilepipe.infer.openvino import openvino_fits
 from tilepipe.infer.plans import plan_for
@@ -89,41 +89,10 @@ def test_channels_are_the_foreground_classes_in_order(outputs):
         assert set(np.unique(channel)) == {round(255 * p)}
 
 
-def fake_cuda(name, model, plan, *, batch, dtype, precision, output="ids", gated=False, **_):
-    class Now:
-        """torch.cuda where there is none: everything happens at once."""
-
-        def record_event(self):
-            return self
-
-        def wait_event(self, event):
-            pass
-
-        def synchronize(self):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-    class Cuda:
-        Stream = staticmethod(lambda device: Now())
-        stream = staticmethod(lambda stream: stream)
-        synchronize = empty_cache = staticmethod(lambda: None)
-
-    network = TileNetwork(model, plan, dtype=dtype, precision=precision, output=output, gated=gated)
-    shape = (batch, model.in_channels, plan.input_px, plan.input_px)
-    return CudaBackend(
-        network, shape=shape, dtype=dtype, device="cpu", precision=precision, cuda=Cuda()
-    )
-
-
 def ways():
     yield "cpu", {}
     yield "cpu bf16", {"precision": "bf16"}
-    yield "cuda", {"backend": "cuda", "make": fake_cuda, "batch": 2}
+    yield "cuda", {"backend": "cuda", "make": fake_cuda(FakeCuda()), "batch": 2}
     if not openvino_fits("cpu", "fp32"):
         yield "openvino", {"backend": "openvino", "batch": 2}
     if not openvino_fits("cpu", "bf16") and cpu_has_bf16():

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.models import Model
@@ -17,10 +16,6 @@ from tilepipe.tiling.plan import legal_input
 Skip = Callable[[Box], bool]
 """Tells of a box of the level, which may leave it, whether it holds nothing to segment."""
 
-CHECK_SKIPPED = 64
-"""One in so many of the tiles that are skipped as empty is run all the same."""
-MOST_BOXES = 256
-"""A record of a unit holds no more."""
 CELL_PX = 64
 """Empty borders of a core are left out in steps of about this."""
 _PAYS = 0.95
@@ -191,39 +186,3 @@ def _shape_of(tile: Tile) -> Shape:
 def seen_by(plan: TilePlan, tile: Tile) -> Box:
     """Return the px that may change what a tile writes."""
     return tile.padded if plan.mode == "blended" else tile.core.grow(plan.context_px)
-
-
-def covered_px(boxes: Sequence[Box], whole: Box) -> int:
-    """Count the px of ``whole`` under ``boxes``, which may overlap."""
-    covered = np.zeros(whole.shape, np.bool_)
-    for box in boxes:
-        covered[box.intersect(whole).shift(-whole.y0, -whole.x0).slices] = True
-    return int(np.count_nonzero(covered))
-
-
-def boxes_json(boxes: Sequence[Box]) -> list[list[int]] | None:
-    """Return boxes as a record holds them: (y0, x0, y1, x1) px; None where they are too many."""
-    if len(boxes) > MOST_BOXES:
-        return None
-    return [[box.y0, box.x0, box.y1, box.x1] for box in boxes]
-
-
-def boxes_of(values: Any) -> list[Box] | None:
-    """Read what ``boxes_json`` made, as untrusted input; ValueError if it is not that."""
-    if values is None:
-        return None
-    if not isinstance(values, list) or len(values) > MOST_BOXES:
-        raise ValueError("no list of boxes")
-    boxes = []
-    for value in values:
-        if not isinstance(value, list) or len(value) != 4 or {type(n) for n in value} != {int}:
-            raise ValueError(f"{str(value)[:80]} is no box")
-        boxes.append(Box(*value))
-    return boxes
-
-
-def is_checked(plan: TilePlan, tile: Tile) -> bool:
-    """Choose about one tile in ``CHECK_SKIPPED``, by its place alone: the same on resume."""
-    row, column = tile.core.y0 // plan.core_px, tile.core.x0 // plan.core_px
-    mixed = ((row + 1) * 2654435761 + (column + 1) * 2246822519) >> 8
-    return mixed % CHECK_SKIPPED == 0

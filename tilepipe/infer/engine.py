@@ -15,17 +15,14 @@ from tilepipe.errors import ModelError
 from tilepipe.infer.account import Account
 from tilepipe.infer.backends import Backend, BatchResult, make_backend, means_out_of_memory
 from tilepipe.infer.blend import Blend, blend_boxes
+from tilepipe.infer.coverage import Coverage
 from tilepipe.infer.cutting import (
     Skip,
-    boxes_json,
-    covered_px,
     cut,
     groups,
     hull_of,
-    is_checked,
     seen_by,
     sizes_of,
-    tile_of,
     trimmed,
     wanted_parts,
 )
@@ -177,10 +174,8 @@ class Engine:
         skip: Skip | None,
     ) -> Maps:
         whole = Maps.empty(box, channels=self._channels)
-        facts["tiles"] = 0
-        for fact in ("not_finite_px", "tiles_skipped", "skipped_px", "skipped_checked_px",
-                     "skipped_lost_px", "computed", "skipped"):  # fmt: skip
-            facts.pop(fact, None)
+        coverage = Coverage(layout.plan, box)
+        facts.pop("not_finite_px", None)  # of a try that failed
 
         def run(tiles: Sequence[Tile], part: Box) -> Maps:
             tiles = self._trimmed(layout.plan, tiles)
@@ -188,46 +183,27 @@ class Engine:
             make = partial(self._job, layout, precision, tiles, hull, pixels, part, account)
             return self._device.submit(make).result()
 
-        computed: list[Box] = []
-        skipped: list[Box] = []
         for part in blend_boxes(layout.plan, box, self.model.n_outputs):
-            tiles = list(layout.plan.tiles(part))
-            kept = [[tile.core] for tile in tiles]
-            if skip is not None:
-                kept = [self._wanted(layout.plan, tile, skip) for tile in tiles]
-                facts["tiles_skipped"] = facts.get("tiles_skipped", 0) + kept.count([])
-            facts["tiles"] += len(tiles) - kept.count([])
-            wanted = [
-                tile if parts == [tile.core] else tile_of(layout.plan, core)
-                for tile, parts in zip(tiles, kept, strict=True)
-                for core in parts
+            tiles = [
+                (tile, self._wanted(layout.plan, tile, skip)) for tile in layout.plan.tiles(part)
             ]
+            wanted = [piece for tile, parts in tiles for piece in coverage.add(tile, parts)]
             if wanted:
                 made = run(wanted, part)
                 if part == box:
                     whole = made
                 else:
                     whole.put(made)
-            computed += [tile.core for tile in wanted]
-            for tile, parts in zip(tiles, kept, strict=True):
-                if parts == [tile.core]:
-                    continue
-                left_px = tile.core.area - sum(core.area for core in parts)
-                skipped.append(tile.core)
-                if is_checked(layout.plan, tile):
-                    lost = _nonzero_outside(run([tile], tile.core), parts)
-                    facts["skipped_lost_px"] = facts.get("skipped_lost_px", 0) + lost
-                    facts["skipped_checked_px"] = facts.get("skipped_checked_px", 0) + left_px
-        if skipped:
-            facts["skipped_px"] = box.area - covered_px(computed, box)
-            if _blends(layout.plan):  # tiles overlap: what a skipped one covers is not all there
-                facts["skipped"] = boxes_json(skipped)
-            else:
-                facts["computed"] = boxes_json(computed)
+            for tile, parts in tiles:
+                if coverage.wants_check(tile, parts):
+                    coverage.check(tile, parts, run([tile], tile.core).ids)
+        facts.update(coverage.facts(looks_for_empty=skip is not None))
         return whole
 
-    def _wanted(self, plan: TilePlan, tile: Tile, skip: Skip) -> list[Box]:
+    def _wanted(self, plan: TilePlan, tile: Tile, skip: Skip | None) -> list[Box]:
         """Return the parts of a tile's core that are to be computed: all, some or none."""
+        if skip is None:
+            return [tile.core]
         if self._trims:
             return wanted_parts(plan, tile.core, skip, self._sizes)
         return [] if skip(seen_by(plan, tile)) else [tile.core]
@@ -353,12 +329,3 @@ class Engine:
 
 def _blends(plan: TilePlan) -> bool:
     return plan.mode == "blended"
-
-
-def _nonzero_outside(maps: Maps, parts: Sequence[Box]) -> int:
-    """Count the px that are not background outside of ``parts``."""
-    lost = int(np.count_nonzero(maps.ids))
-    for part in parts:
-        inside = part.shift(-maps.box.y0, -maps.box.x0).slices
-        lost -= int(np.count_nonzero(maps.ids[inside]))
-    return lost

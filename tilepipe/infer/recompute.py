@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tilepipe.infer.account import Account
 from tilepipe.infer.backends import make_backend
 from tilepipe.infer.blend import Blend
-from tilepipe.infer.cutting import boxes_of
+from tilepipe.infer.coverage import boxes_of
 from tilepipe.infer.network import ids_of, quantise
 from tilepipe.infer.settings import Settings
 from tilepipe.models import Model
