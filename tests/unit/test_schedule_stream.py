@@ -242,6 +242,10 @@ def test_half_of_a_workers_lanes_are_for_the_device(monkeypatch):
         assert set(connection.workers().values()) == {8}
         assert run(connection, Pyramid("many lanes", count=40)).dag.finished
     assert max(most) == 4
+    crew = crew_room.Crew(connection)
+    assert crew.device_lanes == 2, "before anybody was seen"
+    crew.workers = {"one": 1, "three": 3, "eight": 8}
+    assert crew.device_lanes == 2 + 2 + 4
 
 
 def test_a_straggler_gets_a_second_copy_and_the_first_to_come_back_counts(connection, monkeypatch):

@@ -1,3 +1,4 @@
+import os
 import struct
 
 import google_crc32c
@@ -6,6 +7,7 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from numcodecs import zstd
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
@@ -258,3 +260,32 @@ def test_a_local_shard_is_read_without_zarr(tmp_path, monkeypatch):
     level.write_unit(unit, np.full((16, 16), 3, np.uint8))
     monkeypatch.setattr(type(level._array), "__getitem__", None)
     assert level.read(Box(0, 0, 32, 32)).sum() == 3 * 256
+
+
+def test_what_is_short_or_no_file_is_told(tmp_path):
+    files, level = made(
+        tmp_path, lead=(), extent=(16, 16), dtype="uint8", unit_px=16, chunk_px=16, is_label=True
+    )
+    whole = Box(0, 0, 16, 16)
+    level.write_unit(level.grid.unit(0, 0), np.arange(256, dtype=np.uint8).reshape(16, 16))
+    raw = files.get("a/c/0/0")
+    out = np.empty((16, 16), np.uint8)
+
+    def cut_off(offset, length):  # by somebody, after its size was asked for
+        return raw[: len(raw) // 2][offset : offset + length]
+
+    with pytest.raises(ValueError, match="it is cut off"):
+        level._unpacks.unpack(cut_off, len(raw), whole, out)
+    short = zstd.compress(bytes(255), 3)
+    index = struct.pack("<2Q", 0, len(short))
+    files.put("a/c/0/0", short + index + struct.pack("<I", google_crc32c.value(index)))
+    with pytest.raises(StoreError, match="a chunk of 256 bytes decodes to 255"):
+        level.read(whole)
+    shard = tmp_path / "a/c/0/0"
+    shard.write_bytes(b"")
+    with pytest.raises(StoreError, match="c/0/0 is an empty file"):
+        level.read(whole)
+    shard.unlink()
+    os.mkfifo(shard)  # opening one waits for a writer
+    with pytest.raises(StoreError, match="c/0/0 is not a plain file"):
+        level.read(whole)
