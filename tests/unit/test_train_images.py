@@ -357,7 +357,7 @@ def test_what_is_no_number_is_named_before_the_first_step(folders, value):
     values[0, 7, 8] = value
     pairs = write_floats(folders, values)
     with pytest.raises(TrainError, match=r"a\.npy: holds NaN, infinity"):
-        check_pair(pairs[0], channels=1)
+        check_pair(pairs[0], channels=1, n_classes=None)
     raster = open_raster(pairs[0].image)
     with pytest.raises(TrainError, match="leave the image out"):
         read_pixels(raster, whole(raster))
@@ -366,11 +366,13 @@ def test_what_is_no_number_is_named_before_the_first_step(folders, value):
 
 def test_pairs_that_cannot_be_learnt_from_are_named_at_the_start(folders):
     pairs = find_pairs(*folders)
-    check_pair(pairs[0], channels=1)
+    check_pair(pairs[0], channels=1, n_classes=None)
+    with pytest.raises(TrainError, match=r"lab/a\.png: holds class ids 0, 1, 300"):
+        check_pair(pairs[0], channels=1, n_classes=5)
     with pytest.raises(TrainError, match=r"a\.png: images of 3 channels for a network of 2"):
-        check_pair(pairs[0], channels=2)
+        check_pair(pairs[0], channels=2, n_classes=None)
     write(folders[1], "b", np.zeros((40, 50), np.uint16))
     with pytest.raises(TrainError, match=r"b\.png: has \(40, 52\)"):
         open_pair(pairs[1])
     with pytest.raises(TrainError, match=r"b\.png: has \(40, 52\)"):
-        check_pair(pairs[1], channels=3)
+        check_pair(pairs[1], channels=3, n_classes=None)

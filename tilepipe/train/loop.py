@@ -71,8 +71,9 @@ class Training:
         self.classes = choose_classes(spec)
         self.arguments = choose_arguments(spec)
         channels = spec.in_channels or open_raster(training[0].image).channels
+        n_classes = len(self.classes) if spec.target == "classes" else None
         for pair in (*training, *self.validation):
-            check_pair(pair, channels=channels)
+            check_pair(pair, channels=channels, n_classes=n_classes)
         self.outputs = 1 if spec.classes == 1 else len(self.classes)
         self.normalisation = choose_normalisation(spec, channels)
         torch.manual_seed(spec.seed)

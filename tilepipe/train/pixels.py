@@ -13,6 +13,7 @@ from tilepipe.tiling import Box
 from tilepipe.train.colour import LUMINANCE
 from tilepipe.train.ids import read_labels
 from tilepipe.train.images import Pair, Raster, open_pair
+from tilepipe.train.targets import make_target
 
 _SMALL_INTEGERS = (np.dtype(np.int8), np.dtype(np.int16))
 _LARGEST = float(np.finfo(np.float32).max)
@@ -71,18 +72,19 @@ def span_of(pixels: NDArray[Any]) -> tuple[float, float] | None:
     return (low, high) if low < high else (low, low + 1.0)
 
 
-def check_pair(pair: Pair, *, channels: int) -> None:
+def check_pair(pair: Pair, *, channels: int, n_classes: int | None) -> None:
     """Raise TrainError for a pair that could not be learnt from or compared with, by its file.
 
-    Extents, channels and kinds of numbers are looked at; all pixels only of small float images,
-    the only ones that may hold what is no number.
+    ``n_classes`` is None where ids are cells. Of images too large to be kept only one pixel and
+    one id are looked at, of others all ids, and all pixels of floats: these may be no numbers.
     """
     image, labels = open_pair(pair)
-    first = Box(0, 0, 1, 1)
-    whole = image.dtype.kind == "f" and image.in_memory
-    pixels = read_pixels(image, Box.of_shape(image.extent) if whole else first)
+    whole, first = Box.of_shape(image.extent), Box(0, 0, 1, 1)
+    pixels = read_pixels(image, whole if image.dtype.kind == "f" and image.in_memory else first)
     try:
         to_share(pixels[:, :1, :1], channels=channels)
     except TrainError as error:
         raise TrainError(f"{pair.image}: {error}") from error
-    read_labels(labels, first)
+    ids = read_labels(labels, whole if labels.in_memory else first)
+    if n_classes is not None:
+        make_target(ids, "classes", n_classes=n_classes, source=labels.path)
