@@ -309,6 +309,24 @@ def write_floats(folders, values, suffix=".npy"):
     return find_pairs(*folders)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int8", "int16", "float16", "float32"])
+def test_training_sees_the_numbers_that_run_sees(tmp_path, dtype):
+    import tifffile
+
+    from tilepipe.models import Normalisation
+    from tilepipe.slide import open_slide
+
+    values = np.random.default_rng(0).integers(0, 30_000, (20, 30)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    with open_slide(tmp_path / "a.tif") as slide:
+        pixels = slide.read(Box(0, 0, 20, 30))
+    wanted = Normalisation()(torch.from_numpy(pixels)).numpy()
+    np.save(tmp_path / "a.npy", values)
+    for name in ("a.tif", "a.npy"):
+        raster = open_raster(tmp_path / name)
+        np.testing.assert_array_equal(to_share(raster.read(whole(raster)), channels=1), wanted)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int16", "int8"])
 def test_training_and_validation_see_the_numbers_of_a_float_image(folders, dtype):
     rng = np.random.default_rng(0)
