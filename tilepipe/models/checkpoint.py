@@ -98,6 +98,7 @@ def write_tensors(
     partial = target.with_name(target.name + ".partial")
     try:
         # safetensors makes files for their owner alone; ours are as open as the umask says.
+        partial.unlink(missing_ok=True)
         partial.touch()
         mode = partial.stat().st_mode
         save_file(dict(tensors), str(partial), metadata=dict(metadata))
