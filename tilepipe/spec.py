@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -32,12 +32,15 @@ _PALETTE: tuple[Color, ...] = (
 )
 
 
+ClassName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
 class LabelClass(BaseModel):
     """One class of a mask: its name and display colour (red, green, blue, alpha; 0-255)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1, max_length=200)
+    name: ClassName
     color: Color
 
     @field_validator("color")

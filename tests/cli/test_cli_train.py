@@ -145,3 +145,73 @@ def test_evaluate_a_store_in_pieces(folders):
     assert list(result.classes) == ["background", "class 1"]
     shown = call("evaluate", folders / "s.zarr", folders / "t.png", "--label", "none", code=1)
     assert "none" in shown.output
+
+
+@pytest.fixture
+def truth(tmp_path):
+    """Two squares of classes 1 and 2 as an image of ids."""
+    ids = np.zeros((20, 30), np.uint8)
+    ids[2:8, 2:8], ids[10:18, 12:25] = 1, 2
+    Image.fromarray(ids).save(tmp_path / "t.png")
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ids: ids * 0.7, "labels of dtype float64; ids are integers"),
+        (lambda ids: np.where(ids == 1, np.nan, ids).astype(np.float32), "dtype float32"),
+        (lambda ids: ids.astype(np.complex64), "dtype complex64"),
+        (lambda ids: ids.astype("U1"), "dtype <U1"),
+        (lambda ids: ids.astype(np.int8) - 1, "holds id -1; ids count from 0"),
+        (lambda ids: ids.astype(np.uint64) * np.uint64(2**63), "holds id 9223372036854775808"),
+        (lambda ids: ids.astype(np.uint16) * 150, "holds class id 300; classes are 0 to 255"),
+        (lambda ids: ids.astype(np.uint16) * 350, "holds class id 700; classes are 0 to 255"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_evaluate_takes_nothing_but_ids(tmp_path, truth, change, message, first):
+    np.save(tmp_path / "wrong.npy", change(truth))
+    pair = ("wrong.npy", "t.png") if first else ("t.png", "wrong.npy")
+    wrong = call(
+        "evaluate", *(tmp_path / name for name in pair), "--pred-kind", "classes", "--truth-kind",
+        "classes", code=1,
+    )  # fmt: skip
+    assert "wrong.npy: " in wrong.output
+    assert message in wrong.output
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint16, np.int64])
+def test_evaluate_takes_ids_of_any_integer_kind(tmp_path, truth, dtype):
+    np.save(tmp_path / "p.npy", truth.astype(dtype))
+    np.save(tmp_path / "t.npy", truth.astype(dtype).astype(np.uint8))
+    values = json.loads(
+        call("evaluate", tmp_path / "p.npy", tmp_path / "t.npy", "--json", "--pred-kind",
+             "classes").stdout
+    )  # fmt: skip
+    assert {score["dice"] for score in values["classes"].values()} == {1.0}
+    assert len(values["classes"]) == (2 if dtype is bool else 3)
+
+
+def test_evaluate_without_a_true_object_has_no_rand_error(tmp_path, truth):
+    np.save(tmp_path / "none.npy", truth * 0)
+    pair = (tmp_path / "t.png", tmp_path / "none.npy")
+    values = json.loads(call("evaluate", *pair, "--json").stdout)
+    assert values["rand_error"] is None
+    assert values["objects_predicted"] == 2
+    assert "Rand error      nan" in call("evaluate", *pair).output
+
+
+@pytest.mark.parametrize("option", ["--label", "--truth-label"])
+def test_evaluate_finds_no_label_by_name_in_an_image(tmp_path, truth, option):
+    del truth
+    path = tmp_path / "t.png"
+    wrong = call("evaluate", path, path, option, "cells", code=1)
+    assert "t.png: an image holds no label called 'cells'" in wrong.output
+
+
+def test_evaluate_names_a_damaged_file(tmp_path, truth):
+    del truth
+    (tmp_path / "empty.npy").touch()
+    wrong = call("evaluate", tmp_path / "empty.npy", tmp_path / "t.png", code=1)
+    assert "empty.npy: cannot be read as a numpy array" in wrong.output

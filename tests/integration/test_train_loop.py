@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from tilepipe.errors import SpecError, TilepipeError, TrainError
-from tilepipe.models import load_model, read_header
-from tilepipe.train.augment import NO_AUGMENT
+from tilepipe.errors import ModelError, SpecError, TilepipeError, TrainError
+from tilepipe.models import checkpoint, load_model, read_header
+from tilepipe.train.augment import NO_AUGMENT, AugmentSpec
 from tilepipe.train.events import Started, Stepped, Validated
 from tilepipe.train.loop import train
 from tilepipe.train.spec import TrainSpec
+from tilepipe.train.state import Averaged, Counters, load_state, save_state
 
 
 def draw(rng, side=64):
@@ -112,6 +115,19 @@ def test_it_learns_and_says_how(folders):
         train(spec, resume=True)
 
 
+def test_a_resumed_training_knows_the_weights_it_kept(folders):
+    """No later validation is better than the first, whose scores and hash are the result."""
+    spec = spec_of(folders, out=folders / "parts.safetensors", steps=6, lr=1e-9, ema=0.0)
+    with pytest.raises(Killed):
+        train(spec, on_event=kill_after(3))
+    kept = read_header(spec.out)["extra"]
+    result = train(spec, resume=True)
+    assert result.best_step == kept["step"] == 2
+    assert result.sha256 == load_model(spec.out).sha256
+    assert [score.dice for score in result.scores] == [score["dice"] for score in kept["scores"]]
+    assert result.metric == kept["metric"]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_resumed_weights_equal_uninterrupted_ones(folders, optimizer):
     settings = {"optimizer": optimizer, "lr": 0.001, "momentum": 0.9}
@@ -183,6 +199,46 @@ def test_state_of_another_training_is_refused(folders):
         train(spec_of(folders), resume=True)
 
 
+def test_a_damaged_log_beside_a_good_state_is_named(folders):
+    spec = spec_of(folders)
+    with pytest.raises(Killed):
+        train(spec, on_event=kill_after(3))
+    log = spec.out.with_suffix(".csv")
+    good = log.read_text()
+    for damaged in (good.rpartition(",")[0], "step\n\n2\n", "step,elapsed_s\nx,y\n"):
+        log.write_text(damaged)
+        with pytest.raises(TrainError, match=r"w\.csv: not the log of a training .* move it away"):
+            train(spec, resume=True)
+    log.unlink()
+    assert train(spec, resume=True).steps == 4
+
+
+def test_the_state_holds_the_scaler_and_says_when_it_cannot_be_written(folders, monkeypatch):
+    spec = spec_of(folders)
+    net = torch.nn.Conv2d(1, 1, 1)
+    parts = {"module": net, "averaged": Averaged(net, 0.9), "fingerprint": "f"}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+    for _ in range(3):
+        scaler.scale(net(torch.ones(1, 1, 2, 2)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    path = folders / "a.state"
+    save_state(path, optimizer=optimizer, scaler=scaler, counters=Counters(step=3), **parts)
+    fresh = torch.amp.GradScaler("cpu")
+    assert fresh.state_dict() != scaler.state_dict()
+    load_state(path, optimizer=optimizer, scaler=fresh, **parts)
+    assert fresh.state_dict() == scaler.state_dict()
+
+    def full(*_args, **_named):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(TilepipeError, match=r"w\.safetensors\.state: cannot be written: No space"):
+        train(spec)
+    assert not list(folders.glob("*.partial"))
+
+
 @pytest.mark.parametrize("loss", ["weighted-ce", "ce+dice", "bce", "hybrid"])
 @pytest.mark.parametrize("classes", [None, 1])
 def test_every_loss_steps(folders, loss, classes):
@@ -224,7 +280,7 @@ def test_what_cannot_be_trained(folders):
         spec_of(folders, steps=None)
     with pytest.raises(SpecError, match="val and val_labels go together"):
         spec_of(folders, val=folders / "img")
-    with pytest.raises(TrainError, match="class id 4, the network has 2 classes"):
+    with pytest.raises(TrainError, match=r"class ids .*4; the network has 2 classes"):
         train(spec_of(folders, target="classes"))
     with pytest.raises(TrainError, match="3 class names for 2 classes"):
         train(spec_of(folders, class_names=("a", "b", "c")))
@@ -234,6 +290,125 @@ def test_what_cannot_be_trained(folders):
         train(spec_of(folders, options={"norm": "group"}))
     with pytest.raises(TrainError, match="the loss is nan"):
         train(spec_of(folders, lr=1e30, clip=None, optimizer="sgd", steps=20, save_every_s=99.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"out": "w.csv"}, "out: .*weights are called .safetensors"),
+        ({"out": "w"}, "out: .*weights are called .safetensors"),
+        ({"mpp": 2e6}, "mpp: .*less than or equal to 1000000"),
+        ({"lr": float("inf")}, "lr: .*finite"),
+        ({"seed": 10**14}, "seed: "),
+        ({"class_names": ("a", "")}, r"class_names\.1: "),
+        ({"loss": "dice", "class_weights": (1, 2)}, "class_weights have no say in the loss dice"),
+        ({"loss": "bce+iou", "class_weights": (1, 2)}, "class_weights have no say"),
+    ],
+)
+def test_settings_that_are_refused(folders, changes, message):
+    with pytest.raises(SpecError, match=message):
+        spec_of(folders, **changes)
+
+
+@pytest.mark.parametrize("loss", ["ce", "weighted-ce", "ce+dice"])
+def test_class_weights_have_a_say_where_they_are_taken(folders, loss):
+    def losses(**changes):
+        events = []
+        train(spec_of(folders, steps=1, loss=loss, **changes), on_event=events.append)
+        return [event.loss for event in events if isinstance(event, Stepped)]
+
+    assert losses(class_weights=(0.1, 9.0)) != losses()
+
+
+@pytest.mark.parametrize("seed", [2**43, 7_000_000_000_000])
+def test_large_seeds(folders, seed):
+    assert train(spec_of(folders, seed=seed, steps=1)).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout": 7}, "cannot be built"),
+        ({"name": 3}, "no option 'name'"),
+        ({"in_channels": 3}, "no option 'in_channels'"),
+        ({"nonsense": 1}, "no option 'nonsense'"),
+    ],
+)
+def test_options_that_the_network_does_not_have(folders, options, message):
+    with pytest.raises(ModelError, match=message):
+        train(spec_of(folders, options=options))
+
+
+def test_nothing_is_written_over_an_input(folders):
+    (folders / "kinds.csv").write_text("id,kind\n0,a\n1,a\n")
+    before = {path: path.read_bytes() for path in folders.rglob("*") if path.is_file()}
+    for changes in (
+        {"out": folders / "kinds.safetensors", "kinds": folders / "kinds.csv"},
+        {"out": folders / "img" / "2.safetensors"},
+        {"out": folders / "lab" / ".." / "lab" / "2.safetensors"},
+    ):
+        with pytest.raises(TrainError, match="would be written over this input; choose another -o"):
+            train(spec_of(folders, **changes))
+    (folders / "list.txt").write_text("4\n")
+    (folders / "list.csv").symlink_to(folders / "list.txt")
+    with pytest.raises(TrainError, match=r"list\.csv: the log would be written over"):
+        train(spec_of(folders, out=folders / "list.safetensors", exclude=folders / "list.txt"))
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".csv", ".png", ".safetensors.state"])
+def test_only_regular_files_are_written(folders, suffix):
+    os.mkfifo(folders / f"w{suffix}")
+    with pytest.raises(TrainError, match=rf"w\{suffix}: .* not a regular file"):
+        train(spec_of(folders))
+
+
+def test_excluded_names_are_neither_learnt_from_nor_chosen_by(folders):
+    exclude = folders / "exclude.txt"
+    exclude.write_text("1\n4\n")
+    started = []
+    spec = spec_of(
+        folders, exclude=exclude, val=folders / "img", val_labels=folders / "lab", steps=1
+    )
+    train(spec, on_event=started.append)
+    assert (started[0].training, started[0].validation) == (3, 3)
+    exclude.write_text("1\nlast\nother\n")
+    for changes in ({}, {"val": folders / "img", "val_labels": folders / "lab"}):
+        with pytest.raises(
+            TrainError, match=r"exclude\.txt: 2 names are of no image, first 'last'"
+        ):
+            train(spec_of(folders, exclude=exclude, **changes))
+
+
+@pytest.mark.parametrize("folder", ["lab", "val_lab"])
+def test_labels_of_another_size_are_named_before_the_first_step(folders, folder):
+    for part in ("img", "lab"):
+        shutil.copytree(folders / part, folders / f"val_{part}")
+    path = folders / folder / "3.png"
+    with Image.open(path) as labels:
+        larger = np.pad(np.asarray(labels), ((0, 9), (0, 0)))
+    Image.fromarray(larger).save(path)
+    events = []
+    spec = spec_of(folders, val=folders / "val_img", val_labels=folders / "val_lab")
+    with pytest.raises(TrainError, match=rf"3\.png: has .*{folder}/3\.png have \(73, 64\)"):
+        train(spec, on_event=events.append)
+    assert not events
+
+
+def test_floats_are_learnt_like_integers(folders):
+    """The same images in another unit: both are learnt, since nothing is cut off."""
+    settings = {
+        "steps": 60, "base": 4, "validate_every": 60, "lr": 0.01, "batch": 3, "ema": 0.9,
+        "options": {"norm": "batch", "depth": 2, "dropout": 0.0}, "freeze_norm": 0.5,
+        "augment": AugmentSpec(elastic=0.0, blur_px=0.0),
+    }  # fmt: skip
+    for path in list((folders / "img").iterdir()):
+        with Image.open(path) as image:
+            values = np.asarray(image).astype(np.float32)
+        path.unlink()
+        np.save(path.with_suffix(".npy"), values)
+    unit = {"mean": (60.0,), "std": (70.0,)}
+    assert train(spec_of(folders, **settings, **unit)).scores[0].dice > 0.8
 
 
 def test_without_validation_the_last_weights_are_kept(folders):

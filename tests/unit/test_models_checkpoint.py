@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 
 import pytest
@@ -115,7 +116,7 @@ def test_nan_is_neither_written_nor_read(tmp_path, net):
         ({"arguments": {"base": 10**6}}, "base 1000000"),
         ({"arguments": {"base": "big"}}, "cannot be built"),
         ({"arguments": {"widths": [1, {}]}}, "arguments"),
-        ({"arguments": {"in_channels": 4}}, "may not name in_channels"),
+        ({"arguments": {"in_channels": 4}}, "no option 'in_channels'"),
         ({"arguments": {"depth": 40}}, "depth 40"),
         ({"mpp": -1}, "mpp"),
         ({"normalisation": {"kind": "guess"}}, "wanted kind unit or mean-std"),
@@ -214,6 +215,80 @@ def test_what_is_asked_must_agree_with_the_file(tmp_path, net):
             load_model("unet-same", weights=path, **asked)
     with pytest.raises(CheckpointError, match="holds weights of unet-same, not unet"):
         load_model("unet", weights=path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 3}, "have depth 2; 3 was asked for"),
+        ({"align_corners": True}, "have align_corners False; True was asked for"),
+        ({"widths": [4, 8, 16]}, "have widths None"),
+        ({"nonsense": 5}, "unet-bilinear has no option 'nonsense'; it takes depth"),
+        ({"name": "x"}, "has no option 'name'"),
+    ],
+)
+def test_options_asked_beside_weights_are_never_ignored(tmp_path, options, message):
+    path = tmp_path / "a.safetensors"
+    arguments = {"base": 2, "depth": 2}
+    net = build("unet-bilinear", in_channels=1, classes=2, **arguments)
+    save(path, net, name="unet-bilinear", arguments=arguments)
+    # What the header does not say, and what it does.
+    agreed = {"align_corners": False, "depth": 2, "relu_between": True}
+    assert load_model("unet-bilinear", weights=path, options=agreed).arguments == arguments
+    with pytest.raises(ModelError, match=message):
+        load_model("unet-bilinear", weights=path, options=options)
+
+
+def test_lists_in_a_header_are_what_was_asked(tmp_path):
+    path = tmp_path / "a.safetensors"
+    arguments = {"widths": [2, 3], "depth": 1}
+    save(path, build("unet-same", in_channels=1, classes=2, **arguments), arguments=arguments)
+    assert load_model(path, options={"widths": (2, 3)}).in_channels == 1
+
+
+@pytest.mark.parametrize("option", ["name", "in_channels", "classes", "nonsense"])
+def test_seeded_weights_take_no_option_that_is_none(option):
+    with pytest.raises(ModelError, match=f"unet has no option '{option}'"):
+        load_model("unet", weights="random:0", options={option: 3})
+
+
+def test_a_value_that_torch_refuses_is_a_clear_error():
+    with pytest.raises(ModelError, match=r"cannot be built with .*dropout"):
+        build("unet-same", in_channels=1, classes=2, base=2, dropout=7)
+
+
+@pytest.mark.parametrize("mpp", [-1.0, 0.0, 1e9, float("nan"), float("inf")])
+def test_a_header_is_checked_before_anything_is_written(tmp_path, net, mpp):
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: .*mpp"):
+        save(path, net, mpp=mpp)
+    with pytest.raises(CheckpointError, match="2 means for 1 channels"):
+        save(path, net, normalisation=Normalisation("mean-std", (0.1, 0.2), (1.0, 1.0)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_weights_are_as_open_as_the_umask_says(tmp_path, net, umask):
+    (tmp_path / "a.safetensors.partial").touch(mode=0o600)  # of one that was killed
+    before = os.umask(umask)
+    try:
+        save(tmp_path / "a.safetensors", net)
+        (tmp_path / "other").touch()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["a.safetensors"] == modes["other"]
+
+
+def test_only_regular_files_are_written_over(tmp_path, net):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with pytest.raises(CheckpointError, match=f"{name}: is not a regular file"):
+            save(tmp_path / name, net)
+    assert (tmp_path / "pipe").is_fifo()
+    save(tmp_path / "a.safetensors", net)
+    save(tmp_path / "a.safetensors", net)
 
 
 def test_what_cannot_be_loaded_says_what_to_do(tmp_path):

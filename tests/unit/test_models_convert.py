@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tilepipe.errors import CheckpointError, SpecError
-from tilepipe.models import build, load_model
+from tilepipe.errors import CheckpointError, ModelError, SpecError
+from tilepipe.models import Normalisation, build, load_model
 from tilepipe.models.checkpoint import weights_of
 from tilepipe.models.convert import KeyMap, convert
 from tilepipe.models.pickles import read_pickle
@@ -39,6 +39,8 @@ def toml(tmp_path, text):
         lambda state: state,
         lambda state: {"state_dict": state, "epoch": 3},
         lambda state: {"model": {"state_dict": state}, "optimizer": {}},
+        lambda state: {"epoch": torch.tensor(3), "state_dict": state},
+        lambda state: {"model": {"name": "unet"}, "net": state, "best": torch.zeros(1)},
     ],
 )
 def test_a_state_dict_is_found(tmp_path, net, wrap):
@@ -49,6 +51,57 @@ def test_a_state_dict_is_found(tmp_path, net, wrap):
     with torch.no_grad():
         x = torch.rand(1, 1, 32, 32)
         torch.testing.assert_close(load_model(target).module(x), net.eval().infer(x))
+
+
+def test_safetensors_with_counts_of_batches(tmp_path, net):
+    """Every state dict of a BatchNorm network has them, and they are integers."""
+    assert any(not value.is_floating_point() for value in net.state_dict().values())
+    save_file(net.state_dict(), str(tmp_path / "in.safetensors"))
+    torch.save(net.state_dict(), tmp_path / "in.pth")
+    _, wanted = make(tmp_path, net)
+    target = tmp_path / "out.safetensors"
+    got = convert(
+        tmp_path / "in.safetensors", target, model="unet-same", in_channels=1,
+        arguments={"base": 2},
+    )  # fmt: skip
+    assert got["sha256"] == wanted["sha256"] == load_model(target).sha256
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight.to(torch.complex64), "dtype torch.complex64; weights are floats"),
+        (lambda weight: weight.to(torch.int32), "dtype torch.int32; weights are floats"),
+        (lambda weight: weight.to_sparse(), "layout torch.sparse_coo; save dense tensors"),
+        (
+            lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+            "dtype torch.qint8; weights are floats",
+        ),
+    ],
+)
+def test_numbers_that_would_not_survive_are_refused(tmp_path, net, change, message):
+    state = {key: value.detach() for key, value in net.state_dict().items()}
+    state["head.weight"] = change(state["head.weight"])
+    torch.save(state, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match=rf"in\.pth: head\.weight has .*{message}"):
+        make(tmp_path, net)
+    # What the map leaves out need not be weights.
+    with pytest.raises(CheckpointError, match=r"the network wants \(1\)"):
+        make(tmp_path, net, key_map=KeyMap(drop=(r"head\.weight",)))
+
+
+@pytest.mark.parametrize("mpp", [0.0, -1.0, float("nan"), 1e9])
+def test_a_pixel_size_that_is_none(tmp_path, net, mpp):
+    torch.save(net.state_dict(), tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match="mpp"):
+        make(tmp_path, net, mpp=mpp, key_map=KeyMap(mpp=0.5))
+    with pytest.raises(CheckpointError, match=r"class_names\.1"):
+        toml(tmp_path, "class_names = ['a', '']")
+    with pytest.raises(CheckpointError, match="2 means for 1 channels"):
+        make(tmp_path, net, normalisation=Normalisation("mean-std", (0.1, 0.2), (1.0, 1.0)))
+    with pytest.raises(ModelError, match="no option 'name'"):
+        make(tmp_path, net, arguments={"base": 2, "name": 3})
 
 
 def test_prefixes_and_expressions_rename(tmp_path, net):

@@ -112,6 +112,20 @@ def test_colour_stays_in_range_and_off_means_off():
         assert torch.equal(varied, vary_colour(sample, spec=wild, generator=generator(seed)))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_floats_are_varied_relative_to_their_span(channels, seed):
+    """Another unit of the same image is varied the same way: nothing depends on 0 and 1."""
+    image = torch.rand((channels, 20, 20), generator=generator(seed)) * 1.3 - 0.15
+    wild = AugmentSpec(gain=2, brightness=0.3, gamma=2, noise=0.2, invert=0.5, stain=0.5, gray=0.3)
+    varied = vary_colour(image, spec=wild, generator=generator(seed), span=(0.0, 1.0))
+    other = vary_colour(image * 400 - 50, spec=wild, generator=generator(seed), span=(-50.0, 350.0))
+    torch.testing.assert_close((other + 50) / 400, varied, atol=1e-4, rtol=1e-4)
+    # What lies beyond the span stays.
+    kept = vary_colour(image * 400, spec=NO_AUGMENT, generator=generator(seed), span=(0.0, 400.0))
+    torch.testing.assert_close(kept, image * 400, atol=1e-3, rtol=0)
+
+
 def test_grey_images_take_one_colour_and_invert():
     grey = torch.full((3, 8, 8), 0.25)
     tinted = vary_colour(

@@ -11,8 +11,21 @@ from tilepipe.errors import TrainError
 from tilepipe.tiling import Box, read_mirrored
 from tilepipe.train import images
 from tilepipe.train.augment import NO_AUGMENT, AugmentSpec
-from tilepipe.train.dataset import Samples, Teaching, to_share
-from tilepipe.train.images import Pair, data_hash, find_pairs, open_raster, read_names, split
+from tilepipe.train.dataset import Samples, Teaching
+from tilepipe.train.ids import read_labels
+from tilepipe.train.images import (
+    Pair,
+    data_hash,
+    find_pairs,
+    open_pair,
+    open_raster,
+    read_kinds,
+    read_names,
+    split,
+)
+from tilepipe.train.pixels import check_pair, read_pixels, span_of, to_share
+from tilepipe.train.targets import make_target
+from tilepipe.train.validate import load
 
 
 def write(folder, name, pixels):
@@ -32,8 +45,8 @@ def folders(tmp_path):
 
 
 def test_pairs_by_name(folders):
-    pairs = find_pairs(*folders, kinds={"b": "stained"}, exclude=["c"])
-    assert [(p.name, p.kind) for p in pairs] == [("a", ""), ("b", "stained")]
+    pairs = find_pairs(*folders, kinds={"b": "stained"})
+    assert [(p.name, p.kind) for p in pairs] == [("a", ""), ("b", "stained"), ("c", "")]
     (folders[1] / "b.png").unlink()
     with pytest.raises(TrainError, match=r"1 of 3 images have no labels .* first 'b'"):
         find_pairs(*folders)
@@ -109,7 +122,7 @@ def test_unvaried_sample_is_image_and_target_at_one_place(folders):
     samples = make_samples(folders, augment=NO_AUGMENT, input_px=44, output_px=20)
     batch = samples.batch(0, 6, CPU)
     pair = find_pairs(*folders)[0]
-    labels = open_raster(pair.labels).read(Box(0, 0, 40, 52))[0]
+    labels = open_raster(pair.labels, ids=True).read(Box(0, 0, 40, 52))[0]
     targets = TEACH.targets(labels)
     found = set()
     for image, target in zip(batch.images.numpy(), batch.targets.numpy(), strict=True):
@@ -149,8 +162,10 @@ def test_kind_weights_choose(folders):
 
 def test_wrong_files_are_named(folders, tmp_path):
     write(folders[1], "a", np.zeros((40, 50), np.uint16))
-    with pytest.raises(TrainError, match=r"a: the image has \(40, 52\) px .* labels have \(40, 50"):
+    with pytest.raises(TrainError, match=r"a\.png: has \(40, 52\) px .*a\.png have \(40, 50"):
         make_samples(folders).batch(0, 9, CPU)
+    with pytest.raises(TrainError, match="labels are of the image's size"):
+        load(find_pairs(*folders)[0], channels=3)
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG nothing")
     with pytest.raises(TrainError, match=r"bad\.png: cannot be read as an image"):
@@ -158,3 +173,224 @@ def test_wrong_files_are_named(folders, tmp_path):
     write(folders[1], "a", np.random.default_rng(0).integers(0, 9, (40, 52, 3), dtype=np.uint8))
     with pytest.raises(TrainError, match="labels of 3 channels"):
         make_samples(folders).batch(0, 9, CPU)
+
+
+def whole(raster):
+    return Box.of_shape(raster.extent)
+
+
+GREY = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30).astype(np.uint8)
+
+
+def with_alpha(mode):
+    image = Image.fromarray(np.stack([GREY, 255 - GREY, GREY // 2], -1)).convert("RGBA")
+    image.putalpha(Image.fromarray(255 - GREY))
+    return image.convert(mode)
+
+
+def palette():
+    image = Image.fromarray(GREY % 7).convert("P")
+    image.putpalette([255, 0, 0, 0, 0, 255, 9, 9, 9, 1, 2, 3, 40, 50, 60, 7, 8, 9, 0, 99, 0])
+    return image
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+@pytest.mark.parametrize("transparency", [None, 3, bytes(range(7))])
+def test_of_a_palette_images_have_the_colours_and_labels_the_indices(
+    tmp_path, suffix, transparency
+):
+    image = palette()
+    extra = {} if transparency is None or suffix == ".bmp" else {"transparency": transparency}
+    image.save(tmp_path / f"p{suffix}", **extra)
+    seen, ids = open_raster(tmp_path / f"p{suffix}"), open_raster(tmp_path / f"p{suffix}", ids=True)
+    colours = np.array(image.getpalette()[:21]).reshape(7, 3)
+    np.testing.assert_array_equal(seen.read(whole(seen)), colours[GREY % 7].transpose(2, 0, 1))
+    np.testing.assert_array_equal(ids.read(whole(ids))[0], GREY % 7)
+
+
+def test_other_modes_are_read_as_they_look(tmp_path):
+    rgb = with_alpha("RGB")
+    colours = np.asarray(rgb).transpose(2, 0, 1)
+    rgb.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100, subsampling=0)
+    cmyk = open_raster(tmp_path / "cmyk.jpg")
+    assert np.abs(cmyk.read(whole(cmyk)).astype(int) - colours).max() < 12  # JPEG's own loss
+    # Alpha is left out: blended with nothing.
+    with_alpha("RGBA").save(tmp_path / "rgba.png")
+    rgba = open_raster(tmp_path / "rgba.png")
+    np.testing.assert_array_equal(rgba.read(whole(rgba)), colours)
+    with_alpha("LA").save(tmp_path / "la.png")
+    la = open_raster(tmp_path / "la.png")
+    np.testing.assert_array_equal(la.read(whole(la))[0], np.asarray(with_alpha("LA"))[..., 0])
+    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    assert open_raster(tmp_path / "deep.png").dtype == np.uint16
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npy"])
+def test_black_and_white_is_0_and_255_and_its_ids_0_and_1(tmp_path, suffix):
+    white = GREY > 100
+    path = tmp_path / f"bw{suffix}"
+    if suffix == ".npy":
+        np.save(path, white)
+    else:
+        Image.fromarray(white).save(path)
+    image, ids = open_raster(path), open_raster(path, ids=True)
+    np.testing.assert_array_equal(image.read(whole(image))[0], white * 255)
+    np.testing.assert_array_equal(read_labels(ids, whole(ids)), white)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int8", "int16", "float32"])
+def test_ids_of_any_integer_kind(tmp_path, dtype, suffix):
+    import tifffile
+
+    ids = (GREY % 100).astype(dtype)
+    path = tmp_path / f"ids{suffix}"
+    np.save(path, ids) if suffix == ".npy" else tifffile.imwrite(path, ids)
+    raster = open_raster(path, ids=True)
+    if dtype == "float32":
+        with pytest.raises(TrainError, match=r"ids\.\w+: labels of dtype float32"):
+            read_labels(raster, whole(raster))
+    else:
+        assert raster.dtype == dtype
+        np.testing.assert_array_equal(read_labels(raster, whole(raster)), ids)
+
+
+def test_ids_below_zero_are_named(tmp_path):
+    np.save(tmp_path / "a.npy", GREY.astype(np.int32) - 3)
+    raster = open_raster(tmp_path / "a.npy", ids=True)
+    with pytest.raises(TrainError, match=r"a\.npy: holds id -3; ids count from 0"):
+        read_labels(raster, whole(raster))
+    np.save(tmp_path / "a.npy", GREY.astype(np.uint64) + np.uint64(2**63))
+    raster = open_raster(tmp_path / "a.npy", ids=True)
+    with pytest.raises(TrainError, match=r"a\.npy: holds id 9\d+"):
+        read_labels(raster, whole(raster))
+
+
+@pytest.mark.parametrize(
+    ("ids", "advice"),
+    [
+        ([0, 255], "0, 255; .*so ids are 0 to 1; renumber the ids, pass --target foreground"),
+        ([0, 1, 2], "0, 1, 2; .*renumber the ids, pass --classes 3, or pass --target"),
+        (range(40), r"0, 1, .*9, \.\.\.; .*pass --classes 40, or"),
+        (range(1000), "0, 1, .*renumber the ids, pass --target foreground"),
+    ],
+)
+def test_ids_beyond_the_classes_say_what_to_do(ids, advice):
+    labels = np.array([list(ids)], np.uint16)
+    with pytest.raises(TrainError, match=f"^mask.png: holds class ids {advice}"):
+        make_target(labels, "classes", n_classes=2, source="mask.png")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"junk", b"\x93NUMPY\x01\x00", b"PK\x03\x04", b"PK\x05\x06" + bytes(18)]
+)
+def test_what_is_no_array_is_named(tmp_path, content):
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    with pytest.raises(TrainError, match=r"a\.npy: "):
+        open_raster(path)
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(TrainError, match=r"a\.npy: cannot be read as a numpy array"):
+        open_raster(path)
+
+
+def test_kinds_of_short_rows_are_named(tmp_path):
+    path = tmp_path / "kinds.csv"
+    path.write_text("id,kind\na,stained\nb\n")
+    with pytest.raises(TrainError, match=r"kinds\.csv: the row of 'b' has no kind"):
+        read_kinds(path)
+
+
+def write_floats(folders, values, suffix=".npy"):
+    """Replace the images by float ones (the labels stay)."""
+    for path in list(folders[0].iterdir()):
+        path.unlink()
+        np.save(folders[0] / f"{path.stem}.npy", values)
+    return find_pairs(*folders)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int8", "int16", "float16", "float32"])
+def test_training_sees_the_numbers_that_run_sees(tmp_path, dtype):
+    import tifffile
+
+    from tilepipe.models import Normalisation
+    from tilepipe.slide import open_slide
+
+    values = np.random.default_rng(0).integers(0, 30_000, (20, 30)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    with open_slide(tmp_path / "a.tif") as slide:
+        pixels = slide.read(Box(0, 0, 20, 30))
+    wanted = Normalisation()(torch.from_numpy(pixels)).numpy()
+    np.save(tmp_path / "a.npy", values)
+    for name in ("a.tif", "a.npy"):
+        raster = open_raster(tmp_path / name)
+        np.testing.assert_array_equal(to_share(raster.read(whole(raster)), channels=1), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int16", "int8"])
+def test_training_and_validation_see_the_numbers_of_a_float_image(folders, dtype):
+    rng = np.random.default_rng(0)
+    values = (rng.random((1, 40, 52)) * 200 - 100).astype(dtype)
+    pairs = write_floats(folders, values)
+    settings = {"channels": 1, "input_px": 40, "output_px": 40, "augment": NO_AUGMENT}
+    sample = Samples(pairs, teaching=TEACH, **settings).batch(0, 1, CPU).images[0, 0].numpy()
+    share, _ = load(pairs[0], channels=1)
+    np.testing.assert_array_equal(share, values.astype(np.float32))
+    assert any(
+        np.allclose(sample, share[0, :, x : x + 40], atol=0.01) for x in range(share.shape[2] - 39)
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0, 4000.0, 1e-3])
+@pytest.mark.parametrize("offset", [0.0, -300.0])
+def test_varied_float_samples_are_neither_constant_nor_cut_off(folders, scale, offset):
+    values = (np.random.default_rng(1).random((1, 40, 52)) * scale + offset).astype(np.float32)
+    samples = Samples(
+        write_floats(folders, values), teaching=TEACH, channels=1, input_px=40, output_px=40,
+        augment=AugmentSpec(blur_px=0),
+    )  # fmt: skip
+    drawn = samples.batch(0, 8, CPU).images
+    spread = drawn.std((1, 2, 3)) / values.std()
+    assert 0.4 < float(spread.min()) <= float(spread.max()) < 2
+    assert float((drawn.mean((1, 2, 3)) - values.mean()).abs().max()) < scale
+
+
+def test_the_span_is_that_of_nearly_all_pixels():
+    assert span_of(np.zeros((1, 4, 4), np.uint8)) is None
+    assert span_of(np.zeros((1, 4, 4), np.uint16)) is None
+    assert span_of(np.full((1, 4, 4), 5, np.int16)) == (5.0, 6.0)
+    values = np.random.default_rng(0).random((2, 1000, 300)).astype(np.float32)
+    values[0, 5, 5], values[1, 9, 9] = 1e9, -1e9
+    low, high = span_of(values)
+    assert 0 < low < 0.02
+    assert 0.98 < high < 1
+    lit = np.zeros((1, 100, 100), np.float32)
+    lit[0, 3, 3] = 2.0
+    assert span_of(lit) == (0.0, 2.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_what_is_no_number_is_named_before_the_first_step(folders, value):
+    values = np.zeros((1, 40, 52), np.float64)
+    values[0, 7, 8] = value
+    pairs = write_floats(folders, values)
+    with pytest.raises(TrainError, match=r"a\.npy: holds NaN, infinity"):
+        check_pair(pairs[0], channels=1, n_classes=None)
+    raster = open_raster(pairs[0].image)
+    with pytest.raises(TrainError, match="leave the image out"):
+        read_pixels(raster, whole(raster))
+    assert read_pixels(raster, Box(8, 0, 40, 52)).max() == 0
+
+
+def test_pairs_that_cannot_be_learnt_from_are_named_at_the_start(folders):
+    pairs = find_pairs(*folders)
+    check_pair(pairs[0], channels=1, n_classes=None)
+    with pytest.raises(TrainError, match=r"lab/a\.png: holds class ids 0, 1, 300"):
+        check_pair(pairs[0], channels=1, n_classes=5)
+    with pytest.raises(TrainError, match=r"a\.png: images of 3 channels for a network of 2"):
+        check_pair(pairs[0], channels=2, n_classes=None)
+    write(folders[1], "b", np.zeros((40, 50), np.uint16))
+    with pytest.raises(TrainError, match=r"b\.png: has \(40, 52\)"):
+        open_pair(pairs[1])
+    with pytest.raises(TrainError, match=r"b\.png: has \(40, 52\)"):
+        check_pair(pairs[1], channels=3, n_classes=None)

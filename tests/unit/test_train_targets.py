@@ -93,5 +93,5 @@ def test_make_target_says_when_ids_are_too_many():
     labels = np.array([[0, 7]])
     assert make_target(labels, "foreground", n_classes=2).tolist() == [[0, 1]]
     assert make_target(labels, "classes", n_classes=8).tolist() == [[0, 7]]
-    with pytest.raises(TrainError, match="class id 7, the network has 3 classes"):
+    with pytest.raises(TrainError, match="class ids 0, 7; the network has 3 classes"):
         make_target(labels, "classes", n_classes=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from tilepipe.models.header import Header, normalisation_json
 from tilepipe.models.locality import Locality
 from tilepipe.models.net import Net
 from tilepipe.models.normalisation import Normalisation
-from tilepipe.models.registry import build
+from tilepipe.models.registry import build, check_arguments
 from tilepipe.spec import LabelClass
 
 # BatchNorm counts its batches; inference does not use the count.
@@ -60,31 +61,55 @@ def save_checkpoint(
 
     ``arguments`` are those of ``build`` beyond channels and classes (base and options).
     ``storage="fp16"`` halves the file; the hash is of what will be read back.
+    Raises CheckpointError for settings that a header cannot hold, and where nothing can be written.
     """
     target = Path(path)
-    header = Header(
-        architecture=name,
-        arguments=dict(arguments),
-        in_channels=module.in_channels,
-        outputs=module.classes,
-        classes=tuple(classes),
-        normalisation=normalisation_json(normalisation),
-        mpp=mpp,
-        locality=locality.to_json() if locality else None,
-        extra=dict(extra or {}),
+    header = Header.checked(
+        {
+            "architecture": name,
+            "arguments": dict(arguments),
+            "in_channels": module.in_channels,
+            "outputs": module.classes,
+            "classes": tuple(classes),
+            "normalisation": normalisation_json(normalisation),
+            "mpp": mpp,
+            "locality": locality.to_json() if locality else None,
+            "extra": dict(extra or {}),
+        },
+        source=str(target),
     )
     weights = weights_of(module)
     if storage == "fp16":
         weights = {key: tensor.to(torch.float16) for key, tensor in weights.items()}
     _check_finite(weights, source=str(target))
+    write_tensors(target, weights, metadata=header.to_metadata())
+    return hash_weights(weights)
+
+
+def write_tensors(
+    target: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file beside ``target``, then rename it: a kill leaves old or new.
+
+    Raises CheckpointError where it cannot be written, and where ``target`` is no regular file.
+    """
+    if target.exists() and not target.is_file():
+        raise CheckpointError(f"{target}: is not a regular file; choose another name")
     partial = target.with_name(target.name + ".partial")
     try:
-        save_file(weights, str(partial), metadata=header.to_metadata())
+        # safetensors makes files for their owner alone; ours are as open as the umask says.
+        partial.unlink(missing_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file(dict(tensors), str(partial), metadata=dict(metadata))
+        partial.chmod(mode)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         partial.replace(target)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise CheckpointError(f"{target}: cannot be written: {error}") from error
-    return hash_weights(weights)
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -99,10 +124,10 @@ def open_header(path: str | Path) -> Header:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read every tensor of a safetensors file as float32."""
+    """Read every tensor of a safetensors file, as it is."""
     try:
         with _opened(path) as file:
-            return {key: _as_float32(file.get_tensor(key), f"{path}: {key}") for key in _keys(file)}
+            return {key: file.get_tensor(key) for key in _keys(file)}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from error
 
@@ -110,23 +135,25 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def read_checkpoint(path: str | Path) -> tuple[Header, Net]:
     """Return header and training form (eval, float32, CPU) of a checkpoint."""
     header = open_header(path)
+    arguments: dict[str, Any] = dict(header.arguments)
     with _opened(path) as file:
         found = {key: tuple(file.get_slice(key).get_shape()) for key in _keys(file)}
     try:
+        check_arguments(header.architecture, arguments)
         # Nothing is allocated before the shapes are known to be those of the file.
         with torch.device("meta"):
             net = build(
                 header.architecture,
                 in_channels=header.in_channels,
                 classes=header.outputs,
-                **_plain(header.arguments),
+                **arguments,
             )
     except ModelError as error:
         raise CheckpointError(f"{path}: {error}") from error
     problem = describe_mismatch(wanted_shapes(net), found)
     if problem:
         raise CheckpointError(f"{path}: the weights do not fit {header.architecture}:\n{problem}")
-    weights = read_tensors(path)
+    weights = as_float32(read_tensors(path), source=str(path))
     _check_finite(weights, source=str(path))
     fill(net, weights)
     return header, net.eval()
@@ -197,20 +224,18 @@ def _opened(path: str | Path) -> Any:
         raise CheckpointError(f"{target}: not a safetensors file: {str(error)[:300]}") from error
 
 
-def _as_float32(tensor: Tensor, source: str) -> Tensor:
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{source}: has dtype {tensor.dtype}; weights are floats")
-    return tensor.to(torch.float32)
+def as_float32(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """Return the tensors as float32; CheckpointError for one whose numbers would not survive."""
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{source}: {key} has dtype {tensor.dtype}; weights are floats")
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            form = "no numbers" if tensor.is_meta else f"the layout {tensor.layout}"
+            raise CheckpointError(f"{source}: {key} has {form}; save dense tensors")
+    return {key: tensor.detach().to(torch.float32) for key, tensor in tensors.items()}
 
 
 def _check_finite(weights: Mapping[str, Tensor], *, source: str) -> None:
     for name, tensor in weights.items():
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{source}: {name} holds NaN or infinity")
-
-
-def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    reserved = {"name", "in_channels", "classes"} & set(arguments)
-    if reserved:
-        raise ModelError(f"arguments may not name {', '.join(sorted(reserved))}")
-    return dict(arguments)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tilepipe.errors import CheckpointError
 from tilepipe.models.checkpoint import (
+    as_float32,
     describe_mismatch,
     fill,
     read_tensors,
@@ -23,8 +24,8 @@ from tilepipe.models.locality import check_halo
 from tilepipe.models.model import locality_of
 from tilepipe.models.normalisation import Normalisation
 from tilepipe.models.pickles import read_pickle
-from tilepipe.models.registry import build
-from tilepipe.spec import LabelClass, default_classes, explain, read_toml
+from tilepipe.models.registry import build, check_arguments
+from tilepipe.spec import ClassName, LabelClass, default_classes, explain, read_toml
 
 
 class Rename(BaseModel):
@@ -51,7 +52,7 @@ class KeyMap(BaseModel):
     outputs: int | None = Field(default=None, ge=1, le=255)
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Base and options of the architecture."""
-    class_names: tuple[str, ...] = ()
+    class_names: tuple[ClassName, ...] = ()
     mpp: float | None = Field(default=None, gt=0)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -101,7 +102,7 @@ class KeyMap(BaseModel):
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a ``.safetensors``, ``.pt`` or ``.pth`` file."""
+    """Read the tensors of a ``.safetensors``, ``.pt`` or ``.pth`` file, as they are."""
     if path.suffix.lower() == ".safetensors":
         return read_tensors(path)
     return read_pickle(path)
@@ -130,7 +131,9 @@ def convert(
     options = {**rules.arguments, **(arguments or {})}
     channels = in_channels or rules.in_channels or 3
     logits = outputs or rules.outputs or 2
-    tensors = rules.apply(read_state(source), source=str(source))
+    check_arguments(model, options)
+    # Only what is kept has to be weights: counts of batches, for one, are integers.
+    tensors = as_float32(rules.apply(read_state(source), source=str(source)), source=str(source))
     with torch.device("meta"):
         net = build(model, in_channels=channels, classes=logits, **options)
     wanted = wanted_shapes(net)
@@ -143,7 +146,7 @@ def convert(
             f"{source}: the weights do not fit {model} ({channels} channels, {logits} outputs, "
             f"{options or 'no options'}); rename with --map\n{problem}"
         )
-    fill(net, {key: tensor.detach().to(torch.float32) for key, tensor in tensors.items()})
+    fill(net, tensors)
     if normalisation is None:
         normalisation = (
             Normalisation("mean-std", rules.mean, rules.std) if rules.mean else Normalisation()
@@ -158,7 +161,7 @@ def convert(
         arguments=options,
         classes=_classes(rules.class_names, logits),
         normalisation=normalisation,
-        mpp=mpp or rules.mpp,
+        mpp=rules.mpp if mpp is None else mpp,
         locality=locality,
         extra={"converted_from": source.name},
         storage=storage,

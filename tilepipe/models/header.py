@@ -15,6 +15,7 @@ from tilepipe.spec import LabelClass, explain
 KEY = "tilepipe"
 VERSION = 1
 MAX_BYTES = 1 << 20
+MAX_MPP = 1e6
 
 Scalar = bool | int | float | str | None
 Argument = Scalar | list[Scalar]
@@ -34,7 +35,7 @@ class Header(BaseModel):
     """Channels of the logits: 1 is a sigmoid over two classes."""
     classes: tuple[LabelClass, ...] = Field(min_length=2, max_length=255)
     normalisation: dict[str, Any] = Field(default_factory=lambda: {"kind": "unit"})
-    mpp: float | None = Field(default=None, gt=0, le=1e6)
+    mpp: float | None = Field(default=None, gt=0, le=MAX_MPP)
     """µm per px that the network was trained at."""
     locality: dict[str, Any] | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
@@ -90,6 +91,11 @@ class Header(BaseModel):
                 f"{source}: the header has version {str(version)[:50]}; this tilepipe reads "
                 f"{VERSION}; get a tilepipe as new as the file"
             )
+        return cls.checked(values, source=source)
+
+    @classmethod
+    def checked(cls, values: dict[str, Any], *, source: str) -> Header:
+        """Build from plain values; CheckpointError says what is wrong."""
         try:
             return cls(**values)
         except ValidationError as error:

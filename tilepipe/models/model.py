@@ -14,11 +14,17 @@ from torch import Tensor, nn
 
 from tilepipe.errors import CheckpointError, ModelError
 from tilepipe.models.checkpoint import hash_weights, read_checkpoint, weights_of
-from tilepipe.models.header import normalisation_of
+from tilepipe.models.header import Header, normalisation_of
 from tilepipe.models.locality import Locality, check_halo, recorded_localities
 from tilepipe.models.net import Net
 from tilepipe.models.normalisation import Normalisation
-from tilepipe.models.registry import ARCHITECTURES, architecture, build
+from tilepipe.models.registry import (
+    ARCHITECTURES,
+    architecture,
+    build,
+    check_arguments,
+    option_defaults,
+)
 from tilepipe.models.seeded import fill_seeded, parse_seed
 from tilepipe.spec import LabelClass, default_classes
 
@@ -134,6 +140,7 @@ def load_model(
     if seed is None:
         return _from_file(Path(weights), source=str(weights), asked=asked, name=name)
     arguments = {**({} if base is None else {"base": base}), **(options or {})}
+    check_arguments(name, arguments)
     net = build(name, in_channels=in_channels or 3, classes=classes or 2, **arguments)
     fill_seeded(net, seed)
     return from_net(net, name=name, arguments=arguments, source=f"random:{seed}")
@@ -215,17 +222,7 @@ def _from_file(
             f"{path}: holds weights of {header.architecture}, not {name}; "
             f"use --model {header.architecture}"
         )
-    recorded = {
-        "base": architecture(header.architecture).default_base,
-        **header.arguments,
-        "in_channels": header.in_channels,
-        "outputs": header.outputs,
-    }
-    for key, value in asked.items():
-        if value is not None and recorded.get(key, value) != value:
-            raise CheckpointError(
-                f"{path}: its weights have {key} {recorded[key]}; {value} was asked for"
-            )
+    _check_asked(header, asked, source=str(path))
     return from_net(
         net,
         name=header.architecture,
@@ -237,6 +234,33 @@ def _from_file(
         locality=Locality.from_json(header.locality) if header.locality else None,
         extra=header.extra,
     )
+
+
+def _check_asked(header: Header, asked: Mapping[str, Any], *, source: str) -> None:
+    """Raise CheckpointError unless what is asked for is what the weights were made with.
+
+    ``asked`` holds ``in_channels``, ``outputs``, ``base`` and options; None: not asked. Where the
+    header is silent about an option, the network has the constructor's default.
+    """
+    recorded = {
+        "base": architecture(header.architecture).default_base,
+        **option_defaults(header.architecture),
+        **header.arguments,
+        "in_channels": header.in_channels,
+        "outputs": header.outputs,
+    }
+    for key, value in asked.items():
+        if key not in recorded:
+            check_arguments(header.architecture, (key,))
+        elif value is not None and _plain(recorded[key]) != _plain(value):
+            raise CheckpointError(
+                f"{source}: its weights have {key} {recorded[key]}; {value} was asked for"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Return lists as tuples: JSON knows lists only."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def locality_of(
@@ -251,7 +275,7 @@ def locality_of(
         return recorded_localities()[name]
     if recorded is not None:
         return recorded
-    frozen = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in options.items()))
+    frozen = tuple(sorted((key, _plain(value)) for key, value in options.items()))
     return _probed(name, frozen)
 
 

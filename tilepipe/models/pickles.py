@@ -58,18 +58,25 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     return tensors_in(values, source=str(path))
 
 
-def tensors_in(values: Any, *, source: str, depth: int = 0) -> dict[str, Tensor]:
-    """Find the state dict: the mapping itself, or under one of the usual keys."""
-    if isinstance(values, Mapping):
-        tensors = {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
-        if tensors:
-            return tensors
-        inner = [values[key] for key in _USUAL if isinstance(values.get(key), Mapping)]
-        if inner and depth < _MAX_DEPTH:
-            return tensors_in(inner[0], source=source, depth=depth + 1)
+def tensors_in(values: Any, *, source: str) -> dict[str, Tensor]:
+    """Find the state dict: under one of the usual keys, else the mapping itself."""
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{source}: holds a {type(values).__name__}, not a state dict")
+    found = _tensors_under(values, depth=0)
+    if not found:
         keys = ", ".join(str(key)[:40] for key in list(values)[:10])
         raise CheckpointError(f"{source}: no tensors in it, only {keys or 'nothing'}")
-    raise CheckpointError(f"{source}: holds a {type(values).__name__}, not a state dict")
+    return found
+
+
+def _tensors_under(values: Mapping[Any, Any], *, depth: int) -> dict[str, Tensor]:
+    # A state dict holds no mappings; what lies beside one, such as an epoch, may be a tensor too.
+    for key in _USUAL:
+        if isinstance(values.get(key), Mapping) and depth < _MAX_DEPTH:
+            found = _tensors_under(values[key], depth=depth + 1)
+            if found:
+                return found
+    return {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
 
 
 def _said(error: Exception) -> str:

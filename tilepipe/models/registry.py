@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -126,15 +126,30 @@ def architecture(name: str) -> Architecture:
         ) from None
 
 
-def option_names(name: str) -> tuple[str, ...]:
-    """Names of the options that ``build(name, ...)`` takes beyond channels, classes and base."""
+def option_defaults(name: str) -> dict[str, Any]:
+    """Defaults of the options that ``build(name, ...)`` takes beyond channels, classes and base."""
     entry = architecture(name)
     parameters = inspect.signature(entry.net).parameters.values()
-    return tuple(
-        parameter.name
+    return {
+        parameter.name: parameter.default
         for parameter in parameters
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in entry.fixed
-    )
+    }
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """Names of the options that ``build(name, ...)`` takes."""
+    return tuple(option_defaults(name))
+
+
+def check_arguments(name: str, arguments: Iterable[str]) -> None:
+    """Raise ModelError unless each argument is ``base`` or an option of ``name``."""
+    known = option_names(name)
+    for argument in arguments:
+        if argument != "base" and argument not in known:
+            raise ModelError(
+                f"{name} has no option {argument!r}; it takes {', '.join(known) or 'none'}"
+            )
 
 
 def build(
@@ -146,12 +161,7 @@ def build(
     ``base`` is the width of the first level, default the paper's. ModelError lists the options.
     """
     entry = architecture(name)
-    known = option_names(name)
-    for option in options:
-        if option not in known:
-            raise ModelError(
-                f"{name} has no option {option!r}; it takes {', '.join(known) or 'none'}"
-            )
+    check_arguments(name, options)
     try:
         return entry.net(
             in_channels,
@@ -160,7 +170,9 @@ def build(
             **entry.fixed,
             **options,
         )
-    except (TypeError, AttributeError) as error:
+    except ModelError:
+        raise
+    except (TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{name} cannot be built with {options}: {error}") from error
 
 

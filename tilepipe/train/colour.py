@@ -1,7 +1,8 @@
 """How a training sample looks: contrast, gamma, noise, blur, stain, tint, inversion.
 
-Values are shares of the dtype's range (0-1). Each sample draws its own numbers from its own
-generator, so a sample does not depend on its batch.
+Values are shares of the dtype's range (0-1), or floats, which have no range: those are varied
+relative to the span of their image, and what lies outside it is kept, not cut off. Each sample
+draws its own numbers from its own generator, so a sample does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -20,8 +21,28 @@ LUMINANCE = (0.299, 0.587, 0.114)
 _STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 
 
-def vary_colour(sample: Tensor, *, spec: AugmentSpec, generator: torch.Generator) -> Tensor:
-    """Vary one (C, Y, X) float sample of values 0-1; same shape, values 0-1."""
+def vary_colour(
+    sample: Tensor,
+    *,
+    spec: AugmentSpec,
+    generator: torch.Generator,
+    span: tuple[float, float] | None = None,
+) -> Tensor:
+    """Vary one (C, Y, X) float sample; same shape.
+
+    ``span`` None: values are and stay 0-1. Else nearly all values of the image lie between these
+    two (low < high), and a varied sample may leave them.
+    """
+    if span is None:
+        return _vary(sample, spec, generator).clamp(0.0, 1.0)
+    low, high = span
+    return _vary((sample - low) / (high - low), spec, generator, bounded=False) * (high - low) + low
+
+
+def _vary(
+    sample: Tensor, spec: AugmentSpec, generator: torch.Generator, *, bounded: bool = True
+) -> Tensor:
+    """Vary values that mean dark at 0 and bright at 1; ``bounded``: nothing lies beyond these."""
     if sample.shape[0] == 3:
         sample = _vary_rgb(sample, spec, generator)
     if happens(generator, spec.invert):
@@ -34,9 +55,10 @@ def vary_colour(sample: Tensor, *, spec: AugmentSpec, generator: torch.Generator
     # A bright image is varied in its darkness: scaled up it would be white all over.
     moved = middle * level if middle < 0.5 else 1.0 - (1.0 - middle) * level
     sample = (sample - middle) * gain + moved + shift
-    sample = sample.clamp(0.0, 1.0)
-    if gamma != 1.0:
-        sample = sample.pow(gamma)
+    inside = sample.clamp(0.0, 1.0)
+    # A gamma has a meaning between 0 and 1 only; it leaves both, so what lies beyond goes on there.
+    beyond = 0.0 if bounded else sample - inside
+    sample = (inside.pow(gamma) if gamma != 1.0 else inside) + beyond
     sigma = uniform(generator, -spec.blur_px, spec.blur_px)
     if sigma > 0.3:
         sample = blur(sample, sigma)
@@ -44,7 +66,7 @@ def vary_colour(sample: Tensor, *, spec: AugmentSpec, generator: torch.Generator
     if strength > 0:
         noise = torch.randn(sample.shape, generator=generator).to(sample.device)
         sample = sample + strength * noise
-    return sample.clamp(0.0, 1.0)
+    return sample
 
 
 def _vary_rgb(sample: Tensor, spec: AugmentSpec, generator: torch.Generator) -> Tensor:
@@ -63,7 +85,8 @@ def _vary_rgb(sample: Tensor, spec: AugmentSpec, generator: torch.Generator) -> 
         return (sample * weights).sum(0, keepdim=True).expand(3, -1, -1)
     if spec.stain > 0:
         factors = 1.0 + spec.stain * (2.0 * torch.rand(3, generator=generator) - 1.0)
-        sample = vary_stain(sample, factors)
+        inside = sample.clamp(0.0, 1.0)
+        sample = vary_stain(inside, factors) + (sample - inside)
     return sample
 
 

@@ -19,8 +19,10 @@ from torch import Tensor
 from tilepipe.errors import TrainError
 from tilepipe.tiling import Box, read_mirrored
 from tilepipe.train.augment import NO_AUGMENT, AugmentSpec, sample_at, source_coordinates
-from tilepipe.train.colour import LUMINANCE, vary_colour
-from tilepipe.train.images import Pair, Raster, open_raster
+from tilepipe.train.colour import vary_colour
+from tilepipe.train.ids import read_labels
+from tilepipe.train.images import Pair, Raster, open_pair
+from tilepipe.train.pixels import read_pixels, span_of, to_share
 from tilepipe.train.targets import Target, make_target
 from tilepipe.train.weight_map import border_term, influence_px
 
@@ -37,9 +39,11 @@ class Teaching:
     w0: float = 10.0
     sigma: float = 5.0
 
-    def targets(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
-        """(y, x) labels -> (y, x) uint8 class ids."""
-        return make_target(labels, self.target, n_classes=self.n_classes, ring_px=self.ring_px)
+    def targets(self, labels: NDArray[Any], *, source: str = "labels") -> NDArray[np.uint8]:
+        """(y, x) labels -> (y, x) uint8 class ids; TrainError names ``source``."""
+        return make_target(
+            labels, self.target, n_classes=self.n_classes, ring_px=self.ring_px, source=source
+        )
 
     def weights(self, labels: NDArray[Any], targets: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(y, x) labels and class ids -> (y, x) float32 w(x) = w_c(class) + border term.
@@ -68,7 +72,7 @@ class Batch:
     """What one step learns from."""
 
     images: Tensor
-    """(B, C, S, S) float32, shares of the dtype's range."""
+    """(B, C, S, S) float32: shares of full scale, or floats as they are."""
     targets: Tensor
     """(B, O, O) int64 class ids."""
     weights: Tensor | None
@@ -78,43 +82,9 @@ class Batch:
 @dataclass(frozen=True)
 class _Kept:
     image: NDArray[Any]
+    span: tuple[float, float] | None
     targets: NDArray[np.uint8]
     weights: NDArray[np.float16] | None
-
-
-def to_share(pixels: NDArray[Any], *, channels: int) -> NDArray[np.float32]:
-    """(c, y, x) pixels -> (channels, y, x) float32 shares of the dtype's range.
-
-    A grey image fills every channel of a colour network; colour becomes luminance for one channel.
-    Raises TrainError where channels cannot be matched.
-    """
-    if pixels.dtype.kind == "u":
-        share = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-    elif pixels.dtype.kind == "f":
-        share = pixels.astype(np.float32)
-    else:
-        raise TrainError(f"images of dtype {pixels.dtype}; uint8, uint16 or float wanted")
-    if share.shape[0] == channels:
-        return share
-    if share.shape[0] == 1:
-        return np.repeat(share, channels, axis=0)
-    if share.shape[0] == 3 and channels == 1:
-        return np.tensordot(np.array(LUMINANCE, np.float32), share, axes=1)[None]
-    raise TrainError(f"images of {share.shape[0]} channels for a network of {channels}")
-
-
-def read_labels(raster: Raster, box: Box) -> NDArray[Any]:
-    """(y, x) integer labels of a box; TrainError where the file is not a label image."""
-    planes = raster.read(box)
-    if planes.shape[0] != 1:
-        if not (planes == planes[:1]).all():
-            raise TrainError(
-                f"{raster.path}: labels of {planes.shape[0]} channels; one channel of ids wanted"
-            )
-        planes = planes[:1]
-    if planes.dtype.kind not in "ui":
-        raise TrainError(f"{raster.path}: labels of dtype {planes.dtype}; integers wanted")
-    return planes[0]
 
 
 class Samples:
@@ -189,32 +159,29 @@ class Samples:
         if kept.weights is not None:
             values = torch.from_numpy(kept.weights)[None].to(device)
             weight = sample_at(values, inner, origin=inner_origin)[0]
-        return vary_colour(pixels, spec=self.augment, generator=generator), target, weight
+        varied = vary_colour(pixels, spec=self.augment, generator=generator, span=kept.span)
+        return varied, target, weight
 
     def _open(self, index: int) -> tuple[Raster, Raster]:
         if index not in self._rasters:
-            pair = self.pairs[index]
-            image, labels = open_raster(pair.image), open_raster(pair.labels)
-            if image.extent != labels.extent:
-                raise TrainError(
-                    f"{pair.name}: the image has {image.extent} px (y, x), "
-                    f"its labels have {labels.extent}"
-                )
-            self._rasters[index] = (image, labels)
+            self._rasters[index] = open_pair(self.pairs[index])
         return self._rasters[index]
 
-    def _teach(self, image: NDArray[Any], labels: NDArray[Any]) -> _Kept:
-        targets = self.teaching.targets(labels)
-        weights = None
-        if self.teaching.weighted:
-            weights = self.teaching.weights(labels, targets).astype(np.float16)
-        return _Kept(np.ascontiguousarray(image), targets, weights)
+    def _teach(
+        self, labels: NDArray[Any], *, source: str
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float16] | None]:
+        targets = self.teaching.targets(labels, source=source)
+        if not self.teaching.weighted:
+            return targets, None
+        return targets, self.teaching.weights(labels, targets).astype(np.float16)
 
     def _whole(self, index: int) -> _Kept:
         if index not in self._kept:
             image, labels = self._open(index)
             box = Box.of_shape(image.extent)
-            kept = self._teach(image.read(box), read_labels(labels, box))
+            pixels = np.ascontiguousarray(read_pixels(image, box))
+            taught = self._teach(read_labels(labels, box), source=labels.path)
+            kept = _Kept(pixels, span_of(pixels), *taught)
             self._keep_bytes -= kept.image.nbytes + 3 * kept.targets.nbytes
             if self._keep_bytes < 0:
                 return kept
@@ -225,12 +192,11 @@ class Samples:
         self, image: Raster, labels: Raster, coordinates: Tensor, inner: Tensor
     ) -> tuple[_Kept, tuple[int, int], tuple[int, int]]:
         box = _hull(coordinates)
-        pixels = read_mirrored(image.read, box, image.extent)
+        pixels = read_mirrored(lambda part: read_pixels(image, part), box, image.extent)
         taught = _hull(inner).grow(self.teaching.reach_px)
         ids = read_mirrored(lambda part: read_labels(labels, part), taught, labels.extent)
-        kept = self._teach(np.zeros((1, 1, 1), np.uint8), ids)
         return (
-            _Kept(pixels, kept.targets, kept.weights),
+            _Kept(pixels, span_of(pixels), *self._teach(ids, source=labels.path)),
             (box.y0, box.x0),
             (taught.y0, taught.x0),
         )

@@ -18,7 +18,8 @@ Mask = NDArray[np.bool_]
 def rand_error(predicted: Mask, truth: Mask) -> float:
     """1 - F-score of the pixel pairs of true cells that are in one cell (Arganda-Carreras 2015).
 
-    Only pixels inside true cells count. Those predicted as membrane are each alone. 0 is perfect.
+    Only pixels inside true cells count. Those predicted as membrane are each alone. 0 is perfect;
+    NaN where there is no true cell, so no case.
     Two boolean (y, x) masks.
     """
     truth_cells = ndimage.label(truth)[0].astype(np.int64)
@@ -47,7 +48,7 @@ def rand_error_of(shared: Mapping[tuple[int, int], int]) -> float:
             by_predicted[p] = by_predicted.get(p, 0) + count
             together += count * count
     if not by_truth:
-        return 0.0
+        return float("nan")
     together += alone
     precision = together / (sum(n * n for n in by_predicted.values()) + alone)
     recall = together / sum(n * n for n in by_truth.values())

@@ -15,6 +15,7 @@ from tilepipe.errors import SlideError, TrainError
 from tilepipe.tiling import Box, Shape
 from tilepipe.train.cells import THRESHOLDS, match
 from tilepipe.train.em import rand_error_of, warping_error
+from tilepipe.train.ids import check_ids, check_ids_dtype
 from tilepipe.train.images import SUFFIXES, open_raster
 from tilepipe.train.metrics import (
     ClassScore,
@@ -90,17 +91,28 @@ def _plain(value: Any) -> Any:
 def open_labels(location: str | Path, *, name: str | None = None) -> LabelImage:
     """Open the ids of a store's label (``name``, or its only one) or of a label image.
 
-    Raises TrainError where there is no such label, StoreError or SlideError where it is unreadable.
+    Raises TrainError where there is no such label or no ids, StoreError or SlideError where it is
+    unreadable; reading raises TrainError for what is no id.
     """
     path = Path(location)
     if "://" in str(location) or path.is_dir():
         return _of_store(str(location), name)
     if path.suffix.lower() not in SUFFIXES:
         raise SlideError(f"{path}: neither a store nor an image ({', '.join(sorted(SUFFIXES))})")
-    raster = open_raster(path)
+    if name is not None:
+        raise TrainError(
+            f"{path}: an image holds no label called {name!r}; leave out --label (--truth-label)"
+        )
+    raster = open_raster(path, ids=True)
     if raster.channels != 1:
         raise TrainError(f"{path}: {raster.channels} channels; a label image has one")
-    return LabelImage(str(path), raster.extent, raster.dtype, lambda box: raster.read(box)[0])
+    check_ids_dtype(raster.dtype, source=str(path))
+    return LabelImage(
+        str(path),
+        raster.extent,
+        raster.dtype,
+        lambda box: check_ids(raster.read(box)[0], source=str(path)),
+    )
 
 
 def _of_store(location: str, name: str | None) -> LabelImage:
@@ -119,7 +131,7 @@ def _of_store(location: str, name: str | None) -> LabelImage:
         source=f"{location}:{name}",
         extent=level.shape,
         dtype=np.dtype(level.dtype),
-        read=level.read,
+        read=lambda box: check_ids(level.read(box), source=f"{location}:{name}"),
         class_names=tuple(entry.name for entry in label.classes),
     )
 
@@ -174,6 +186,8 @@ def evaluate(
     for box in whole.split((box_px, box_px)):
         mine, theirs = predicted.read(box), truth.read(box)
         if by_class:
+            _check_classes(mine, n_classes, source=predicted.source)
+            _check_classes(theirs, n_classes, source=truth.source)
             counts += confusion(mine, theirs, n_classes)
         else:
             counts += confusion(mine != 0, theirs != 0, 2)
@@ -199,6 +213,15 @@ def evaluate(
         objects_truth=found.truth,
         objects_predicted=found.predicted,
     )
+
+
+def _check_classes(ids: NDArray[Any], n_classes: int, *, source: str) -> None:
+    highest = int(ids.max(initial=0))
+    if highest >= n_classes:
+        raise TrainError(
+            f"{source}: holds class id {highest}; classes are 0 to {n_classes - 1}; if the ids are "
+            "cells, say --pred-kind instances (--truth-kind)"
+        )
 
 
 def _scores(

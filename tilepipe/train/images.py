@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,30 +40,76 @@ class Raster:
         return self.extent[0] * self.extent[1] <= IN_MEMORY_PX
 
 
-def open_raster(path: Path) -> Raster:
-    """Open an image or label file; TrainError (or the reader's own) says what is wrong with it."""
-    if path.suffix.lower() in PILLOW_SUFFIXES:
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise TrainError(f"{path}: cannot be read as an image: {error}") from error
-        if pixels.dtype == bool:
-            pixels = pixels.astype(np.uint8)
-        planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-        return of_array(planes[:3] if planes.shape[0] == 4 else planes, path=str(path))
-    if path.suffix.lower() == ".npy":
+def open_raster(path: Path, *, ids: bool = False) -> Raster:
+    """Open an image, or with ``ids`` a label file; TrainError (or the reader's own) says why not.
+
+    Pixels of an image are what is seen: palettes become colours, CMYK becomes RGB, alpha is left
+    out, and black and white are 0 and 255. Ids are the numbers in the file: of a palette the
+    indices, of black and white 0 and 1.
+    """
+    suffix = path.suffix.lower()
+    if suffix in PILLOW_SUFFIXES:
+        planes = _read_pillow(path, ids=ids)
+    elif suffix == ".npy":
+        planes = _read_npy(path)
+    else:
+        return _of_slide(path, ids=ids)
+    if planes.dtype == bool:
+        planes = planes.astype(np.uint8) * np.uint8(1 if ids else 255)
+    return of_array(planes, path=str(path))
+
+
+# What Pillow calls its pixels -> what is seen of them. Conversions drop alpha and blend nothing.
+_SEEN = {"P": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "RGBA": "RGB", "LA": "L"}
+
+
+def _read_pillow(path: Path, *, ids: bool) -> NDArray[Any]:
+    """Read (c, y, x) pixels, or the ids, of a file that Pillow reads."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image if ids else _seen(image))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise TrainError(f"{path}: cannot be read as an image: {error}") from error
+    planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+    return planes[:3] if planes.shape[0] == 4 else planes
+
+
+def _seen(image: Image.Image) -> Image.Image:
+    if image.mode not in _SEEN:
+        return image
+    # By way of RGBA: a palette may hold its alpha in a form that RGB does not take.
+    coloured = image.convert("RGBA") if image.mode in ("P", "PA") else image
+    return coloured.convert(_SEEN[image.mode])
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        return of_array(loaded[None] if loaded.ndim == 2 else loaded, path=str(path))
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise TrainError(f"{path}: cannot be read as a numpy array: {error}") from error
+    if not isinstance(loaded, np.ndarray):
+        raise TrainError(f"{path}: holds several arrays; save one of (c, y, x) or (y, x) alone")
+    return loaded[None] if loaded.ndim == 2 else loaded
+
+
+_WIDENED = " samples stored as float32, exactly"
+
+
+def _of_slide(path: Path, *, ids: bool) -> Raster:
     from tilepipe.slide import open_slide
 
     slide = open_slide(path)
+    dtype = np.dtype(slide.dtype)
+    # The reader has small integers as float32; ids are wanted as they are in the file
+    # (test_train_images.py::test_ids_of_any_integer_kind).
+    widened = [note.removesuffix(_WIDENED) for note in slide.notes if note.endswith(_WIDENED)]
+    stored = np.dtype(widened[0]) if ids and widened else dtype
     return Raster(
         path=str(path),
         extent=slide.levels[0].shape,
         channels=slide.channels,
-        dtype=np.dtype(slide.dtype),
-        read=slide.read,
+        dtype=stored,
+        read=slide.read if stored == dtype else lambda box: slide.read(box).astype(stored),
     )
 
 
@@ -90,6 +137,17 @@ class Pair:
     kind: str = ""
 
 
+def open_pair(pair: Pair) -> tuple[Raster, Raster]:
+    """Open image and labels; TrainError unless they have one extent."""
+    image, labels = open_raster(pair.image), open_raster(pair.labels, ids=True)
+    if image.extent != labels.extent:
+        raise TrainError(
+            f"{pair.image}: has {image.extent} px (y, x), its labels {pair.labels} have "
+            f"{labels.extent}; labels are of the image's size"
+        )
+    return image, labels
+
+
 def _by_name(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise TrainError(f"{folder}: no such folder")
@@ -109,7 +167,6 @@ def find_pairs(
     labels: Path,
     *,
     kinds: Mapping[str, str] | None = None,
-    exclude: Sequence[str] = (),
 ) -> tuple[Pair, ...]:
     """Pair images and labels by file name without suffix; TrainError names what has no partner."""
     pictures, truths = _by_name(images), _by_name(labels)
@@ -121,11 +178,9 @@ def find_pairs(
             f"{images}: {len(alone)} of {len(pictures)} images have no labels in {labels}, "
             f"first {alone[0]!r}; labels have the image's name"
         )
-    left_out = set(exclude)
     return tuple(
         Pair(name, pictures[name], truths[name], (kinds or {}).get(name, ""))
         for name in sorted(pictures)
-        if name not in left_out
     )
 
 
@@ -133,10 +188,14 @@ def read_kinds(path: Path) -> dict[str, str]:
     """Read a CSV with columns ``id`` (file name without suffix) and ``kind``."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {row["id"]: row["kind"] for row in rows}
+            kinds = {row["id"]: row["kind"] for row in csv.DictReader(file)}
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise TrainError(f"{path}: a CSV with columns id and kind wanted: {error!r}") from error
+    for name, kind in kinds.items():
+        # A row that is too short has None there.
+        if not isinstance(name, str) or not isinstance(kind, str):
+            raise TrainError(f"{path}: the row of {name!r} has no kind; each row is id,kind")
+    return kinds
 
 
 def read_names(path: Path) -> tuple[str, ...]:

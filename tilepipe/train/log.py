@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tilepipe.errors import TrainError
 from tilepipe.train.validate import KindScore
 
 FIELDS = ("step", "elapsed_s", "lr", "loss", "metric", "scores")
@@ -26,6 +27,19 @@ class Row:
     """``kind dice f1`` of each kind, separated by ``;``."""
 
 
+def _row(values: dict[str, str]) -> Row:
+    if None in values.values():
+        raise ValueError("a row is too short")
+    return Row(
+        int(values["step"]),
+        float(values["elapsed_s"]),
+        float(values["lr"]),
+        float(values["loss"]),
+        float(values["metric"]),
+        values["scores"],
+    )
+
+
 class TrainLog:
     """Rows in memory and on disk; rewritten whole, so that a resumed log has no row twice."""
 
@@ -34,21 +48,22 @@ class TrainLog:
         self.rows: list[Row] = []
 
     def start(self, step: int) -> None:
-        """Keep what an earlier part of this training wrote up to ``step``; else begin anew."""
+        """Keep what an earlier part of this training wrote up to ``step``; else begin anew.
+
+        Raises TrainError if that cannot be read.
+        """
         self.rows = []
-        if step and self.path.is_file():
+        if not step or not self.path.is_file():
+            return
+        try:
             with self.path.open(newline="", encoding="utf-8") as file:
-                for values in csv.DictReader(file):
-                    row = Row(
-                        int(values["step"]),
-                        float(values["elapsed_s"]),
-                        float(values["lr"]),
-                        float(values["loss"]),
-                        float(values["metric"]),
-                        values["scores"],
-                    )
-                    if row.step <= step:
-                        self.rows.append(row)
+                rows = [_row(values) for values in csv.DictReader(file)]
+        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+            raise TrainError(
+                f"{self.path}: not the log of a training ({error!r}); move it away and resume: "
+                "the weights do not need it"
+            ) from error
+        self.rows = [row for row in rows if row.step <= step]
 
     def add(
         self,

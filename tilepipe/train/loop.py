@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +17,20 @@ from tilepipe.train.events import Event, Started, Stepped, TrainResult, Validate
 from tilepipe.train.images import data_hash, open_raster
 from tilepipe.train.log import TrainLog
 from tilepipe.train.losses import gate_loss, make_loss, supervised
+from tilepipe.train.pixels import check_pair
 from tilepipe.train.predict import autocast, choose_precision
 from tilepipe.train.schedule import make_optimizer, rate
 from tilepipe.train.setup import (
+    check_outputs,
+    choose_arguments,
     choose_classes,
     choose_device,
     choose_normalisation,
+    curve_path,
     fingerprint_of,
     gather,
+    log_path,
+    state_path,
 )
 from tilepipe.train.spec import TrainSpec
 from tilepipe.train.state import Averaged, Counters, load_state, save_state
@@ -62,17 +67,18 @@ class Training:
         training, self.validation = gather(spec)
         if not training:
             raise TrainError(f"{spec.images}: no image is left to learn from")
+        check_outputs(spec, (*training, *self.validation))
         self.classes = choose_classes(spec)
+        self.arguments = choose_arguments(spec)
         channels = spec.in_channels or open_raster(training[0].image).channels
+        n_classes = len(self.classes) if spec.target == "classes" else None
+        for pair in (*training, *self.validation):
+            check_pair(pair, channels=channels, n_classes=n_classes)
         self.outputs = 1 if spec.classes == 1 else len(self.classes)
         self.normalisation = choose_normalisation(spec, channels)
         torch.manual_seed(spec.seed)
         self.net: Net = build(
-            spec.model,
-            in_channels=channels,
-            classes=self.outputs,
-            base=spec.base,
-            **spec.options,
+            spec.model, in_channels=channels, classes=self.outputs, **self.arguments
         )
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.teaching = Teaching(
@@ -104,11 +110,9 @@ class Training:
         self.scaler = torch.amp.GradScaler(enabled=self.precision == "fp16")
         self.data_hash = data_hash((*training, *self.validation))
         self.counters = Counters()
-        self.state_path = spec.out.with_name(spec.out.name + ".state")
-        self.log = TrainLog(spec.out.with_suffix(".csv"))
+        self.state_path = state_path(spec)
+        self.log = TrainLog(log_path(spec))
         self.fingerprint = fingerprint_of(spec, self.data_hash)
-        self.last_scores: tuple[KindScore, ...] = ()
-        self.sha256 = ""
         if resume:
             self._resume()
         spec.out.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +141,7 @@ class Training:
             module=self.net,
             averaged=self.averaged,
             optimizer=self.optimizer,
+            scaler=self.scaler,
             fingerprint=self.fingerprint,
         )
 
@@ -197,12 +202,12 @@ class Training:
         self.state_path.unlink(missing_ok=True)
         return TrainResult(
             weights=self.spec.out,
-            sha256=self.sha256,
+            sha256=counters.sha256,
             steps=counters.step,
             elapsed_s=counters.elapsed_s,
             metric=counters.best,
             best_step=counters.best_step,
-            scores=self.last_scores,
+            scores=counters.scores,
         )
 
     @staticmethod
@@ -271,19 +276,16 @@ class Training:
         if best:
             counters.best_step = counters.step
             counters.best = metric if scores else counters.best
-            self.sha256 = self.keep(scores, metric)
-            self.last_scores = scores
+            counters.sha256 = self.keep(scores, metric)
+            counters.scores = scores
         counters.loss_sum, counters.loss_count = 0.0, 0
         self.log.add(counters.step, counters.elapsed_s, lr, loss, metric, scores)
-        draw_curve(self.log.rows, self.spec.out.with_suffix(".png"))
+        draw_curve(self.log.rows, curve_path(self.spec))
         self.on_event(Validated(counters.step, metric, best, scores))
 
     def keep(self, scores: Sequence[KindScore], metric: float) -> str:
         """Write the averaged weights with everything that says where they come from."""
         spec = self.spec
-        arguments: dict[str, Any] = dict(spec.options)
-        if spec.base is not None:
-            arguments["base"] = spec.base
         module = self.averaged.module
         if not isinstance(module, Net):
             raise TrainError("the network is not one of tilepipe's")
@@ -291,11 +293,11 @@ class Training:
             spec.out,
             module,
             name=spec.model,
-            arguments=arguments,
+            arguments=self.arguments,
             classes=self.classes,
             normalisation=self.normalisation,
             mpp=spec.mpp,
-            locality=locality_of(spec.model, arguments),
+            locality=locality_of(spec.model, self.arguments),
             extra={
                 "step": self.counters.step,
                 "metric": metric if scores else None,
@@ -314,6 +316,7 @@ class Training:
             module=self.net,
             averaged=self.averaged,
             optimizer=self.optimizer,
+            scaler=self.scaler,
             counters=self.counters,
             fingerprint=self.fingerprint,
         )

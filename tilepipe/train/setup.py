@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from tilepipe.errors import TrainError
 from tilepipe.models import Normalisation
+from tilepipe.models.registry import check_arguments
 from tilepipe.spec import LabelClass, default_classes
 from tilepipe.train.images import Pair, find_pairs, read_kinds, read_names, split
 from tilepipe.train.spec import TrainSpec
@@ -18,11 +22,56 @@ from tilepipe.train.targets import BORDER_CLASSES, FOREGROUND_CLASSES
 def gather(spec: TrainSpec) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     """Return the (training, validation) pairs of a spec; TrainError if one cannot be made."""
     kinds = read_kinds(spec.kinds) if spec.kinds else None
-    exclude = read_names(spec.exclude) if spec.exclude else ()
-    pairs = find_pairs(spec.images, spec.labels, kinds=kinds, exclude=exclude)
+    pairs = find_pairs(spec.images, spec.labels, kinds=kinds)
+    held: tuple[Pair, ...] = ()
     if spec.val is not None and spec.val_labels is not None:
-        return pairs, find_pairs(spec.val, spec.val_labels, kinds=kinds)
+        held = find_pairs(spec.val, spec.val_labels, kinds=kinds)
+    if spec.exclude is not None:
+        left_out = set(read_names(spec.exclude))
+        unknown = sorted(left_out - {pair.name for pair in (*pairs, *held)})
+        if unknown:
+            raise TrainError(
+                f"{spec.exclude}: {len(unknown)} names are of no image, first {unknown[0]!r}; "
+                "names are file names without suffix"
+            )
+        pairs = tuple(pair for pair in pairs if pair.name not in left_out)
+        held = tuple(pair for pair in held if pair.name not in left_out)
+    if spec.val is not None:
+        return pairs, held
     return split(pairs, share=spec.val_share, seed=spec.seed)
+
+
+def check_outputs(spec: TrainSpec, pairs: Sequence[Pair]) -> None:
+    """Raise TrainError where a training would write over its input, or over what is no file."""
+    inputs = {path.resolve() for pair in pairs for path in (pair.image, pair.labels)}
+    inputs |= {path.resolve() for path in (spec.kinds, spec.exclude) if path is not None}
+    for what, path in (
+        ("weights", spec.out),
+        ("log", log_path(spec)),
+        ("curve", curve_path(spec)),
+        ("state", state_path(spec)),
+    ):
+        if path.resolve() in inputs:
+            raise TrainError(
+                f"{path}: the {what} would be written over this input; choose another -o"
+            )
+        if path.exists() and not path.is_file():
+            raise TrainError(f"{path}: the {what} cannot be written: that is not a regular file")
+
+
+def log_path(spec: TrainSpec) -> Path:
+    """Return where the CSV log is written: beside the weights."""
+    return spec.out.with_suffix(".csv")
+
+
+def curve_path(spec: TrainSpec) -> Path:
+    """Return where the PNG curve is written."""
+    return spec.out.with_suffix(".png")
+
+
+def state_path(spec: TrainSpec) -> Path:
+    """Return where the state is written that ``--resume`` reads."""
+    return spec.out.with_name(spec.out.name + ".state")
 
 
 def choose_classes(spec: TrainSpec) -> tuple[LabelClass, ...]:
@@ -51,6 +100,15 @@ def choose_classes(spec: TrainSpec) -> tuple[LabelClass, ...]:
     if spec.class_weights is not None and len(spec.class_weights) != len(classes):
         raise TrainError(f"{len(spec.class_weights)} class weights for {len(classes)} classes")
     return classes
+
+
+def choose_arguments(spec: TrainSpec) -> dict[str, Any]:
+    """Return base and options of the network; ModelError for an option that it does not have."""
+    arguments = dict(spec.options)
+    if spec.base is not None:
+        arguments["base"] = spec.base
+    check_arguments(spec.model, arguments)
+    return arguments
 
 
 def choose_normalisation(spec: TrainSpec, channels: int) -> Normalisation:

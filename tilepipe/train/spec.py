@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tilepipe.errors import SpecError
-from tilepipe.spec import explain, is_path, read_toml
+from tilepipe.models.header import MAX_MPP
+from tilepipe.spec import ClassName, explain, is_path, read_toml
 from tilepipe.train.augment import AugmentSpec
 from tilepipe.train.targets import Target
 
@@ -19,11 +20,12 @@ _PATHS = ("images", "labels", "val", "val_labels", "kinds", "exclude", "out")
 class TrainSpec(BaseModel):
     """Every setting of a training. Paths may be relative to the job file that names them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     images: Path
     labels: Path
     out: Path
+    """Weights to write, ``.safetensors``; log, curve and state lie beside, by the same name."""
     model: str = "unet"
     val: Path | None = None
     """Folder of validation images with ``val_labels`` beside; None: a seeded split."""
@@ -38,12 +40,12 @@ class TrainSpec(BaseModel):
 
     target: Target = "classes"
     classes: int | None = Field(default=None, ge=1, le=255)
-    class_names: tuple[str, ...] = ()
+    class_names: tuple[ClassName, ...] = ()
     ring_px: float = Field(default=2.0, ge=0.5, le=32)
     in_channels: int | None = Field(default=None, ge=1, le=64)
     base: int | None = Field(default=None, ge=1, le=1024)
     options: dict[str, Any] = Field(default_factory=dict)
-    mpp: float | None = Field(default=None, gt=0)
+    mpp: float | None = Field(default=None, gt=0, le=MAX_MPP)
     mean: tuple[float, ...] = ()
     """With ``std``: the network sees (share of the dtype's range - mean) / std; one number, or one
     per channel. None: it sees the share."""
@@ -86,11 +88,30 @@ class TrainSpec(BaseModel):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     store: Literal["fp32", "fp16"] = "fp32"
     """Precision of the numbers in the weights file."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**43)
+    """Each step has a seed of its own, about this times a million, which has to fit in 64 bits."""
     validate_every: int | None = Field(default=None, ge=1)
     """Steps between validations; None: about twelve times in the budget."""
     save_every_s: float = Field(default=60.0, ge=0)
     """Seconds between saves of the state that ``--resume`` reads."""
+
+    @field_validator("out")
+    @classmethod
+    def _weights(cls, out: Path) -> Path:
+        # What lies beside is called by another suffix: x.csv and x.png would be written over.
+        if out.suffix != ".safetensors":
+            raise ValueError("weights are called .safetensors")
+        return out
+
+    @model_validator(mode="after")
+    def _class_weights(self) -> TrainSpec:
+        parts = self.loss.split("+")
+        if self.class_weights is not None and not {"ce", "weighted-ce"} & set(parts):
+            raise ValueError(
+                f"class_weights have no say in the loss {self.loss}; add ce to it, or leave them "
+                "out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _budget(self) -> TrainSpec:

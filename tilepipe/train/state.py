@@ -1,6 +1,6 @@
 """The state of a training on disk, without pickle: ``--resume`` goes on from it.
 
-One safetensors file: network, averaged network, optimizer, gradient scaler; counters as JSON in
+One safetensors file: network, averaged network, optimizer; counters and gradient scaler as JSON in
 its header. It is written beside the old one and renamed over it, so a kill leaves one of the two.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tilepipe.errors import TrainError
+from tilepipe.models.checkpoint import write_tensors
+from tilepipe.train.validate import KindScore
 
 
 @dataclass(slots=True)
@@ -32,6 +32,10 @@ class Counters:
     best: float = float("-inf")
     """Validation metric of the weights kept so far."""
     best_step: int = 0
+    sha256: str = ""
+    """Of the weights kept so far."""
+    scores: tuple[KindScore, ...] = ()
+    """Of the weights kept so far."""
     loss_sum: float = 0.0
     """Of the steps since the last row of the log."""
     loss_count: int = 0
@@ -62,10 +66,14 @@ def save_state(
     module: nn.Module,
     averaged: Averaged,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     counters: Counters,
     fingerprint: str,
 ) -> None:
-    """Write the state atomically; ``fingerprint`` names settings and data."""
+    """Write the state atomically; ``fingerprint`` names settings and data.
+
+    Raises CheckpointError if it cannot be written.
+    """
     tensors: dict[str, Tensor] = {}
     for prefix, part in (("network", module), ("averaged", averaged.module)):
         for name, value in part.state_dict().items():
@@ -74,12 +82,12 @@ def save_state(
         for name, value in entries.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).cpu().contiguous()
-    header = {"counters": json.dumps(asdict(counters)), "fingerprint": fingerprint}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=header)
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    header = {
+        "counters": json.dumps(asdict(counters)),
+        "scaler": json.dumps(scaler.state_dict()),
+        "fingerprint": fingerprint,
+    }
+    write_tensors(path, tensors, metadata=header)
 
 
 def load_state(
@@ -88,6 +96,7 @@ def load_state(
     module: nn.Module,
     averaged: Averaged,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     fingerprint: str,
 ) -> Counters:
     """Read what ``save_state`` wrote into the parts; TrainError if it is of another training."""
@@ -95,7 +104,8 @@ def load_state(
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        counters = Counters(**json.loads(header["counters"]))
+        counters = _counters(json.loads(header["counters"]))
+        scale: dict[str, Any] = json.loads(header["scaler"])
         found = header["fingerprint"]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise TrainError(f"{path}: not the state of a training: {error}") from error
@@ -116,7 +126,15 @@ def load_state(
     values = optimizer.state_dict()
     values["state"] = state
     optimizer.load_state_dict(values)
+    if scale:  # empty where the precision needs no scaler
+        scaler.load_state_dict(scale)
     return counters
+
+
+def _counters(values: dict[str, Any]) -> Counters:
+    """Build counters from plain values; TypeError or KeyError if they are not such."""
+    scores = tuple(KindScore(**score) for score in values.pop("scores"))
+    return Counters(**values, scores=scores)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:

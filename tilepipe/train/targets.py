@@ -23,6 +23,8 @@ from tilepipe.tiling.growth import grow_into
 
 Target = Literal["classes", "foreground", "foreground+border"]
 TARGETS: tuple[Target, ...] = ("classes", "foreground", "foreground+border")
+MOST_CLASSES = 255
+"""What a network can have."""
 CORE_SHARE = 0.3
 """The least share of a cell that stays nucleus before its ring is made thinner."""
 
@@ -110,20 +112,36 @@ def border_target(instances: NDArray[Any], *, ring_px: float = 2.0) -> NDArray[n
 
 
 def make_target(
-    labels: NDArray[Any], target: Target, *, n_classes: int, ring_px: float = 2.0
+    labels: NDArray[Any],
+    target: Target,
+    *,
+    n_classes: int,
+    ring_px: float = 2.0,
+    source: str = "labels",
 ) -> NDArray[np.uint8]:
-    """Turn (y, x) labels into (y, x) uint8 class ids; TrainError where ids exceed ``n_classes``."""
+    """Turn (y, x) labels, ids from 0, into (y, x) uint8 class ids.
+
+    Raises TrainError, naming ``source``, where class ids exceed ``n_classes``.
+    """
     if target == "foreground+border":
         return border_target(labels, ring_px=ring_px)
     if target == "foreground":
         return (labels != 0).astype(np.uint8)
     highest = int(labels.max(initial=0))
-    if highest >= n_classes or int(labels.min(initial=0)) < 0:
-        raise TrainError(
-            f"labels hold class id {highest}, the network has {n_classes} classes; pass --classes "
-            f"{highest + 1}, or --target foreground if the labels are instances"
-        )
+    if highest >= n_classes:
+        raise TrainError(_too_many_classes(labels, highest, n_classes, source=source))
     return labels.astype(np.uint8)
+
+
+def _too_many_classes(labels: NDArray[Any], highest: int, n_classes: int, *, source: str) -> str:
+    found = np.unique(labels).tolist()
+    shown = ", ".join(str(value) for value in found[:10]) + (", ..." if len(found) > 10 else "")
+    more = f"pass --classes {highest + 1}, or " if highest < MOST_CLASSES else ""
+    return (
+        f"{source}: holds class ids {shown}; the network has {n_classes} classes, so ids are 0 to "
+        f"{n_classes - 1}; renumber the ids, {more}pass --target foreground if all but 0 is one "
+        "class or the ids are instances"
+    )
 
 
 def separate(

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from tilepipe.tiling import Box
 from tilepipe.train.cells import NO_CELLS, CellCounts, count_cells
-from tilepipe.train.dataset import Teaching, read_labels, to_share
-from tilepipe.train.images import Pair, open_raster
+from tilepipe.train.dataset import Teaching
+from tilepipe.train.ids import read_labels
+from tilepipe.train.images import Pair, open_pair
 from tilepipe.train.metrics import Confusion, class_score, confusion, dice, merge_foreground
+from tilepipe.train.pixels import read_pixels, to_share
 from tilepipe.train.predict import Forward, Sizes, predict, predict_turned, to_classes
 from tilepipe.train.targets import separate
 
@@ -68,7 +70,7 @@ def score_images(
         share, labels = load(pair, channels=channels)
         run = predict_turned if turned else predict
         classes = to_classes(run(forward, share, sizes, device=device, precision=precision))
-        targets = teaching.targets(labels)
+        targets = teaching.targets(labels, source=str(pair.labels))
         part = sums.setdefault(
             pair.kind, _Sum(0, 0.0, np.zeros((n_classes, n_classes), np.int64), NO_CELLS)
         )
@@ -81,10 +83,10 @@ def score_images(
 
 
 def load(pair: Pair, *, channels: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """Read a whole pair: (c, y, x) float32 shares and (y, x) labels."""
-    image, labels = open_raster(pair.image), open_raster(pair.labels)
+    """Read a whole pair: (c, y, x) float32 shares and (y, x) labels, of one extent."""
+    image, labels = open_pair(pair)
     box = Box.of_shape(image.extent)
-    return to_share(image.read(box), channels=channels), read_labels(labels, box)
+    return to_share(read_pixels(image, box), channels=channels), read_labels(labels, box)
 
 
 def to_cells(classes: NDArray[Any], teaching: Teaching) -> NDArray[np.int32]:

@@ -1,0 +1,90 @@
+"""Pixels of annotated images as training sees them: the numbers that ``run`` sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import TrainError
+from tilepipe.infer.network import divisor_of
+from tilepipe.tiling import Box
+from tilepipe.train.colour import LUMINANCE
+from tilepipe.train.ids import read_labels
+from tilepipe.train.images import Pair, Raster, open_pair
+from tilepipe.train.targets import make_target
+
+_SMALL_INTEGERS = (np.dtype(np.int8), np.dtype(np.int16))
+_LARGEST = float(np.finfo(np.float32).max)
+_SPAN_SHARE = 0.005
+_SPAN_SIDE_PX = 256
+
+
+def read_pixels(raster: Raster, box: Box) -> NDArray[Any]:
+    """(c, y, x) pixels of a box; TrainError where they are no numbers to learn from."""
+    pixels = raster.read(box)
+    if pixels.dtype.kind != "f":
+        return pixels
+    # NaN passes through the smallest and the largest, and is below nothing.
+    lowest, highest = float(pixels.min()), float(pixels.max())
+    if not -_LARGEST <= lowest <= highest <= _LARGEST:
+        raise TrainError(
+            f"{raster.path}: holds NaN, infinity or numbers beyond float32; give these pixels a "
+            "value, or leave the image out with --exclude"
+        )
+    return pixels
+
+
+def to_share(pixels: NDArray[Any], *, channels: int) -> NDArray[np.float32]:
+    """(c, y, x) pixels -> (channels, y, x) float32 as ``run`` gives them to the normalisation.
+
+    uint8 and uint16 become shares of full scale; other kinds have none and stay as they are. A
+    grey image fills every channel of a colour network; colour becomes luminance for one channel.
+    Raises TrainError where channels cannot be matched.
+    """
+    whole = divisor_of(pixels.dtype) != 1.0 or pixels.dtype.newbyteorder("=") in _SMALL_INTEGERS
+    if not whole and pixels.dtype.kind != "f":
+        raise TrainError(f"images of dtype {pixels.dtype}; uint8, uint16, int16 or float wanted")
+    share = pixels.astype(np.float32) / np.float32(divisor_of(pixels.dtype))
+    if share.shape[0] == channels:
+        return share
+    if share.shape[0] == 1:
+        return np.repeat(share, channels, axis=0)
+    if share.shape[0] == 3 and channels == 1:
+        return np.tensordot(np.array(LUMINANCE, np.float32), share, axes=1)[None]
+    raise TrainError(f"images of {share.shape[0]} channels for a network of {channels}")
+
+
+def span_of(pixels: NDArray[Any]) -> tuple[float, float] | None:
+    """Between which values nearly all (c, y, x) pixels lie; None for kinds with a full scale.
+
+    What is a small and a large change of a number without a full scale, only its image can tell.
+    A few hot or dead pixels do not: the outermost 0.5 % to each side are left out.
+    """
+    if divisor_of(pixels.dtype) != 1.0:
+        return None
+    steps = tuple(max(1, side // _SPAN_SIDE_PX) for side in pixels.shape[1:])
+    some = pixels[:, :: steps[0], :: steps[1]].astype(np.float64)
+    low, high = (float(v) for v in np.quantile(some, (_SPAN_SHARE, 1 - _SPAN_SHARE)))
+    if low == high:
+        low, high = float(some.min()), float(some.max())
+    return (low, high) if low < high else (low, low + 1.0)
+
+
+def check_pair(pair: Pair, *, channels: int, n_classes: int | None) -> None:
+    """Raise TrainError for a pair that could not be learnt from or compared with, by its file.
+
+    ``n_classes`` is None where ids are cells. Of images too large to be kept only one pixel and
+    one id are looked at, of others all ids, and all pixels of floats: these may be no numbers.
+    """
+    image, labels = open_pair(pair)
+    whole, first = Box.of_shape(image.extent), Box(0, 0, 1, 1)
+    pixels = read_pixels(image, whole if image.dtype.kind == "f" and image.in_memory else first)
+    try:
+        to_share(pixels[:, :1, :1], channels=channels)
+    except TrainError as error:
+        raise TrainError(f"{pair.image}: {error}") from error
+    ids = read_labels(labels, whole if labels.in_memory else first)
+    if n_classes is not None:
+        make_target(ids, "classes", n_classes=n_classes, source=labels.path)
