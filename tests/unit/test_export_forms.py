@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -10,8 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
+from click.testing import CliRunner
 from PIL import Image
 
+from tilepipe.cli.main import main
 from tilepipe.errors import ExportError
 from tilepipe.export import (
     Result,
@@ -301,3 +304,24 @@ def test_a_result_in_a_notebook(made, tmp_path):
     assert len(result.to_geojson()["features"]) == 3
     assert result.to_geojson(tmp_path / "m.geojson") == 3
     assert result.facts()["objects"] == 3
+
+
+def test_objects_of_a_coarser_level_stay_on_the_slide(tmp_path):
+    store, _, mask = build(tmp_path / "coarse.zarr", level=2)
+    label = store.label("unet")
+    mask[:] = 1
+    write_pyramid([label.level(k) for k in range(label.n_levels)], reduce_label, mask)
+    scale, (height, width) = label.level(0).downsample, SIDES
+    assert mask.shape[1] * scale > width  # the last px lies half outside
+    result = Result(store, "unet")
+    (found,) = result.to_geojson()["features"]
+    corners = np.array(found["geometry"]["coordinates"][0])
+    assert (corners.min(0).tolist(), corners.max(0).tolist()) == ([0, 0], [width, height])
+    table = tmp_path / "table.csv"
+    told = CliRunner().invoke(
+        main, ["export", str(tmp_path / "coarse.zarr"), "--to", "csv", "-o", str(table)]
+    )
+    assert told.exit_code == 0, told.output
+    (row,) = csv.DictReader(table.read_text().splitlines())
+    assert (row["y1_px"], row["x1_px"]) == (str(height), str(width))
+    assert float(row["centroid_x_px"]) <= width
