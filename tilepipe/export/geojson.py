@@ -42,8 +42,8 @@ def iter_features(
 
     ``scale``: level-0 px per px of ``level``, whose last px may reach beyond the slide; ``extent``
     (y, x) is the slide's, to which coordinates are cut. ``um2_per_px``: area of a px of ``level``;
-    adds the measurement. ``only``: class ids to keep. ``tolerance_px`` > 0 simplifies outlines by about
-    that many level px; 0 keeps them pixel-exact. ``probability`` tells the pixels'; adds the
+    adds the measurement. ``only``: class ids to keep. ``tolerance_px`` > 0 simplifies outlines by
+    about that many level px; 0 keeps them pixel-exact. ``probability`` tells the pixels'; adds the
     measurement of its mean.
     """
     objects = iter_instances if instances else iter_objects

@@ -47,10 +47,10 @@ def write_csv(
     """Write the objects to ``path`` and the class totals beside it (``NAME.totals.csv``).
 
     Px are level-0 px (``scale`` of them per px of ``level``); boxes and centroids are cut to the
-    slide's ``extent`` (y, x), beyond which the last px of a coarse level reach. ``um2_per_px`` is the area of a px
-    of ``level``, None leaves µm² empty. With ``instances`` the ``id`` is that of the mask and all
-    are of class 1, "object". ``probability`` tells the pixels' and adds a column for its
-    mean. Returns the number of objects and the totals' path.
+    slide's ``extent`` (y, x), beyond which the last px of a coarse level reach.
+    ``um2_per_px`` is the area of a px of ``level``, None leaves µm² empty. With ``instances`` the
+    ``id`` is that of the mask and all are of class 1, "object". ``probability`` tells the pixels'
+    and adds a column for its mean. Returns the number of objects and the totals' path.
     """
     totals: dict[int, list[int]] = {}
     factor = scale * scale
