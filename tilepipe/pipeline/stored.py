@@ -43,7 +43,8 @@ def check_whole(store: Store) -> None:
         box = store.image(level).grid.unit(*min(units)).box
         raise StoreError(
             f"{store.location}: the image lacks {count} units that were written, the first at "
-            f"level {level}, {box}: their files are gone and would be read as 0; {_remedy(store, record)}"
+            f"level {level}, {box}: their files are gone and would be read as 0; "
+            + _remedy(store, record)
         )
 
 
