@@ -84,8 +84,8 @@ class JobSpec(BaseModel):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+ -]{0,99}$")
     """Label name; default the model's."""
     level: int | None = Field(default=None, ge=0, le=30)
-    mpp: float | None = Field(default=None, gt=0)
-    slide_mpp: float | None = Field(default=None, gt=0)
+    mpp: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    slide_mpp: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     device: Device = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Precision = "auto"
     backend: Literal["auto", "torch", "openvino"] = "auto"

@@ -150,7 +150,7 @@ def test_the_schedule_is_told_how_much_of_a_unit_the_device_computes():
         (256, 256), unit_px=64, context_px=8, alignment_px=8, margin_px=0, least_input_px=16,
         input_step_px=8, input_px=48,
     )  # fmt: skip
-    share = tissue_share(mask, plan=plan, level=1)
+    share = tissue_share(mask, plan=plan, downsample=2)
     assert share(Box(0, 0, 64, 64)) == 1.0
     assert share(Box(192, 192, 256, 256)) == 0.0
     # Its tiles see 8 px of tissue, and one px of the mask around: little, but it is read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -10,9 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
+from click.testing import CliRunner
 from PIL import Image
 
-from tilepipe.errors import ExportError
+from tilepipe.cli.main import main
+from tilepipe.errors import ExportError, VerifyError
 from tilepipe.export import (
     Result,
     copy_store,
@@ -23,8 +26,9 @@ from tilepipe.export import (
 )
 from tilepipe.export.detail import busiest
 from tilepipe.export.report import write_report
+from tilepipe.infer import verify
 from tilepipe.spec import LabelClass
-from tilepipe.store import create_store, open_store, reduce_image, reduce_label
+from tilepipe.store import create_store, open_store, overlap, reduce_image, reduce_label
 from tilepipe.tiling import Box
 
 SIDES = (1100, 1290)
@@ -197,8 +201,6 @@ def test_ome_zarr_04_has_the_same_pixels(made, tmp_path):
         assert np.array_equal(copy.label("unet").level(index).read(box), ids)
     assert copy.label("unet").classes == CLASSES
     assert (path / ".zattrs").exists()
-    with pytest.raises(ExportError, match="onto itself"):
-        copy_store(store, store.location)
 
 
 def test_figures(made):
@@ -301,3 +303,72 @@ def test_a_result_in_a_notebook(made, tmp_path):
     assert len(result.to_geojson()["features"]) == 3
     assert result.to_geojson(tmp_path / "m.geojson") == 3
     assert result.facts()["objects"] == 3
+
+
+def test_objects_of_a_coarser_level_stay_on_the_slide(tmp_path):
+    store, _, mask = build(tmp_path / "coarse.zarr", level=2)
+    label = store.label("unet")
+    mask[:] = 1
+    write_pyramid([label.level(k) for k in range(label.n_levels)], reduce_label, mask)
+    scale, (height, width) = label.level(0).downsample, SIDES
+    assert mask.shape[1] * scale > width  # the last px lies half outside
+    result = Result(store, "unet")
+    (found,) = result.to_geojson()["features"]
+    corners = np.array(found["geometry"]["coordinates"][0])
+    assert (corners.min(0).tolist(), corners.max(0).tolist()) == ([0, 0], [width, height])
+    table = tmp_path / "table.csv"
+    told = CliRunner().invoke(
+        main, ["export", str(tmp_path / "coarse.zarr"), "--to", "csv", "-o", str(table)]
+    )
+    assert told.exit_code == 0, told.output
+    (row,) = csv.DictReader(table.read_text().splitlines())
+    assert (row["y1_px"], row["x1_px"]) == (str(height), str(width))
+    assert float(row["centroid_x_px"]) <= width
+
+
+@pytest.mark.parametrize(
+    "target", ["made.zarr", "./made.zarr", "../{}/made.zarr", "link.zarr", "made.zarr/in.zarr", "."]
+)
+def test_a_store_is_not_copied_over_or_into_itself(tmp_path, monkeypatch, target):
+    build(tmp_path / "made.zarr")
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "made.zarr")
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ExportError, match="onto itself"):
+        copy_store(open_store("made.zarr"), target.format(tmp_path.name), overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_copy_beside_the_store_is_no_copy_onto_it(tmp_path):
+    store, _, _ = build(tmp_path / "made.zarr", with_image=False)
+    assert copy_store(store, str(tmp_path / "made.zarr.copy"))
+
+
+@pytest.mark.parametrize(
+    "one, other, expected",
+    [
+        ("s3://b/a.zarr", "s3://b/a.zarr/", True),
+        ("s3://b/a.zarr", "s3://b/a.zarr/c.zarr", True),
+        ("s3://b/a.zarr", "s3://b/a.zarr2", False),
+        ("s3://b/a.zarr", "a.zarr", False),
+        ("file:///x/a.zarr", "/x/y/../a.zarr", True),
+    ],
+)
+def test_overlap(one, other, expected):
+    assert overlap(one, other) is overlap(other, one) is expected
+
+
+@pytest.mark.parametrize("state", ["done", "running"])
+def test_a_copy_says_that_it_is_one(tmp_path, state):
+    store, _, _ = build(tmp_path / "made.zarr")
+    own = {"state": state, "fingerprint": "f", "verified": {"passed": True}, "settings": {}}
+    store.write_record({**own, "notes": ["kept"]})
+    store.label("unet").write_record({**own, "class_px": {"nucleus": 3}})
+    copy_store(store, str(tmp_path / "copy.zarr"))
+    copy = open_store(str(tmp_path / "copy.zarr"))
+    expected = "exported" if state == "done" else "exported while running"
+    told = {"state": expected, "exported_from": store.location, "settings": {}}
+    assert copy.read_record() == {**told, "notes": ["kept"]}
+    assert copy.label("unet").read_record() == {**told, "class_px": {"nucleus": 3}}
+    with pytest.raises(VerifyError, match=f"exported from .*tilepipe verify {store.location}"):
+        verify(copy.location)

@@ -95,3 +95,16 @@ def test_real_file_whose_pages_are_sorted_oddly(data):
 def test_real_pyramids(data, name, sides):
     with open_slide(data / name) as slide:
         assert [level.shape for level in slide.levels] == sides
+
+
+@pytest.mark.parametrize("axes, order", [("CYX", (0, 1, 2)), ("YXC", (1, 2, 0))])
+def test_channels_that_are_samples_of_one_page(tmp_path, axes, order):
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 240, 320), dtype=np.uint8)
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.ascontiguousarray(pixels.transpose(order)), tile=(128, 128),
+        photometric="minisblack", planarconfig="separate" if axes == "CYX" else "contig",
+        metadata={"axes": axes},
+    )  # fmt: skip
+    with open_slide(tmp_path / "a.tif") as slide:
+        assert slide.channels == 5
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 240, 320)), pixels)

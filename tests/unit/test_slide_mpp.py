@@ -126,3 +126,11 @@ def test_real_slides(data, name, mpp, source):
     with open_slide(data / name) as slide:
         assert slide.mpp_source.startswith(source)
         assert slide.mpp == (None if mpp is None else pytest.approx((mpp, mpp)))
+
+
+def test_a_resolution_without_a_unit_is_no_pixel_size(tmp_path):
+    options = {"resolution": (40000, 40000)}
+    assert write(tmp_path / "cm.tif", resolutionunit="CENTIMETER", **options).mpp == (0.25, 0.25)
+    none = write(tmp_path / "none.tif", resolutionunit="NONE", **options)
+    assert none.mpp is None
+    assert "--slide-mpp" in none.mpp_source

@@ -128,3 +128,46 @@ def test_a_kept_mask_is_the_mask_and_anything_else_is_refused():
     for wrong in (b"", raw[:40], raw[:-30], b"GIF89a", plain.getvalue()):
         with pytest.raises(SlideError, match="not a tissue mask"):
             TissueMask.from_png(wrong)
+
+
+SHOWN = np.zeros((50, 100), np.uint8)
+SHOWN[10:20, 30:40] = 1
+
+
+def _palette():
+    image = Image.fromarray(SHOWN, mode="P")
+    image.putpalette([255, 255, 255] + [0] * 765)  # index 0 is white, 1 black
+    return image
+
+
+def _bands(mode, *, color):
+    """Only the last colour of the shape is not 0; alpha is full everywhere."""
+    count = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.zeros((50, 100, count), np.uint8)
+    pixels[..., color] = SHOWN
+    if mode.endswith("A"):
+        pixels[..., -1] = 255
+    return Image.fromarray(pixels, mode=mode)
+
+
+@pytest.mark.parametrize(
+    "image, name",
+    [
+        (_palette(), "a.png"),
+        (Image.fromarray(SHOWN), "a.png"),
+        (Image.fromarray(SHOWN.astype(bool)), "a.png"),
+        (Image.fromarray(SHOWN.astype(np.uint16)), "a.png"),
+        (Image.fromarray(SHOWN.astype(np.uint16)), "a.tif"),
+        (Image.fromarray(SHOWN.astype(np.int32)), "a.tif"),
+        (Image.fromarray(np.where(SHOWN, np.float32(0.2), np.float32(0))), "a.tif"),
+        (Image.fromarray(np.where(SHOWN, np.float32(-3), np.float32(np.nan))), "a.tif"),
+        (_bands("RGB", color=2), "a.png"),
+        (_bands("RGBA", color=1), "a.png"),
+        (_bands("LA", color=0), "a.png"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.mode,
+)
+def test_what_is_not_0_is_tissue_in_every_kind_of_mask(tmp_path, image, name):
+    image.save(tmp_path / name)
+    mask = TissueMask.from_image(tmp_path / name, (500, 1000))
+    np.testing.assert_array_equal(mask.mask, SHOWN > 0)

@@ -236,3 +236,20 @@ def test_a_full_disk_says_what_to_do(tmp_path, monkeypatch):
         level.write_unit(level.grid.unit(0, 0), texture((3, 128, 128), "uint8"))
     assert caught.value.errno == 28
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_units_without_a_file_are_listed(tmp_path, version):
+    store = make(tmp_path / "a.zarr", version=version)
+    level = store.image(0)
+    assert list(level.not_stored()) == list(level.grid)
+    pixels = texture((3, 300, 210), "uint8")
+    pixels[:, :128, 128:] = 0
+    write_all(level, pixels)
+    zero, *_ = level.not_stored()
+    assert (zero.iy, zero.ix) == (0, 1)
+    assert level.checksum_of_zeros(zero) == level.checksum(zero)
+    # A unit of version 0.4 is several files; each of them counts.
+    file = tmp_path / "a.zarr" / ("0/c/0/1/0" if version == "0.5" else "0/0/3/1")
+    file.unlink()
+    assert [(unit.iy, unit.ix) for unit in level.not_stored()] == [(0, 1), (1, 0)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilepipe.cli import options
-from tilepipe.errors import SpecError, TilepipeError
+from tilepipe.errors import SpecError, StoreError, TilepipeError
 from tilepipe.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def write_status(path: Path, requests: list[Request], results: list[RunResult]) 
                 ])  # fmt: skip
         temporary.replace(path)
     except OSError as error:
-        raise SpecError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _tell(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from tilepipe.export.polygons import simplify
 from tilepipe.export.probability import ProbabilityOf
 from tilepipe.export.sink import text_sink
 from tilepipe.spec import LabelClass
+from tilepipe.tiling import Shape
 
 ObjectType = Literal["annotation", "detection"]
 
@@ -24,6 +26,7 @@ def iter_features(
     classes: Sequence[LabelClass],
     *,
     scale: int = 1,
+    extent: Shape | None = None,
     um2_per_px: float | None = None,
     object_type: ObjectType = "annotation",
     tolerance_px: float = 0.0,
@@ -37,9 +40,10 @@ def iter_features(
     An object is a 4-connected region of a class; with ``instances`` it is all pixels of one id,
     as a MultiPolygon where they lie apart.
 
-    ``scale``: level-0 px per px of ``level``. ``um2_per_px``: area of a px of ``level``; adds the
-    measurement. ``only``: class ids to keep. ``tolerance_px`` > 0 simplifies outlines by about
-    that many level px; 0 keeps them pixel-exact. ``probability`` tells the pixels'; adds the
+    ``scale``: level-0 px per px of ``level``, whose last px may reach beyond the slide; ``extent``
+    (y, x) is the slide's, to which coordinates are cut. ``um2_per_px``: area of a px of ``level``;
+    adds the measurement. ``only``: class ids to keep. ``tolerance_px`` > 0 simplifies outlines by
+    about that many level px; 0 keeps them pixel-exact. ``probability`` tells the pixels'; adds the
     measurement of its mean.
     """
     objects = iter_instances if instances else iter_objects
@@ -50,6 +54,7 @@ def iter_features(
             found,
             classes,
             scale=scale,
+            extent=extent,
             um2_per_px=um2_per_px,
             object_type=object_type,
             tolerance_px=tolerance_px,
@@ -63,6 +68,7 @@ def _feature(
     classes: Sequence[LabelClass],
     *,
     scale: int,
+    extent: Shape | None,
     um2_per_px: float | None,
     object_type: ObjectType,
     tolerance_px: float,
@@ -71,7 +77,7 @@ def _feature(
 ) -> dict[str, Any]:
     exact = found.polygons()
     outlines = simplify(exact, tolerance_px) if tolerance_px > 0 else exact
-    polygons = [[_scaled(ring, scale) for ring in polygon] for polygon in outlines]
+    polygons = [[_scaled(ring, scale, extent) for ring in polygon] for polygon in outlines]
     if len(polygons) == 1:
         geometry = {"type": "Polygon", "coordinates": polygons[0]}
     else:
@@ -95,8 +101,10 @@ def _feature(
     }
 
 
-def _scaled(ring: Any, scale: int) -> list[list[float]]:
+def _scaled(ring: Any, scale: int, extent: Shape | None) -> list[list[float]]:
     points = np.asarray(ring) * scale
+    if extent is not None:
+        points = np.minimum(points, extent[::-1])
     if points.dtype.kind == "f":
         points = np.round(points, 3)
     listed: list[list[float]] = points.tolist()
@@ -117,6 +125,7 @@ def write_geojson(
     classes: Sequence[LabelClass],
     *,
     scale: int = 1,
+    extent: Shape | None = None,
     um2_per_px: float | None = None,
     object_type: ObjectType = "annotation",
     tolerance_px: float = 0.0,
@@ -129,10 +138,8 @@ def write_geojson(
 
     Raises ExportError; then nothing is left at ``path``.
     """
-    if tolerance_px < 0:
-        raise ExportError(
-            f"--simplify {tolerance_px}: a tolerance cannot be negative; use 0 or more"
-        )
+    if not 0 <= tolerance_px < math.inf:
+        raise ExportError(f"--simplify {tolerance_px}: a tolerance is a number of px, 0 or more")
     count = 0
     with text_sink(path, overwrite=overwrite) as file:
         file.write('{"type":"FeatureCollection","features":[')
@@ -140,6 +147,7 @@ def write_geojson(
             level,
             classes,
             scale=scale,
+            extent=extent,
             um2_per_px=um2_per_px,
             object_type=object_type,
             tolerance_px=tolerance_px,

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from tilepipe.errors import ExportError
-from tilepipe.store import Level, Store, create_store
+from tilepipe.store import EXPORTED, Level, LocalFiles, Store, create_store, overlap
 from tilepipe.store.attributes import ome_of, read_attributes
+
+_OF_ITS_UNITS = ("fingerprint", "asked", "verified", "units", "failed", "n_failed")
 
 
 def copy_store(
@@ -21,11 +23,12 @@ def copy_store(
     """Copy image and labels (None: all) to a new store; returns the number of units written.
 
     Pixels of every level are the same; so are names, colours, pixel size and what the job recorded
-    of itself. Raises StoreError or ExportError.
+    of itself, but for what holds for its own units alone. Raises StoreError or ExportError.
     """
-    if location.rstrip("/") == store.location.rstrip("/"):
+    if overlap(location, store.location):
         raise ExportError(
-            f"{location}: a store cannot be copied onto itself; name another --output"
+            f"{location}: a store cannot be copied onto itself ({store.location}), into itself or "
+            "around itself; name another --output"
         )
     names = store.labels if labels is None else tuple(labels)
     found = [store.label(name) for name in names]
@@ -46,6 +49,9 @@ def copy_store(
         with_image=store.has_image,
         overwrite=overwrite,
     )
+    origin = str(store.files.root) if isinstance(store.files, LocalFiles) else store.location
+    # Stopped half-way, what is not copied yet would be read as 0.
+    target.write_record({"state": f"{EXPORTED} in part", "exported_from": origin})
     units = 0
     if store.has_image:
         for index in range(min(store.n_levels, target.n_levels)):
@@ -63,9 +69,27 @@ def copy_store(
             units += _copy(label.level(index), made.level(index))
             if label.probabilities is not None and made.probabilities is not None:
                 _copy(label.probabilities.level(index), made.probabilities.level(index))
-        made.write_record(label.read_record())
-    target.write_record(store.record)
+        made.write_record(_of_the_copy(label.read_record(), origin))
+    target.write_record(_of_the_copy(store.record, origin))
     return units
+
+
+def _of_the_copy(record: dict[str, Any], source: str) -> dict[str, Any]:
+    """What a job's record says of a copy; {} where there is none.
+
+    Without the fingerprint and certificate of the units: the copy's have no journal, so it can be
+    neither gone on with nor verified, and its state says so.
+    """
+    if not record:
+        return {}
+    kept = {key: value for key, value in record.items() if key not in _OF_ITS_UNITS}
+    state = record.get("state")
+    done = state in ("done", EXPORTED)
+    return {
+        **kept,
+        "state": EXPORTED if done else f"{EXPORTED} while {state or 'not recorded'}",
+        "exported_from": record.get("exported_from", source),
+    }
 
 
 def _copy(source: Level, target: Level) -> int:

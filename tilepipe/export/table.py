@@ -11,6 +11,7 @@ from tilepipe.export.objects import MaskLevel, iter_instances, iter_objects
 from tilepipe.export.probability import ProbabilityOf
 from tilepipe.export.sink import text_sink
 from tilepipe.spec import LabelClass
+from tilepipe.tiling import Box, Shape
 
 OBJECT_COLUMNS = (
     "id",
@@ -36,6 +37,7 @@ def write_csv(
     classes: Sequence[LabelClass],
     *,
     scale: int = 1,
+    extent: Shape | None = None,
     um2_per_px: float | None = None,
     only: frozenset[int] | None = None,
     instances: bool = False,
@@ -44,10 +46,11 @@ def write_csv(
 ) -> tuple[int, Path]:
     """Write the objects to ``path`` and the class totals beside it (``NAME.totals.csv``).
 
-    Px are level-0 px (``scale`` of them per px of ``level``); ``um2_per_px`` is the area of a px
-    of ``level``, None leaves µm² empty. With ``instances`` the ``id`` is that of the mask and all
-    are of class 1, "object". ``probability`` tells the pixels' and adds a column for its
-    mean. Returns the number of objects and the totals' path.
+    Px are level-0 px (``scale`` of them per px of ``level``); boxes and centroids are cut to the
+    slide's ``extent`` (y, x), beyond which the last px of a coarse level reach.
+    ``um2_per_px`` is the area of a px of ``level``, None leaves µm² empty. With ``instances`` the
+    ``id`` is that of the mask and all are of class 1, "object". ``probability`` tells the pixels'
+    and adds a column for its mean. Returns the number of objects and the totals' path.
     """
     totals: dict[int, list[int]] = {}
     factor = scale * scale
@@ -68,8 +71,11 @@ def write_csv(
             count += 1
             value = 1 if instances else found.value
             name, _ = class_of(value, named)
-            y, x = found.centroid
+            y, x = (part * scale for part in found.centroid)
             box = found.box.enlarged(scale)
+            if extent is not None:
+                y, x = min(y, extent[0]), min(x, extent[1])
+                box = box.intersect(Box.of_shape(extent))
             table.writerow(
                 (
                     found.value if instances else count,
@@ -77,8 +83,8 @@ def write_csv(
                     name,
                     found.area_px * factor,
                     um2(found.area_px),
-                    f"{y * scale:.3f}",
-                    f"{x * scale:.3f}",
+                    f"{y:.3f}",
+                    f"{x:.3f}",
                     box.y0,
                     box.x0,
                     box.y1,

@@ -98,7 +98,12 @@ def verify(
     name = label or _only_label(store)
     found = store.label(name)
     record = found.read_record()
-    state = record.get("state")
+    state, origin = record.get("state"), record.get("exported_from")
+    if origin is not None:
+        raise VerifyError(
+            f"{location}: label {name} was exported from {origin} and has no checksums of its own; "
+            f"verify that store: tilepipe verify {origin}"
+        )
     if state != "done":
         raise VerifyError(
             f"{location}: label {name} is not finished (state: {state or 'not recorded'}); "

@@ -13,6 +13,7 @@ from tilepipe.pipeline.lanes import lanes_of, processes_of, recent_bytes, slack_
 from tilepipe.pipeline.output import unit_for
 from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import Source, open_source
+from tilepipe.pipeline.tissue import given_tissue
 from tilepipe.tiling import Box
 
 PROCESS_BYTES = 330_000_000
@@ -37,6 +38,9 @@ def bill(request: Request) -> dict[str, Any]:
 
     spec = request.spec
     source = open_source(request.slide, request.output, spec)
+    for note in source.notes:
+        listen(Note(source.name, note))
+    given_tissue(source.extents[0], spec)  # one that cannot be used fails here as it would later
     chosen = choose(source, spec, listen)
     from tilepipe.infer import cores, estimate_memory, estimate_seconds
 

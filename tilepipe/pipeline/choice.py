@@ -13,6 +13,7 @@ from tilepipe.pipeline.output import (
     unit_for,
 )
 from tilepipe.pipeline.source import Source, resolve_level
+from tilepipe.pipeline.tissue import asked_tissue
 from tilepipe.spec import JobSpec
 from tilepipe.store import open_store
 from tilepipe.tiling import round_up
@@ -64,9 +65,9 @@ def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
             )
         on_event(Note(source.name, f"one channel, shown to all {model.in_channels} of the network"))
     extents = source.extents
-    level = resolve_level(extents, source.mpp, spec)
+    level = resolve_level(source, spec)
     if source.mpp is not None and model.mpp is not None:
-        here = source.mpp[0] * 2**level
+        here = source.mpp[0] * source.downsample(level)
         if not 0.5 < here / model.mpp < 2:
             on_event(
                 Warned(
@@ -129,7 +130,11 @@ def _recorded_settings(
 def asked(spec: JobSpec, model: Model, level: int) -> dict[str, Any]:
     """Return what the user asked for that shapes the output; equal requests resume each other."""
     keys = ("model", "classes", "base", "options", "precision", "backend", "tolerance", "tile",
-            "batch", "halo", "exact", "cgm", "unit", "tissue", "in_place",
-            "probabilities")  # fmt: skip
+            "batch", "halo", "exact", "cgm", "unit", "in_place", "probabilities")  # fmt: skip
     values = spec.to_json()
-    return {**{key: values[key] for key in keys}, "weights": model.sha256, "level": level}
+    return {
+        **{key: values[key] for key in keys},
+        "tissue": asked_tissue(spec),
+        "weights": model.sha256,
+        "level": level,
+    }

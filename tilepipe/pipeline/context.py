@@ -78,7 +78,7 @@ class Context:
     @property
     def tissue(self) -> TissueMask | None:
         """Where there is something to segment; None: everywhere."""
-        if self.spec.tissue == "off" or self.ticket.slide is None:
+        if self.spec.tissue == "off":
             return None
         assert self.ticket.label is not None
         with self._opening:

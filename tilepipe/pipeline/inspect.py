@@ -87,7 +87,7 @@ def store_facts(store: Store) -> dict[str, Any]:
         image = {
             "levels": [_level(store, number) for number in range(store.n_levels)],
             "state": record.get("state", "not recorded"),
-            "units": _units(store, None, record.get("fingerprint")),
+            "units": units_of(store, None, record.get("fingerprint")),
             "damaged": record.get("damaged", []),
         }
     labels: dict[str, Any] = {}
@@ -130,7 +130,7 @@ def label_facts(store: Store, label: Label) -> dict[str, Any]:
             for k in range(label.n_levels)
         ],
         "state": record.get("state", "not recorded"),
-        "units": _units(store, label.name, record.get("fingerprint")),
+        "units": units_of(store, label.name, record.get("fingerprint")),
         "plan": record.get("plan"),
         "model": record.get("model"),
         "settings": record.get("settings"),
@@ -166,7 +166,7 @@ def _class_mm2(store: Store, label: Label, class_px: Any) -> dict[str, float] | 
     return {str(name): px * mm2 for name, px in class_px.items() if isinstance(px, int)}
 
 
-def _units(store: Store, label: str | None, mark: Any) -> dict[str, dict[str, int]]:
+def units_of(store: Store, label: str | None, mark: Any) -> dict[str, dict[str, int]]:
     """Units recorded of units there are, by stage."""
     if not isinstance(mark, str):
         return {}

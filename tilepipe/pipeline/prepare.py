@@ -40,6 +40,7 @@ from tilepipe.pipeline.output import (
 )
 from tilepipe.pipeline.source import Source, open_source
 from tilepipe.pipeline.stages import Layout, build_stages
+from tilepipe.pipeline.stored import Lost, content_of, lost_units
 from tilepipe.pipeline.tissue import Find, keep_tissue, look_for_tissue, tissue_share
 from tilepipe.schedule import Stage
 from tilepipe.spec import JobSpec
@@ -78,10 +79,9 @@ def prepare(
     StoreError if the output belongs to another job or cannot be written.
     """
     source = open_source(slide, output, spec)
-    if source.slide is not None:
-        for note in source.slide.notes:
-            on_event(Note(source.name, note))
-    tissue = look_for_tissue(source.slide, source.output, spec) if segment else None
+    for note in source.notes:
+        on_event(Note(source.name, note))
+    tissue = look_for_tissue(source.image, source.output, spec) if segment else None
     chosen = choose(source, spec, on_event) if segment else None
     if source.store is None and spec.in_place and chosen is None:
         raise PlanError("--in-place copies no image: there is nothing to ingest")
@@ -110,18 +110,24 @@ def _open_job(
     trace: bool,
     on_event: OnEvent,
 ) -> Job:
+    lost: Lost = {}
     if source.slide is not None:
         image = open_image(source.slide, source.output, spec, overwrite=spec.overwrite)
         store, mark, unit_px = image.store, image.fingerprint, image.unit_px
-        copied = not image.complete and not spec.in_place
+        lost = lost_units(store, mark)
+        copied = not spec.in_place and (not image.complete or bool(lost))
     else:
         assert source.store is not None
-        store, mark = source.store, fingerprint(store=source.output, extent=source.extents)
+        store, mark = source.store, fingerprint(**content_of(source.store))
         unit_px, copied = 0, False
+    if lost:
+        count = sum(map(len, lost.values()))
+        on_event(Warned(source.name, f"{count} units of the image in {source.output} were written "
+                        "and are gone; they are made again"))  # fmt: skip
     if chosen is not None and copied and chosen.settings.plan.unit_px != unit_px:
         raise MismatchError(
-            f"{source.output}: its image is half made in units of {unit_px} px, but the mask asks "
-            f"for {chosen.settings.plan.unit_px}; use --unit {unit_px}"
+            f"{source.output}: its image is to be completed in units of {unit_px} px, but the mask "
+            f"asks for {chosen.settings.plan.unit_px}; use --unit {unit_px}"
         )
     forget(source.output)
     if sole:
@@ -152,7 +158,12 @@ def _open_job(
         if tissue is not None:
             mask = keep_tissue(store, chosen.name, tissue, anew=begins)
             on_event(Note(source.name, mask.note))
-            share = tissue_share(mask, plan=chosen.settings.plan, level=chosen.level)
+            if not mask.mask.any():
+                on_event(Warned(source.name, f"{mask.note}: shows no tissue, so nothing at all is "
+                                "segmented; look at the mask, or leave --tissue out"))  # fmt: skip
+            share = tissue_share(
+                mask, plan=chosen.settings.plan, downsample=source.downsample(chosen.level)
+            )
             layout = replace(layout, share=share)
     stages = build_stages(layout)
     objects: str | None = None
@@ -184,6 +195,7 @@ def _open_job(
             for (iy, ix), record in journal.recorded(stage.name, stage.level).items()
             if iy < rows
             and ix < columns
+            and not (stage.name in (INGEST, REDUCE) and (iy, ix) in lost.get(stage.level, ()))
             and is_whole(
                 record.facts,
                 probabilities=spec.probabilities and stage.name in (SEGMENT, LABEL_REDUCE),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tilepipe.errors import StoreError, TilepipeError, UnitsFailedError
+from tilepipe.errors import SpecError, StoreError, TilepipeError, UnitsFailedError
 from tilepipe.pipeline.context import forget
 from tilepipe.pipeline.events import Finished, Note, OnEvent, Opened, ignore
 from tilepipe.pipeline.lanes import lanes_of
@@ -83,10 +84,13 @@ def run_many(
     """Run the jobs of several slides as one stream; one broken slide does not stop the others.
 
     All requests share the scheduler settings of the first. ``on_result`` is called with each
-    RunResult as it is known. Raises ScheduleError if the scheduler is lost.
+    RunResult as it is known. Raises ScheduleError if the scheduler is lost, StoreError at once if a
+    ``trace`` could not be written.
     """
     if not requests:
         return []
+    if trace is not None:
+        _check_trace(trace)
     spec = requests[0].spec
     results: list[RunResult] = []
     works: list[SlideWork] = []
@@ -250,19 +254,31 @@ def finish(location: str, *, label: str | None = None, on_event: OnEvent = ignor
     if not isinstance(slide, str):
         raise StoreError(f"{location}: does not say which slide it was made from")
     if not names:
-        spec = JobSpec.checked(
-            {key: record[key] for key in ("ome_zarr", "on_damage") if key in record}
-        ).replace(unit=record.get("unit_px"))
+        spec = _recorded(
+            location,
+            {
+                "unit": record.get("unit_px"),
+                **{key: record[key] for key in ("ome_zarr", "on_damage") if key in record},
+            },
+        )
         return run_one(Request(slide, location, spec), segment=False, on_event=on_event)
     result: RunResult | None = None
     for name in names:
         kept = store.label(name).read_record().get("spec")
         if not isinstance(kept, dict):
             raise StoreError(f"{location}: label {name!r} does not say how it was made")
-        spec = JobSpec.checked({**kept, "name": name, "scheduler": "local", "gpus": None})
+        spec = _recorded(location, {**kept, "name": name, "scheduler": "local", "gpus": None})
         result = run_one(Request(slide, location, spec), on_event=on_event)
     assert result is not None
     return result
+
+
+def _recorded(location: str, values: dict[str, Any]) -> JobSpec:
+    """Return the settings that a store recorded; StoreError if they are damaged."""
+    try:
+        return JobSpec.checked(values, source=f"{location}: recorded settings")
+    except SpecError as error:
+        raise StoreError(f"{error}; make it anew with --overwrite") from error
 
 
 def _plan_facts(job: Job) -> dict[str, Any]:
@@ -276,6 +292,15 @@ def _plan_facts(job: Job) -> dict[str, Any]:
         facts["settings"] = job.segmentation.settings.to_json()
         facts["weights"] = job.segmentation.model.source
     return facts
+
+
+def _check_trace(path: Path) -> None:
+    """Find out before the job, not after it, that there is no place for its timeline."""
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise StoreError(
+            f"{path}: the trace could not be written, {path.parent} is no folder that can be "
+            "written to; make it first, or name another --trace"
+        )
 
 
 def _write_trace(path: Path, works: Sequence[SlideWork]) -> None:

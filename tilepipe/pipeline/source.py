@@ -8,9 +8,12 @@ from typing import Any
 
 from tilepipe.errors import PlanError
 from tilepipe.pipeline.output import is_remote
+from tilepipe.pipeline.stored import StoredImage, check_whole
 from tilepipe.slide import Slide, open_slide
+from tilepipe.slide.pixels import exact_dtype
+from tilepipe.slide.tissue import Image
 from tilepipe.spec import JobSpec
-from tilepipe.store import Store, open_files, open_store, what_is_at
+from tilepipe.store import Store, open_files, open_store, overlap, what_is_at
 from tilepipe.tiling import Shape
 from tilepipe.tiling.grid import level_extents
 
@@ -23,6 +26,10 @@ class Source:
     store: Store | None
     """An existing OME-Zarr that is segmented without being copied."""
     output: str
+    given_mpp: float | None = None
+    """``--slide-mpp``: µm per level-0 px instead of what the image says."""
+    notes: tuple[str, ...] = ()
+    """What becomes of the pixels."""
 
     @property
     def name(self) -> str:
@@ -40,7 +47,18 @@ class Source:
     @property
     def mpp(self) -> tuple[float, float] | None:
         """µm per level-0 px (y, x)."""
+        if self.given_mpp is not None:
+            return self.given_mpp, self.given_mpp
         return self.store.mpp if self.store is not None else self._slide.mpp
+
+    def downsample(self, level: int) -> int:
+        """Level-0 px per px of a level: what another program's store says, else a power of 2."""
+        return self.store.level_downsample(level) if self.store is not None else 1 << level
+
+    @property
+    def image(self) -> Image:
+        """The image, for who looks for tissue in it."""
+        return StoredImage(self.store) if self.store is not None else self._slide
 
     @property
     def channels(self) -> int:
@@ -59,16 +77,29 @@ class Source:
 
 
 def open_source(slide: str, output: str | None, spec: JobSpec) -> Source:
-    """Open the input; an OME-Zarr without another output is segmented in place."""
-    if (output is None or _same(slide, output)) and what_is_at(open_files(slide)) in (
-        "ours",
-        "ome-zarr",
-    ):
-        return Source(None, open_store(slide, writable=True), slide)
+    """Open the input; an OME-Zarr without another output is segmented in place.
+
+    Raises SlideError or StoreError for what cannot be read as it is, an image of ours that is not
+    all there among it; PlanError where the output would lie around or inside the input.
+    """
+    alone = output is None or _same(slide, output)
+    if not alone and overlap(slide, str(output)):
+        raise PlanError(
+            f"{output}: lies around or inside the input {slide}, which it could damage; choose "
+            "another -o"
+        )
+    found = what_is_at(open_files(slide)) if alone or not is_remote(slide) else "other"
+    if found == "ours":
+        check_whole(open_store(slide))
+    if alone and found in ("ours", "ome-zarr"):
+        store = open_store(slide, writable=True)
+        notes: list[str] = []
+        exact_dtype(slide, store.dtype, store.dtype.itemsize * 8, notes)
+        return Source(None, store, slide, given_mpp=spec.slide_mpp, notes=tuple(notes))
     opened = open_slide(
         slide, mpp=spec.slide_mpp, max_pixels=spec.max_pixels, on_damage=spec.on_damage
     )
-    return Source(opened, None, output or default_output(slide))
+    return Source(opened, None, output or default_output(slide), notes=opened.notes)
 
 
 def default_output(slide: str) -> str:
@@ -86,13 +117,12 @@ def _same(one: str, other: str) -> bool:
     return Path(one).resolve() == Path(other).resolve()
 
 
-def resolve_level(
-    extents: tuple[Shape, ...], mpp: tuple[float, float] | None, spec: JobSpec
-) -> int:
+def resolve_level(source: Source, spec: JobSpec) -> int:
     """Return the image level to segment, from ``--level`` or ``--mpp``; PlanError lists them."""
+    extents, mpp = source.extents, source.mpp
+    mpps = [mpp[0] * source.downsample(k) for k in range(len(extents))] if mpp is not None else []
     listed = "; ".join(
-        f"level {k}: {height} x {width} px"
-        + (f", {mpp[0] * 2**k:.4g} µm/px" if mpp is not None else "")
+        f"level {k}: {height} x {width} px" + (f", {mpps[k]:.4g} µm/px" if mpps else "")
         for k, (height, width) in enumerate(extents)
     )
     if spec.level is not None and spec.mpp is not None:
@@ -103,12 +133,13 @@ def resolve_level(
         return spec.level
     if spec.mpp is None:
         return 0
-    if mpp is None:
+    if not mpps:
         raise PlanError(
             f"--mpp {spec.mpp} needs the pixel size of the slide, which its tags do not say; "
             "pass --slide-mpp, e.g. --slide-mpp 0.25, or choose with --level"
         )
-    best = min(range(len(extents)), key=lambda k: abs(mpp[0] * 2**k / spec.mpp - 1))
-    if abs(mpp[0] * 2**best / spec.mpp - 1) > 0.1:
+    off = [abs(here / spec.mpp - 1) for here in mpps]
+    best = off.index(min(off))
+    if off[best] > 0.1:
         raise PlanError(f"no level is within 10 % of --mpp {spec.mpp}; the pyramid has {listed}")
     return best

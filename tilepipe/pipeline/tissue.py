@@ -6,32 +6,52 @@ slide for it again; ``tilepipe/tissue/<label>.png`` shows what was taken for tis
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 
 from tilepipe.errors import SlideError, StoreError
-from tilepipe.slide import Slide, TissueMask, tissue_mask
+from tilepipe.slide import TissueMask, tissue_mask
+from tilepipe.slide.tissue import Image
 from tilepipe.spec import JobSpec
 from tilepipe.store import TISSUE, Store, open_files
-from tilepipe.tiling import Box, TilePlan
+from tilepipe.tiling import Box, Shape, TilePlan
 
 _MOST_BYTES = 64 << 20
 _LEAST_SHARE = 0.25
 Find = Callable[[], TissueMask]
 
 
-def look_for_tissue(slide: Slide | None, output: str, spec: JobSpec) -> Find | None:
+def given_tissue(extent: Shape, spec: JobSpec) -> TissueMask | None:
+    """Read the mask image that the settings name, None if they name none; SlideError."""
+    if spec.tissue in ("off", "auto"):
+        return None
+    return TissueMask.from_image(spec.tissue, extent)
+
+
+def asked_tissue(spec: JobSpec) -> str:
+    """Return what the settings ask for: ``off``, ``auto``, or the sha256 of a mask image."""
+    if spec.tissue in ("off", "auto"):
+        return spec.tissue
+    try:
+        return f"mask {hashlib.sha256(Path(spec.tissue).read_bytes()).hexdigest()}"
+    except OSError as error:
+        raise SlideError(f"{spec.tissue}: not a mask image: {error.strerror or error}") from error
+
+
+def look_for_tissue(slide: Image, output: str, spec: JobSpec) -> Find | None:
     """Start to look for tissue beside other work, unless the output has a mask already.
 
     Returns what waits for the mask, and raises SlideError if a mask image cannot be used; None if
     the settings skip nothing.
     """
-    if slide is None or spec.tissue == "off":
+    if spec.tissue == "off":
         return None
-    if spec.tissue != "auto":
-        given = TissueMask.from_image(spec.tissue, slide.levels[0].shape)
+    given = given_tissue(slide.levels[0].shape, spec)
+    if given is not None:
         return lambda: given
     if any(True for _ in open_files(output).entries(TISSUE)):
         return lambda: _find(slide)
@@ -48,7 +68,7 @@ def look_for_tissue(slide: Slide | None, output: str, spec: JobSpec) -> Find | N
     return found.result
 
 
-def _find(slide: Slide) -> TissueMask:
+def _find(slide: Image) -> TissueMask:
     found = tissue_mask(slide)
     if found is None:
         return TissueMask.everywhere(slide.levels[0].shape, "no bare glass: all is tissue")
@@ -66,7 +86,7 @@ def keep_tissue(store: Store, label: str, find: Find, *, anew: bool) -> TissueMa
     return mask
 
 
-def tissue_share(mask: TissueMask, *, plan: TilePlan, level: int) -> Callable[[Box], float]:
+def tissue_share(mask: TissueMask, *, plan: TilePlan, downsample: int) -> Callable[[Box], float]:
     """Return what tells how much of a box of a level has to be computed, for the schedule.
 
     0 where the network sees no tissue, else at least ``_LEAST_SHARE``: a unit that takes little of
@@ -74,7 +94,7 @@ def tissue_share(mask: TissueMask, *, plan: TilePlan, level: int) -> Callable[[B
     """
 
     def share(box: Box) -> float:
-        seen = plan.footprint(box).enlarged(2**level)
+        seen = plan.footprint(box).enlarged(downsample)
         return max(_LEAST_SHARE, mask.share_of(seen)) if mask.any(seen) else 0.0
 
     return share

@@ -239,9 +239,10 @@ def _counts(ids: NDArray[np.uint8]) -> dict[str, int]:
 
 def _no_tissue(context: Context) -> Callable[[Box], bool] | None:
     """Return what tells whether a box of the level, context and all, holds empty glass only."""
-    tissue, factor = context.tissue, 2**context.ticket.level
+    tissue = context.tissue
     if tissue is None:
         return None
+    factor = context.store.level_downsample(context.ticket.level)
     return lambda box: not tissue.any(box.enlarged(factor))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,28 @@ def fingerprint_file(path: str) -> dict[str, Any]:
     except OSError as error:
         raise SlideError(f"{path}: cannot be read: {error.strerror or error}") from error
     return {"size": size, "mtime_ns": facts.st_mtime_ns, "sha256": digest.hexdigest()}
+
+
+def fingerprint_folder(folder: Path) -> dict[str, Any]:
+    """Size, number and sha256 of the files of a Zarr array: all names, the head of up to 64.
+
+    OSError if one can no longer be read.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    files = sorted(
+        str(Path(base, name).relative_to(folder))
+        for base, _, names in os.walk(folder)
+        for name in names
+    )
+    step = max(1, math.ceil(len(files) / _N_PIECES))
+    for name in files:
+        size += (folder / name).stat().st_size
+    for name in [*files[::step], *(n for n in files if n in ("zarr.json", ".zarray"))]:
+        digest.update(name.encode())
+        with (folder / name).open("rb") as file:
+            digest.update(file.read(_PIECE_BYTES))
+    return {"size": size, "n_files": len(files), "sha256": digest.hexdigest()}
 
 
 def _offsets(size: int) -> list[int]:

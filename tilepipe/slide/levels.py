@@ -76,6 +76,8 @@ def plane_numbers(path: str, series: Any, notes: list[str]) -> tuple[int, ...]:
             notes.append(f"{size} pages of equal size; the first one is used")
         lead.append((axis, size))
     n_channels = next((size for axis, size in lead if axis == "C"), 1)
+    if "S" not in axes and n_channels == int(series.keyframe.samplesperpixel):
+        n_channels = 1  # the channels are the samples of one page
     sizes = [size for _, size in lead] or [1]
     index = [0] * len(sizes)
     numbers = []

@@ -147,7 +147,8 @@ def _px_per_unit(keyframe: Any) -> tuple[float | None, float | None]:
 def _resolution(keyframe: Any) -> tuple[float, float] | None:
     """µm per px (y, x) that the resolution tags give, believable or not."""
     y, x = _px_per_unit(keyframe)
-    unit = _UM_PER_UNIT.get(int(keyframe.tags.valueof(296, 2) or 2))
+    # Inches where there is no tag; NONE (1), which is falsy, is no length.
+    unit = _UM_PER_UNIT.get(int(keyframe.tags.valueof(296, 2)))
     if unit is None or x is None:
         return None
     return unit / (y or x), unit / x

@@ -56,7 +56,14 @@ class Meaning:
         """Channels (c, y, x) in the slide's dtype from stored samples (s, y, x)."""
         if self.palette is not None:
             return self.palette[:, stored[0].astype(np.intp)]
-        return stored.astype(self.dtype, copy=False)
+        return exactly(stored, self.dtype)
+
+
+def exactly(stored: Pixels, dtype: np.dtype[Any]) -> Pixels:
+    """Stored samples in the dtype that ``exact_dtype`` chose; 1 of 1-bit samples is full scale."""
+    if stored.dtype == np.bool_:
+        return stored.astype(dtype) * dtype.type(np.iinfo(dtype).max)
+    return stored.astype(dtype, copy=False)
 
 
 def read_meaning(path: str, keyframe: Any, n_samples: int, *, n_planes: int = 1) -> Meaning:
@@ -109,11 +116,16 @@ def exact_dtype(
     if native in _KEPT:
         return native
     if native == np.bool_:
-        notes.append("1-bit samples stored as 0 and 1")
+        notes.append("1-bit samples become 0 and 255")
         return np.dtype(np.uint8)
     small = native.kind == "u" and isinstance(bits, int) and bits <= _FLOAT32_EXACT_BITS
     if native in _WIDENED or small:
-        notes.append(f"{native} samples stored as float32, exactly")
+        notes.append(f"{native} samples become float32, exactly")
+        if native.kind in "iu":
+            notes.append(
+                f"warning: the full scale of {native} samples is not known; a network is shown the "
+                "values as they are, not 0 to 1 as of uint8 and uint16"
+            )
         return np.dtype(np.float32)
     raise SlideError(
         f"{path}: {native} samples cannot be stored exactly as uint8, uint16 or float32; "

@@ -7,16 +7,21 @@ mask is grown by its own pixel size.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError
-from tilepipe.slide.types import Pixels, Slide
+from tilepipe.slide.types import LevelInfo, Pixels
 from tilepipe.tiling import Box, Shape
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 _WANTED_PX = 1024
 """Sides of the mask are about this, at most twice."""
@@ -28,6 +33,29 @@ _THRESHOLD_RANGE = (0.04, 0.12)
 _DARK = 0.6
 _BOX_PX = 2048
 _SAMPLES = 4
+
+
+class Image(Protocol):
+    """What tissue is looked for in: a slide, or the image of a store."""
+
+    @property
+    def rgb(self) -> bool:
+        """Whether the three channels are red, green and blue."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the pixels."""
+        ...
+
+    @property
+    def levels(self) -> Sequence[LevelInfo]:
+        """The levels, finest first."""
+        ...
+
+    def read(self, box: Box, *, level: int = 0) -> Pixels:
+        """Pixels (c, y, x) of a box inside a level."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +92,15 @@ class TissueMask:
     def from_image(cls, path: str | Path, extent: Shape) -> TissueMask:
         """Read a mask image (any format that Pillow reads; not 0 is tissue) over ``extent`` px.
 
+        Of a palette image the index counts, of colours any of them, of alpha nothing.
+
         SlideError if it cannot be read or its aspect is not that of the slide.
         """
         from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(path) as image:
-                pixels = np.asarray(image.convert("L")) > 0
+                pixels = _not_0(image)
         except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
             raise SlideError(f"{path}: not a mask image: {error}") from error
         downsample = (extent[0] / pixels.shape[0], extent[1] / pixels.shape[1])
@@ -116,7 +146,18 @@ class TissueMask:
         return cls(pixels, (down_y, down_x), str(text.get("note", "")))
 
 
-def tissue_mask(slide: Slide) -> TissueMask | None:
+def _not_0(image: PillowImage) -> NDArray[np.bool_]:
+    """Tell which pixels (y, x) are not 0, whatever kind they are; NaN is 0."""
+    # Pillow would turn indices into the brightness of their colours, and round 0.5 to 0.
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    bands = image.getbands()
+    pixels = np.asarray(image).reshape(image.height, image.width, len(bands))
+    colours = pixels[..., [band not in ("A", "a", "X") for band in bands]]
+    return np.asarray((np.nan_to_num(colours) != 0).any(axis=-1))
+
+
+def tissue_mask(slide: Image) -> TissueMask | None:
     """Find tissue on a bright-field slide; None where there is no glass to tell it from.
 
     Reads the coarsest level of at least 1024 px a side; where there is none, the finest one in
@@ -142,7 +183,7 @@ def tissue_mask(slide: Slide) -> TissueMask | None:
     return TissueMask(mask, (down_y, down_x), note)
 
 
-def _coarse(slide: Slide, number: int) -> tuple[Pixels, int]:
+def _coarse(slide: Image, number: int) -> tuple[Pixels, int]:
     """Level ``number`` made smaller by an integer factor, read in boxes of bounded memory.
 
     Each coarse pixel is the mean of at most 4 x 4 samples of its square: as good as all of them

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import math
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,18 +13,24 @@ import numpy as np
 
 from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide.channels import default_channels
+from tilepipe.slide.fingerprint import fingerprint_folder
 from tilepipe.slide.mpp import PixelSize, um_per
-from tilepipe.slide.pixels import exact_dtype
+from tilepipe.slide.pixels import exact_dtype, exactly
 from tilepipe.slide.types import DamagedTile, LevelInfo, OnDamage, Pixels, check_read, check_size
 from tilepipe.tiling import Box
-
-_N_SAMPLED = 64
-_SAMPLE_BYTES = 64 << 10
 
 
 def is_zarr(folder: Path) -> bool:
     """Tell whether a folder has the metadata of a zarr group or array."""
     return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray"))
+
+
+def _is_array(folder: Path) -> bool:
+    """Tell whether a Zarr folder is an array: a level of an image, say, not an image."""
+    if (folder / "zarr.json").is_file():
+        found = json.loads((folder / "zarr.json").read_bytes())
+        return isinstance(found, dict) and found.get("node_type") == "array"
+    return (folder / ".zarray").is_file()
 
 
 def open_ome_zarr(
@@ -53,6 +58,11 @@ class OmeZarrSlide:
 
         self.path = path
         self._on_damage = on_damage
+        if _is_array(Path(path)):
+            raise SlideError(
+                f"{path}: is a Zarr array, not an OME-Zarr image; give the group that it lies in, "
+                "the one with the multiscales metadata"
+            )
         group = zarr.open_group(path, mode="r")
         attributes = dict(group.attrs)
         found = attributes.get("ome", attributes)
@@ -162,7 +172,7 @@ class OmeZarrSlide:
         pixels = pixels.transpose(order)
         if self._c is None:
             pixels = pixels[np.newaxis]
-        return np.ascontiguousarray(pixels.astype(self.dtype, copy=False))
+        return np.ascontiguousarray(exactly(pixels, self.dtype))
 
     def _read_around(self, box: Box, level: int) -> Pixels:
         """Read chunk by chunk; fill and record those that cannot be decoded."""
@@ -190,31 +200,12 @@ class OmeZarrSlide:
 
     def fingerprint(self) -> dict[str, Any]:
         """Hash level 0: its metadata and up to 64 evenly spaced chunk files, names and content."""
-        folder = Path(self.path) / self._arrays[0].path
-        digest = hashlib.sha256()
-        size = 0
         try:
-            files = sorted(
-                str(Path(base, name).relative_to(folder))
-                for base, _, names in os.walk(folder)
-                for name in names
-            )
-            step = max(1, math.ceil(len(files) / _N_SAMPLED))
-            for name in files:
-                size += (folder / name).stat().st_size
-            for name in [*files[::step], *(n for n in files if n in ("zarr.json", ".zarray"))]:
-                digest.update(name.encode())
-                with (folder / name).open("rb") as file:
-                    digest.update(file.read(_SAMPLE_BYTES))
+            found = fingerprint_folder(Path(self.path) / self._arrays[0].path)
         except OSError as error:
             raise SlideError(f"{self.path}: cannot be read: {error.strerror or error}") from error
-        return {
-            "size": size,
-            "n_files": len(files),
-            "sha256": digest.hexdigest(),
-            "shape": [self.channels, *self.levels[0].shape],
-            "dtype": str(self.dtype),
-        }
+        shape = [self.channels, *self.levels[0].shape]
+        return {**found, "shape": shape, "dtype": str(self.dtype)}
 
     def close(self) -> None:
         """Nothing is held open between reads."""

@@ -1,10 +1,10 @@
 """OME-Zarr stores: layout, metadata, whole-shard writing, the journal, pyramid reduction."""
 
 from tilepipe.store.create import create_store, what_is_at
-from tilepipe.store.files import Files, LocalFiles, open_files
+from tilepipe.store.files import Files, LocalFiles, open_files, overlap
 from tilepipe.store.journal import Journal, Record
 from tilepipe.store.label import Label, Probabilities
-from tilepipe.store.layout import TISSUE
+from tilepipe.store.layout import EXPORTED, TISSUE
 from tilepipe.store.level import Level, checksum_of
 from tilepipe.store.open import open_store
 from tilepipe.store.recent import RecentUnits
@@ -12,6 +12,7 @@ from tilepipe.store.reduce import reduce_image, reduce_label
 from tilepipe.store.store import Store
 
 __all__ = [
+    "EXPORTED",
     "TISSUE",
     "Files",
     "Journal",
@@ -26,6 +27,7 @@ __all__ = [
     "create_store",
     "open_files",
     "open_store",
+    "overlap",
     "reduce_image",
     "reduce_label",
     "what_is_at",

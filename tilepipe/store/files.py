@@ -57,6 +57,8 @@ class Entry:
     name: str
     is_folder: bool
     size_bytes: int
+    tag: str = ""
+    """What a remote store calls the content of a file; another content has another."""
 
 
 class Files(Protocol):
@@ -124,6 +126,15 @@ def open_files(location: str) -> Files:
             )
         location = location.removeprefix("file://")
     return LocalFiles(location)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Tell whether one location is the other or lies inside it, however they are spelled."""
+    if "://" in one.removeprefix("file://") or "://" in other.removeprefix("file://"):
+        a, b = (location.rstrip("/") + "/" for location in (one, other))
+        return a.startswith(b) or b.startswith(a)
+    roots = [Path(each.removeprefix("file://")).expanduser().resolve() for each in (one, other)]
+    return roots[0].is_relative_to(roots[1]) or roots[1].is_relative_to(roots[0])
 
 
 @contextmanager

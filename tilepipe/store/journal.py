@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -52,18 +52,23 @@ class Journal:
         self._grid = grid
         self._folder = f"{JOURNAL}/{label if label is not None else _IMAGE}"
 
-    def recorded(self, stage: str, level: int) -> Mapping[tuple[int, int], Record]:
-        """Return the finished units of a stage at a level, by (iy, ix).
+    def recorded(
+        self, stage: str, level: int, *, only: Collection[tuple[int, int]] | None = None
+    ) -> Mapping[tuple[int, int], Record]:
+        """Return the finished units of a stage at a level, by (iy, ix); ``only`` those, if given.
 
         A torn or forged record counts as not there and is told in ``rejected``.
 
         Raises MismatchError if a record belongs to another job.
         """
         folder = f"{self._folder}/{stage}/{level}"
+        names = None if only is None else {_name(iy, ix) for iy, ix in only}
         keys = [
             f"{folder}/{entry.name}"
             for entry in self._files.entries(folder)
-            if not entry.is_folder and not entry.name.endswith(PARTIAL)
+            if not entry.is_folder
+            and not entry.name.endswith(PARTIAL)
+            and (names is None or entry.name in names)
         ]
         if not keys:
             return {}

@@ -24,6 +24,8 @@ OWN = "tilepipe"
 """The store's own folder (the journal lies there) and its key in the attributes."""
 TISSUE = f"{OWN}/tissue"
 """What was taken for tissue: an image per label."""
+EXPORTED = "exported"
+"""State of a finished image or label in a copy, which has no journal."""
 IMAGE_DTYPES = ("uint8", "uint16", "float32")
 LABEL_DTYPES = ("uint8", "uint16", "uint32", "int32")
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import WrapperStore
 
 from tilepipe.errors import StoreError, TilepipeError
 from tilepipe.store.files import Files, LocalFiles, explained
+from tilepipe.store.guards import CheckedReads, WholeWrites
 from tilepipe.store.recent import RecentUnits
 from tilepipe.store.shard import ShardFormat
 from tilepipe.tiling import Box, Grid, Shape, Unit
-
-_METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 _MOST_CHUNK_BYTES = 2 << 30
 _MOST_CHUNKS_IN_SHARD = 1 << 22
@@ -35,61 +31,9 @@ def checksum_of(pixels: NDArray[Any]) -> str:
     return hashlib.sha256(plain.data).hexdigest()[:16]
 
 
-class CheckedReads(WrapperStore[ZarrStore]):
-    """A zarr store in which an empty object is an error; zarr itself reads it as fill value."""
-
-    _supports_sync_io = False
-    """Newer zarr would otherwise call the wrapped store's own synchronous methods, past ``get``."""
-
-    def __init__(self, store: ZarrStore, location: str) -> None:
-        super().__init__(store)
-        self.location = location
-
-    def _with_store(self, store: ZarrStore) -> CheckedReads:
-        return type(self)(store, self.location)
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Return the bytes of ``key``; StoreError if there are none in it."""
-        found = await self._store.get(key, prototype, byte_range)
-        if found is not None and len(found) == 0:
-            raise StoreError(f"{self.location}: {key} is an empty file")
-        return found
-
-
-class WholeWrites(WrapperStore[ZarrStore]):
-    """A zarr store in which no chunk or shard seems to exist, so that each write is a whole one.
-
-    zarr reads the old shard before each write of it, even where all of it is replaced: a wasted
-    read, and an error when the old shard is damaged. With one writer per unit the old bytes are
-    never wanted (test_store_level.py::test_writing_a_unit_reads_nothing).
-    """
-
-    _supports_sync_io = False
-
-    def __init__(self, store: ZarrStore, files: Files) -> None:
-        super().__init__(store)
-        self.files = files
-
-    def _with_store(self, store: ZarrStore) -> WholeWrites:
-        return type(self)(store, self.files)
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Return metadata only."""
-        if key.rsplit("/", 1)[-1] in _METADATA:
-            return await self._store.get(key, prototype, byte_range)
-        return None
-
-    async def set(self, key: str, value: Buffer) -> None:
-        """Write an object; on a local disk it has reached the disk when this returns."""
-        if isinstance(self.files, LocalFiles):
-            buffer = value.as_buffer_like()
-            await asyncio.to_thread(self.files.put, key, buffer, durable=True)
-        else:
-            await self._store.set(key, value)
+@lru_cache(maxsize=64)
+def _zeros_checksum(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    return checksum_of(np.zeros(shape, dtype))
 
 
 class Level:
@@ -108,12 +52,13 @@ class Level:
         writable: bool,
         recent: RecentUnits | None = None,
     ) -> None:
+        self.key = key
+        """Place of the array in the store."""
         self.index = index
         """Place in its own pyramid; 0 is finest."""
         self.downsample = downsample
         """Level-0 px of the image per px, a side."""
         self._files = files
-        self._key = key
         self._axes = tuple(axes)
         self._is_label = is_label
         self._writable = writable
@@ -152,39 +97,39 @@ class Level:
         """Refuse what would take absurd memory to read one pixel of, and what is no image."""
         if self.dtype.kind not in ("iu" if self._is_label else "iuf"):
             raise StoreError(
-                f"{self._files.location}: array {self._key} holds {self.dtype}, not the pixels of "
+                f"{self._files.location}: array {self.key} holds {self.dtype}, not the pixels of "
                 f"{'a label' if self._is_label else 'an image'}"
             )
         if self.channels > _MOST_CHANNELS:
             raise StoreError(
-                f"{self._files.location}: array {self._key} has {self.channels} channels; the "
+                f"{self._files.location}: array {self.key} has {self.channels} channels; the "
                 f"limit is {_MOST_CHANNELS}"
             )
         if prod(chunk) * self.dtype.itemsize > _MOST_CHUNK_BYTES or min(chunk) < 1:
             raise StoreError(
-                f"{self._files.location}: array {self._key} has chunks of {chunk} {self.dtype}; "
+                f"{self._files.location}: array {self.key} has chunks of {chunk} {self.dtype}; "
                 f"the limit is {_MOST_CHUNK_BYTES >> 30} GiB: write it anew in smaller chunks"
             )
         if prod(shard) // prod(chunk) > _MOST_CHUNKS_IN_SHARD:
             raise StoreError(
-                f"{self._files.location}: array {self._key} has shards of {shard} in chunks of "
+                f"{self._files.location}: array {self.key} has shards of {shard} in chunks of "
                 f"{chunk}; the limit is {_MOST_CHUNKS_IN_SHARD} chunks a shard"
             )
 
     def _open(self, store: ZarrStore, *, mode: Any) -> zarr.Array[Any]:
-        with explained(self._files.location, f"open array {self._key}"):
+        with explained(self._files.location, f"open array {self.key}"):
             try:
-                return zarr.open_array(store, path=self._key, mode=mode)
+                return zarr.open_array(store, path=self.key, mode=mode)
             except (TilepipeError, OSError) as error:
                 if isinstance(error, FileNotFoundError):
                     raise StoreError(
-                        f"{self._files.location}: array {self._key} is missing; the store is "
+                        f"{self._files.location}: array {self.key} is missing; the store is "
                         "incomplete, run the job again with --overwrite"
                     ) from error
                 raise
             except Exception as error:
                 raise StoreError(
-                    f"{self._files.location}: array {self._key} cannot be opened: {error}"
+                    f"{self._files.location}: array {self.key} cannot be opened: {error}"
                 ) from error
 
     @property
@@ -210,7 +155,7 @@ class Level:
         """
         if not Box.of_shape(self.shape).contains(box) or box.area == 0:
             raise StoreError(
-                f"{self._files.location}: {box} of array {self._key}, which is "
+                f"{self._files.location}: {box} of array {self.key}, which is "
                 f"{self.shape[0]} x {self.shape[1]} px (y, x)"
             )
         if self._recent is None:
@@ -231,7 +176,7 @@ class Level:
         return whole
 
     def _place(self, unit: Unit) -> tuple[str, int, int]:
-        return self._key, unit.iy, unit.ix
+        return self.key, unit.iy, unit.ix
 
     def _stored(self, box: Box) -> NDArray[Any]:
         """Read a box inside the level from the store itself."""
@@ -246,7 +191,7 @@ class Level:
             reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
             reason = reason.removeprefix(f"{self._files.location}: ")
             raise StoreError(
-                f"{self._files.location}: array {self._key} cannot be read at {box}: {reason}; "
+                f"{self._files.location}: array {self.key} cannot be read at {box}: {reason}; "
                 "the data there is damaged or out of reach: restore it, or write the store anew "
                 "with --overwrite"
             ) from error
@@ -267,10 +212,10 @@ class Level:
         if not self._writable:
             raise StoreError(f"{location}: opened for reading; open it with writable=True")
         if unit != self.grid.unit(unit.iy, unit.ix):
-            raise StoreError(f"{location}: {unit} is not a unit of array {self._key}")
+            raise StoreError(f"{location}: {unit} is not a unit of array {self.key}")
         if pixels.shape != (*self.lead, *unit.box.shape) or pixels.dtype != self.dtype:
             raise StoreError(
-                f"{location}: unit ({unit.iy}, {unit.ix}) of array {self._key} takes "
+                f"{location}: unit ({unit.iy}, {unit.ix}) of array {self.key} takes "
                 f"{(*self.lead, *unit.box.shape)} {self.dtype}, got {pixels.shape} {pixels.dtype}"
             )
         if self._recent is not None:
@@ -283,11 +228,11 @@ class Level:
         except (TilepipeError, MemoryError):
             raise
         except OSError:
-            with explained(location, f"write array {self._key} at {unit.box}"):
+            with explained(location, f"write array {self.key} at {unit.box}"):
                 raise
         except Exception as error:
             raise StoreError(
-                f"{location}: array {self._key} cannot be written at {unit.box}: {error}; "
+                f"{location}: array {self.key} cannot be written at {unit.box}: {error}; "
                 "run the same command again, what is done is kept"
             ) from error
         if self._recent is not None:
@@ -324,7 +269,7 @@ class Level:
 
     def _shard_key(self, iy: int, ix: int) -> str:
         coordinates = (*(0 for _ in self._array.shape[:-2]), iy, ix)
-        return f"{self._key}/{self._array.metadata.encode_chunk_key(coordinates)}"
+        return f"{self.key}/{self._array.metadata.encode_chunk_key(coordinates)}"
 
     def _write_by_zarr(self, unit: Unit, pixels: NDArray[Any]) -> None:
         """Write what is not laid out in shards: OME-Zarr 0.4, a file a chunk."""
@@ -336,6 +281,26 @@ class Level:
         target[self._selection(unit.box)] = (
             pixels if self._is_label or "c" in self._axes else pixels[0]
         )
+
+    def not_stored(self) -> Iterator[Unit]:
+        """Yield the units of which a file is not there: those that are all 0, and lost ones.
+
+        Folders are listed; a hundred thousand units are not asked for one by one.
+        """
+        grid = self.grid
+        high, wide = (self._array.shards or self._array.chunks)[-2:]
+        absent: dict[tuple[int, int], None] = {}
+        for row in range(-(-self.shape[0] // high)):
+            folder = self._shard_key(row, 0).rpartition("/")[0]
+            there = {entry.name for entry in self._files.entries(folder)}
+            for column in range(-(-self.shape[1] // wide)):
+                if self._shard_key(row, column).rpartition("/")[2] not in there:
+                    absent[row * high // self.unit_px, column * wide // self.unit_px] = None
+        yield from (grid.unit(iy, ix) for iy, ix in absent)
+
+    def checksum_of_zeros(self, unit: Unit) -> str:
+        """Return the checksum that a unit has if it is all 0."""
+        return _zeros_checksum((*self.lead, *unit.box.shape), self.dtype)
 
     def checksum(self, unit: Unit) -> str:
         """Read a unit back and return its checksum; StoreError if it is damaged.

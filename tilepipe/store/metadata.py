@@ -202,7 +202,8 @@ def read_pyramid(location: str, ome: dict[str, Any]) -> Pyramid | None:
     axes = tuple(axis.name.lower() for axis in entry.axes)
     if axes[-2:] != ("y", "x") or set(axes) - set("tczyx") or len(set(axes)) != len(axes):
         raise StoreError(
-            f"{location}: its axes are {', '.join(axes)[:100]}; tilepipe reads (t, c, z,) y, x"
+            f"{location}: its axes are {', '.join(axes)[:100]}; a store is worked on with "
+            "(t, c, z,) y, x; name another output (-o) to have such an image copied first"
         )
     common = _scale(entry.coordinateTransformations, len(axes)) or (1.0,) * len(axes)
     scales = []
@@ -234,8 +235,13 @@ def _mpp(axes: Sequence[_Axis], scale: Sequence[float]) -> tuple[float, float] |
     return scale[-2] * factors[0], scale[-1] * factors[1]
 
 
-def read_channels(ome: dict[str, Any], count: int) -> tuple[tuple[str, ...], bool]:
-    """Return the channel names of an ``omero`` block, and whether the channels are RGB."""
+def read_channels(
+    ome: dict[str, Any], count: int, dtype: np.dtype[Any]
+) -> tuple[tuple[str, ...], bool]:
+    """Return the channel names of an ``omero`` block, and whether the channels are RGB.
+
+    Three channels of bytes are, unless their colours say otherwise: as where the image is copied.
+    """
     block = ome.get("omero")
     listed = block.get("channels") if isinstance(block, dict) else None
     items = listed[:count] if isinstance(listed, list) else []
@@ -247,7 +253,8 @@ def read_channels(ome: dict[str, Any], count: int) -> tuple[tuple[str, ...], boo
         for i in range(count)
     )
     colors = [str(item.get("color", "")).lstrip("#").upper() for item in channels]
-    return names, count == 3 and colors == ["FF0000", "00FF00", "0000FF"]
+    rgb = colors == ["FF0000", "00FF00", "0000FF"] or (dtype == np.uint8 and not any(colors))
+    return names, count == 3 and rgb
 
 
 def read_classes(ome: dict[str, Any]) -> tuple[LabelClass, ...]:

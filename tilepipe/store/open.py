@@ -99,7 +99,7 @@ def _foreign_facts(
         unit_px=None,
         writable=False,
     )
-    names, rgb = read_channels(ome, finest.channels)
+    names, rgb = read_channels(ome, finest.channels, finest.dtype)
     return ImageFacts(
         version=version,
         extent=finest.shape,

@@ -124,7 +124,8 @@ class RemoteFiles:
         for prefix in found["common_prefixes"]:
             yield Entry(str(prefix).rstrip("/").rsplit("/", 1)[-1], True, 0)
         for item in found["objects"]:
-            yield Entry(item["path"].rsplit("/", 1)[-1], False, item["size"])
+            name = item["path"].rsplit("/", 1)[-1]
+            yield Entry(name, False, item["size"], str(item["e_tag"] or ""))
 
     def delete_tree(self, folder: str, *, keep: Collection[str] = ()) -> None:
         """Remove all under ``folder`` but the top names ``keep``."""

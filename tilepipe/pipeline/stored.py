@@ -1,0 +1,148 @@
+"""The image that a store holds: whether all of it is there, which it is, and as tissue is sought.
+
+A part that is not stored reads as 0 and would be segmented as if it were black glass. So before
+anything is computed from a store of ours, its journal is held against its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import StoreError
+from tilepipe.pipeline.inspect import units_of
+from tilepipe.pipeline.job import INGEST, REDUCE
+from tilepipe.pipeline.output import is_blank
+from tilepipe.slide import LevelInfo
+from tilepipe.slide.fingerprint import fingerprint_folder
+from tilepipe.store import EXPORTED, Files, LocalFiles, Store
+from tilepipe.tiling import Box
+
+Lost = dict[int, frozenset[tuple[int, int]]]
+"""Units (iy, ix) by level."""
+
+
+def check_whole(store: Store) -> None:
+    """Raise StoreError if a store of ours lacks a part of its image; others' are believed."""
+    if not (store.own and store.has_image):
+        return
+    record = store.read_record()
+    # Without a record: made through the library, by who knows best what is in it.
+    begun = record.get("state") not in ("done", EXPORTED) if record else is_blank(store)
+    if begun:
+        raise StoreError(_unfinished(store, record))
+    lost = lost_units(store, record.get("fingerprint"))
+    count = sum(map(len, lost.values()))
+    if count:
+        level, units = next(iter(lost.items()))
+        box = store.image(level).grid.unit(*min(units)).box
+        raise StoreError(
+            f"{store.location}: the image lacks {count} units that were written, the first at "
+            f"level {level}, {box}: their files are gone and would be read as 0; "
+            + _remedy(store, record)
+        )
+
+
+def _unfinished(store: Store, record: dict[str, Any]) -> str:
+    origin = record.get("exported_from")
+    if origin is not None:
+        return (
+            f"{store.location}: holds a part of an image, {record['state']}, and the rest would be "
+            f"read as 0; export {origin} again when that is finished"
+        )
+    units = units_of(store, None, record.get("fingerprint"))
+    told = ", ".join(f"{name} {row['done']} of {row['total']} units" for name, row in units.items())
+    return (
+        f"{store.location}: its image is not finished ({told or 'nothing is there yet'}), and the "
+        f"rest would be read as 0; {_remedy(store, record)}"
+    )
+
+
+def _remedy(store: Store, record: dict[str, Any]) -> str:
+    source = record.get("source")
+    path = source.get("path") if isinstance(source, dict) else None
+    again = f"tilepipe ingest {path or 'SLIDE'} -o {store.location}"
+    return f"make them with `tilepipe finish {store.location}`, or `{again}`"
+
+
+def lost_units(store: Store, fingerprint: Any) -> Lost:
+    """Return the units of the image that the journal has and the store has not.
+
+    A unit that is all 0 is not stored on purpose: its record has the checksum of zeros. Only the
+    records of units without a file are read. {} where no job of ours keeps a journal.
+    """
+    lost: Lost = {}
+    if not (store.own and store.has_image and isinstance(fingerprint, str)):
+        return lost
+    journal = store.journal(None, fingerprint)
+    for number in range(store.n_levels):
+        level = store.image(number)
+        absent = {(unit.iy, unit.ix): unit for unit in level.not_stored()}
+        if not absent:
+            continue
+        records = journal.recorded(INGEST if number == 0 else REDUCE, number, only=absent)
+        gone = frozenset(
+            place
+            for place, record in records.items()
+            if record.checksum != level.checksum_of_zeros(absent[place])
+        )
+        if gone:
+            lost[number] = gone
+    return lost
+
+
+def content_of(store: Store) -> dict[str, Any]:
+    """Say in JSON which image a store holds, whatever its path: files of level 0, shape, dtype.
+
+    On a local disk all names and sizes and sampled bytes, as of other slides; elsewhere all names,
+    sizes and what the server calls their content.
+    """
+    level = store.image(0)
+    if isinstance(store.files, LocalFiles):
+        try:
+            found = fingerprint_folder(store.files.path(level.key))
+        except OSError as error:
+            raise StoreError(
+                f"{store.location}: {level.key} cannot be read: {error.strerror or error}"
+            ) from error
+    else:
+        names = sorted(_contents(store.files, level.key))
+        found = {"n_files": len(names), "sha256": hashlib.sha256(repr(names).encode()).hexdigest()}
+    return {**found, "shape": [store.channels, *level.shape], "dtype": str(store.dtype)}
+
+
+def _contents(files: Files, folder: str) -> Iterator[tuple[str, int, str]]:
+    for entry in files.entries(folder):
+        key = f"{folder}/{entry.name}"
+        if entry.is_folder:
+            yield from _contents(files, key)
+        else:
+            yield key, entry.size_bytes, entry.tag
+
+
+class StoredImage:
+    """A store's image as ``tissue_mask`` looks at one."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.rgb = store.rgb
+        self.dtype = store.dtype
+
+    @cached_property
+    def levels(self) -> tuple[LevelInfo, ...]:
+        """The levels with their own downsample."""
+        extent = self._store.extent
+        shapes = [self._store.image(k).shape for k in range(self._store.n_levels)]
+        return tuple(
+            LevelInfo(shape, (extent[0] / shape[0], extent[1] / shape[1]), None, "zarr")
+            for shape in shapes
+        )
+
+    def read(self, box: Box, *, level: int = 0) -> NDArray[np.generic]:
+        """Pixels (c, y, x) of ``box``, level px."""
+        return self._store.image(level).read(box)
