@@ -275,3 +275,13 @@ def test_the_classification_gate_in_two_passes(small_slide, tmp_path, gate):
     ungated = pixels(plain, "labels/unet3plus-cgm/0")
     assert np.array_equal(mask, ungated if max(logits) > 0 else np.zeros_like(ungated))
     assert ungated.any()
+
+
+def test_a_half_made_image_is_gone_on_with_in_its_own_units(small_slide, tmp_path):
+    out = tmp_path / "half.zarr"
+    tilepipe("ingest", small_slide, "-o", out, "--unit", 128)
+    (out / "0/c/0/2/1").unlink()
+    facts = tilepipe("run", small_slide, "-o", out, *RANDOM, "--json")
+    assert facts["state"] == "done"
+    assert facts["units"]["ingest"]["resumed"] == facts["units"]["ingest"]["total"] - 1
+    assert open_store(str(out)).label("unet").level(0).unit_px == 128

@@ -10,7 +10,6 @@ import numpy as np
 from tilepipe.pipeline.choice import choose
 from tilepipe.pipeline.events import Event, Note, Warned
 from tilepipe.pipeline.lanes import lanes_of, processes_of, recent_bytes, slack_bytes
-from tilepipe.pipeline.output import unit_for
 from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import Source, open_source
 from tilepipe.pipeline.tissue import given_tissue
@@ -92,8 +91,7 @@ def bill(request: Request) -> dict[str, Any]:
         "units": len(plan.grid),
         "tiles": sum(plan.n_tiles(unit.box) for unit in plan.grid),
         "halo_overhead": round(plan.halo_overhead, 4),
-        "unit_px": unit_px if source.store is not None else unit_for(source.slide, spec.unit)
-        if source.slide is not None else unit_px,
+        "unit_px": unit_px,
         "ram_bytes": int(ram),
         "disk_bytes": int(disk),
         "probabilities_bytes": int(planes_disk),

@@ -45,6 +45,7 @@ class Segmentation:
 def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
     """Load the network and plan how it covers the level; nothing is written."""
     from tilepipe.infer import Settings, choose_settings
+    from tilepipe.infer.backends import resolve_device
     from tilepipe.models import load_model
 
     channels = source.channels
@@ -84,8 +85,8 @@ def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
         read: Read | None = source.store.image(level).read
     else:
         assert source.slide is not None
-        unit = unit_for(source.slide, spec.unit)
         slide = source.slide
+        unit = unit_for(slide, source.output, spec, device=resolve_device(spec.device))
         if spec.in_place:
             number = slide_level(slide, level)
             read = partial(slide.read, level=number)

@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,8 @@ from tilepipe.store import Store, create_store, open_files, open_store, what_is_
 from tilepipe.tiling import round_up
 
 DEFAULT_UNIT_PX = 2048
+LARGE_UNIT_PX = 4096
+LARGE_SLIDE_PX = 32768
 """A shard of 2048² RGB px is 12 MB before compression: quick to write whole, cheap to redo."""
 
 
@@ -95,17 +97,33 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
-def unit_for(slide: Slide, wanted: int | None) -> int:
-    """Side of a write unit: as asked, else 2048 px, less for an image that is smaller."""
-    if wanted is not None:
-        return wanted
-    return min(DEFAULT_UNIT_PX, round_up(max(slide.levels[0].shape), 512))
+def unit_for(slide: Slide, output: str, spec: JobSpec, *, device: str) -> int:
+    """Return the side of a write unit: as asked, or as the image has it that is there already.
+
+    Else 2048 px, less for an image that is smaller, and 4096 where a GPU meets a large one: a unit
+    costs the scheduler the same, however large, and there they come quickly.
+    """
+    if spec.unit is not None:
+        return spec.unit
+    kept = None
+    if what_is_at(open_files(output)) == "ours":
+        with suppress(StoreError):  # one that is damaged is told when it is opened
+            kept = open_store(output).read_record().get("unit_px")
+    if isinstance(kept, int) and kept > 0:
+        return kept
+    side_px = max(slide.levels[0].shape)
+    if device.startswith("cuda") and side_px >= LARGE_SLIDE_PX:
+        return LARGE_UNIT_PX
+    return min(DEFAULT_UNIT_PX, round_up(side_px, 512))
 
 
-def open_image(slide: Slide, output: str, spec: JobSpec, *, overwrite: bool) -> Image:
+def open_image(
+    slide: Slide, output: str, spec: JobSpec, *, device: str = "cpu", overwrite: bool
+) -> Image:
     """Create the store of a slide, or take up the one that is there.
 
-    Raises MismatchError if the store there was made from another input or other settings.
+    ``device`` is what will compute masks. Raises MismatchError if the store there was made from
+    another input or other settings.
     """
     found: Store | None = None
     record: dict[str, Any] = {}
@@ -116,9 +134,7 @@ def open_image(slide: Slide, output: str, spec: JobSpec, *, overwrite: bool) -> 
         except StoreError:
             if not overwrite:
                 raise
-    unit_px = unit_for(slide, spec.unit)
-    if found is not None and spec.unit is None and isinstance(record.get("unit_px"), int):
-        unit_px = record["unit_px"]
+    unit_px = unit_for(slide, output, spec, device=device)
     source = slide.fingerprint()
     wanted = {
         "input": source,

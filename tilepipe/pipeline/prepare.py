@@ -112,7 +112,10 @@ def _open_job(
 ) -> Job:
     lost: Lost = {}
     if source.slide is not None:
-        image = open_image(source.slide, source.output, spec, overwrite=spec.overwrite)
+        device = chosen.settings.device if chosen is not None else "cpu"
+        image = open_image(
+            source.slide, source.output, spec, device=device, overwrite=spec.overwrite
+        )
         store, mark, unit_px = image.store, image.fingerprint, image.unit_px
         lost = lost_units(store, mark)
         copied = not spec.in_place and (not image.complete or bool(lost))
