@@ -6,11 +6,12 @@ from collections import Counter
 
 import pytest
 
-from tilepipe.errors import ScheduleError
+from tilepipe.errors import ScheduleError, SlideError
 from tilepipe.schedule import Dag, Outcome, Stage
+from tilepipe.schedule import cluster as cluster_room
 from tilepipe.schedule import crew as crew_room
 from tilepipe.schedule import pace as pace_room
-from tilepipe.schedule.cluster import connect, gpu_worker_specs
+from tilepipe.schedule.cluster import ask_a_worker, connect, gpu_worker_specs
 from tilepipe.schedule.stream import drive
 from tilepipe.tiling import Grid
 
@@ -340,6 +341,26 @@ def test_no_scheduler_there_is_one_clear_error():
         connect("not-there.json"),
     ):
         pass
+
+
+def told_by(what):
+    if what == "the slide":
+        raise SlideError("no such slide here")
+    if what == "nothing":
+        time.sleep(0.5)
+    return what, here()
+
+
+def test_a_worker_is_asked_and_what_it_raises_is_raised_here(connection, monkeypatch):
+    address = connection.client.scheduler.address
+    what, where = ask_a_worker(address, told_by, "all")
+    assert what == "all"
+    assert where in connection.workers()
+    with pytest.raises(SlideError, match="no such slide here"):
+        ask_a_worker(address, told_by, "the slide")
+    monkeypatch.setattr(cluster_room, "ASK_S", 0.05)
+    with pytest.raises(ScheduleError, match="could say how to run the network"):
+        ask_a_worker(address, told_by, "nothing")
 
 
 def test_workers_are_not_asked_for_where_the_cluster_has_its_own():

@@ -12,8 +12,9 @@ from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.output import (
     unit_for,
 )
-from tilepipe.pipeline.source import Source, resolve_level
+from tilepipe.pipeline.source import Source, absolute, open_source, portable, resolve_level
 from tilepipe.pipeline.tissue import asked_tissue
+from tilepipe.schedule.cluster import ask_a_worker
 from tilepipe.spec import JobSpec
 from tilepipe.store import open_store
 from tilepipe.tiling import round_up
@@ -43,29 +44,16 @@ class Segmentation:
 
 
 def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
-    """Load the network and plan how it covers the level; nothing is written."""
-    from tilepipe.infer import Settings, choose_settings
-    from tilepipe.infer.backends import resolve_device
-    from tilepipe.models import load_model
+    """Load the network and plan how it covers the level; nothing is written.
 
-    channels = source.channels
-    model = load_model(
-        spec.model,
-        weights=spec.weights,
-        # Weights of a file say themselves what they take; random ones are made to fit.
-        in_channels=channels if (spec.weights or "").startswith("random:") else None,
-        classes=spec.classes,
-        base=spec.base,
-        options=spec.options,
-    )
-    if model.in_channels != channels:
-        if channels != 1:
-            raise PlanError(
-                f"{source.name}: has {channels} channels, but {spec.model} ({model.source}) takes "
-                f"{model.in_channels}; use weights trained on {channels} channels"
-            )
+    How it runs is chosen where it will run: here, or on a worker of the cluster, whose device and
+    cores may be others.
+    """
+    from tilepipe.infer import Settings
+
+    model = _load(source, spec)
+    if model.in_channels != source.channels:
         on_event(Note(source.name, f"one channel, shown to all {model.in_channels} of the network"))
-    extents = source.extents
     level = resolve_level(source, spec)
     if source.mpp is not None and model.mpp is not None:
         here = source.mpp[0] * source.downsample(level)
@@ -80,6 +68,58 @@ def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
     recorded = _recorded_settings(source, name, spec, model, level)
     if recorded is not None:
         return Segmentation(model, Settings.from_json(recorded), name, level)
+    if spec.scheduler == "local":
+        settings = _settings(source, spec, model, level)
+    else:
+        places = absolute(source.name), absolute(source.output)
+        found = ask_a_worker(spec.scheduler, settings_there, *places, portable(spec).to_json())
+        settings = Settings.from_json(found)
+    for note in settings.notes:
+        on_event(Note(source.name, note))
+    return Segmentation(model, settings, name, level)
+
+
+def settings_there(slide: str, output: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """Choose the settings of a job in this process, a worker's; plain values in and out."""
+    asked_for = JobSpec.checked(spec)
+    source = open_source(slide, output, asked_for)
+    try:
+        model = _load(source, asked_for)
+        level = resolve_level(source, asked_for)
+        return _settings(source, asked_for, model, level).to_json()
+    finally:
+        if source.slide is not None:
+            source.slide.close()
+
+
+def _load(source: Source, spec: JobSpec) -> Model:
+    """Load the network; PlanError if it does not take the image's channels."""
+    from tilepipe.models import load_model
+
+    channels = source.channels
+    model = load_model(
+        spec.model,
+        weights=spec.weights,
+        # Weights of a file say themselves what they take; random ones are made to fit.
+        in_channels=channels if (spec.weights or "").startswith("random:") else None,
+        classes=spec.classes,
+        base=spec.base,
+        options=spec.options,
+    )
+    if channels not in (1, model.in_channels):
+        raise PlanError(
+            f"{source.name}: has {channels} channels, but {spec.model} ({model.source}) takes "
+            f"{model.in_channels}; use weights trained on {channels} channels"
+        )
+    return model
+
+
+def _settings(source: Source, spec: JobSpec, model: Model, level: int) -> Settings:
+    """Choose how the network runs on this machine, from pixels of the level."""
+    from tilepipe.infer import choose_settings
+    from tilepipe.infer.backends import resolve_device
+
+    extents = source.extents
     if source.store is not None:
         unit = spec.unit or min(2048, round_up(max(extents[level]), 512))
         read: Read | None = source.store.image(level).read
@@ -96,7 +136,7 @@ def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
     alignment = model.locality.alignment_px
     if spec.unit is None:
         unit = round_up(unit, alignment)
-    settings = choose_settings(
+    return choose_settings(
         model,
         extent=extents[level],
         unit_px=unit,
@@ -106,9 +146,6 @@ def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
         read=spread(read, model.in_channels) if read is not None else None,
         workers=spec.workers or 1,
     )
-    for note in settings.notes:
-        on_event(Note(source.name, note))
-    return Segmentation(model, settings, name, level)
 
 
 def _recorded_settings(

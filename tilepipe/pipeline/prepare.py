@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from tilepipe.errors import MismatchError, PlanError
@@ -33,12 +32,11 @@ from tilepipe.pipeline.lanes import lanes_of, recent_bytes, slack_bytes
 from tilepipe.pipeline.output import (
     exclusive,
     is_begun,
-    is_remote,
     open_image,
     running,
     versions,
 )
-from tilepipe.pipeline.source import Source, open_source
+from tilepipe.pipeline.source import Source, absolute, open_source, portable
 from tilepipe.pipeline.stages import Layout, build_stages
 from tilepipe.pipeline.stored import Lost, content_of, lost_units
 from tilepipe.pipeline.tissue import Find, keep_tissue, look_for_tissue, tissue_share
@@ -207,14 +205,14 @@ def _open_job(
     for journal in (image_journal, label_journal, object_journal):
         rejected += journal.rejected if journal is not None else []
     ticket = Ticket(
-        slide=_absolute(source.slide.path) if source.slide is not None else None,
-        output=_absolute(source.output),
+        slide=absolute(source.slide.path) if source.slide is not None else None,
+        output=absolute(source.output),
         stages=tuple((stage.name, stage.level) for stage in stages),
         image_fingerprint=mark,
         label_fingerprint=label_mark,
         label=chosen.name if chosen is not None else None,
         level=layout.level,
-        spec=_portable(spec).to_json(),
+        spec=portable(spec).to_json(),
         settings=chosen.settings.to_json() if chosen is not None else {},
         in_channels=chosen.model.in_channels if chosen is not None else source.channels,
         trace=trace,
@@ -260,20 +258,6 @@ def _halved(extent: Shape, count: int) -> tuple[Shape, ...]:
         y, x = extents[-1]
         extents.append((-(-y // 2), -(-x // 2)))
     return tuple(extents)
-
-
-def _absolute(location: str) -> str:
-    return location if is_remote(location) else str(Path(location).absolute())
-
-
-def _portable(spec: JobSpec) -> JobSpec:
-    """Make the paths in the settings absolute: a worker may stand in another folder."""
-    changes: dict[str, Any] = {}
-    if spec.weights is not None and not spec.weights.startswith("random:"):
-        changes["weights"] = str(Path(spec.weights).absolute())
-    if Path(spec.model).is_file():
-        changes["model"] = str(Path(spec.model).absolute())
-    return spec.replace(**changes) if changes else spec
 
 
 def _open_label(

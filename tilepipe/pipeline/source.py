@@ -143,3 +143,18 @@ def resolve_level(source: Source, spec: JobSpec) -> int:
     if off[best] > 0.1:
         raise PlanError(f"no level is within 10 % of --mpp {spec.mpp}; the pyramid has {listed}")
     return best
+
+
+def absolute(location: str) -> str:
+    """Return a location that means the same in any folder."""
+    return location if is_remote(location) else str(Path(location).absolute())
+
+
+def portable(spec: JobSpec) -> JobSpec:
+    """Make the paths in the settings absolute: a worker may stand in another folder."""
+    changes: dict[str, Any] = {}
+    if spec.weights is not None and not spec.weights.startswith("random:"):
+        changes["weights"] = str(Path(spec.weights).absolute())
+    if Path(spec.model).is_file():
+        changes["model"] = str(Path(spec.model).absolute())
+    return spec.replace(**changes) if changes else spec

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tilepipe.errors import ScheduleError
 from tilepipe.malloc import ONE_ARENA, one_arena
@@ -16,8 +17,11 @@ from tilepipe.malloc import ONE_ARENA, one_arena
 if TYPE_CHECKING:
     from distributed import Client
 
+T = TypeVar("T")
 LANES = 3
 """Threads of a worker: one unit on the device, one being read, one being written."""
+ASK_S = 600.0
+"""What a worker may take to load and measure a network."""
 ANSWER_S = 30.0
 """A scheduler that answers no sooner, at the start or after the connection broke, is gone
 (``TILEPIPE_SCHEDULER_TIMEOUT_S``)."""
@@ -112,6 +116,25 @@ def connect(
             yield Connection(client, False, _dashboard(client))
         finally:
             _close(client)
+
+
+def ask_a_worker(scheduler: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function on a worker of a cluster; what it raises is raised here.
+
+    Raises ScheduleError if no scheduler answers, if it has no worker, or if they are lost.
+    """
+    from distributed import KilledWorker
+
+    with connect(scheduler) as connection:
+        future = connection.client.submit(function, *arguments, pure=False, priority=100)
+        try:
+            found: T = future.result(timeout=ASK_S)
+        except (KilledWorker, CancelledError, TimeoutError) as error:
+            raise ScheduleError(
+                f"no worker at {scheduler} could say how to run the network: {error}; see the "
+                "workers' own messages"
+            ) from error
+        return found
 
 
 def from_environment(name: str, default: float) -> float:
