@@ -1,0 +1,147 @@
+"""On a real GPU (`make test-gpu`): the same labels as elsewhere, by the quick ways, end to end."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tilepipe.cli.main import main
+from tilepipe.infer import Account, Engine
+from tilepipe.infer.backends import make_backend, supported_precisions
+from tilepipe.infer.cuda import CudaBackend
+from tilepipe.infer.fusion import ConvBiasRelu, can_fuse_on_gpu
+from tilepipe.infer.network import TORCH_DTYPES, TileNetwork
+from tilepipe.infer.plans import plan_for
+from tilepipe.models import load_model
+from tilepipe.spec import JobSpec
+from tilepipe.tiling import Box
+
+HAS_GPU = torch.cuda.is_available()
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not HAS_GPU, reason="torch finds no CUDA device here"),
+]
+DEVICE = "cuda:0"
+PRECISIONS = supported_precisions(DEVICE) if HAS_GPU else ("fp32",)
+UINT8 = np.dtype(np.uint8)
+
+
+def planned(name="unet", *, base=8, tile=572, extent=(700, 900)):
+    model = load_model(name, weights="random:0", base=base)
+    plan, _ = plan_for(model, extent, JobSpec(tile=model.next_legal(tile)), unit_px=1024)
+    return model, plan
+
+
+def image_of(extent, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (3, *extent)).astype(np.uint8)
+
+
+def segment(model, plan, image, **options):
+    engine = Engine(model, plan=plan, **options)
+    try:
+        return engine.segment(
+            lambda box: image[(slice(None), *box.slices)], Box.of_shape(plan.extent)
+        )
+    finally:
+        engine.close()
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton beside this torch")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_bias_and_relu_go_in_one_pass_here(precision):
+    assert can_fuse_on_gpu(TORCH_DTYPES[precision], DEVICE)
+    model, plan = planned()
+    network = TileNetwork(model, plan, dtype=UINT8, precision=precision, output="logits").for_gpu(
+        DEVICE
+    )
+    assert any(isinstance(part, ConvBiasRelu) for part in network.modules())
+    plain = TileNetwork(model, plan, dtype=UINT8, precision=precision, output="logits")
+    plain = plain.to(DEVICE).channels_last()
+    pixels = torch.from_numpy(image_of((plan.input_px, plan.input_px))[None]).to(DEVICE)
+    with torch.inference_mode():
+        assert torch.equal(network(pixels)[0], plain(pixels)[0])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", ["unet", "unetpp", "unet3plus"])
+def test_batches_under_way_are_not_mixed_and_a_record_gives_the_networks_bits(
+    name, batch, precision
+):
+    model, plan = planned(name, base=8, tile=400)
+    backend = make_backend(
+        "torch", model, plan, batch=batch, dtype=UINT8, device=DEVICE, precision=precision
+    )
+    assert isinstance(backend, CudaBackend)
+    assert backend.is_recorded
+    network = TileNetwork(model, plan, dtype=UINT8, precision=precision, output="ids")
+    network = network.to(DEVICE).channels_last()
+    batches = [
+        [image_of((plan.input_px, plan.input_px), seed=10 * n + k) for k in range(batch)]
+        for n in range(7)
+    ]
+    account, under_way, found = Account(), [], []
+    for tiles in batches:
+        under_way.append(backend.submit(tiles, account))
+        if len(under_way) >= backend.depth:
+            found.append(backend.collect(under_way.pop(0), account).values.clone())
+    found += [backend.collect(ticket, account).values.clone() for ticket in under_way]
+    for tiles, ids in zip(batches, found, strict=True):
+        with torch.inference_mode():
+            wanted = network(torch.from_numpy(np.stack(tiles)).to(DEVICE))[0]
+        assert torch.equal(ids, wanted.cpu())
+    assert account.device_s > 0
+    backend.close()
+
+
+def test_float32_labels_are_the_processors_but_for_ties():
+    model, plan = planned(base=16)
+    image = image_of(plan.extent)
+    here = segment(model, plan, image, device=DEVICE).ids
+    there = segment(model, plan, image).ids
+    differ = here != there
+    # Sums in another order: only where two classes are as good as equal.
+    assert differ.mean() < 1e-4
+    exact = segment(model, plan, image, precision="fp64").ids
+    assert (here != exact).mean() < 1e-4
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_another_tile_gives_the_same_labels_but_for_ties(precision):
+    model, small = planned(base=16, tile=400)
+    _, large = planned(base=16, tile=700)
+    image = image_of(small.extent)
+    one, other = (
+        segment(model, plan, image, device=DEVICE, precision=precision).ids
+        for plan in (small, large)
+    )
+    assert (one != other).mean() < (1e-4 if precision == "fp32" else 1e-2)
+
+
+def test_blended_tiles_and_probabilities():
+    model, plan = planned("unet-dilated", base=4, tile=400)
+    assert plan.mode == "blended"
+    image = image_of(plan.extent)
+    here = segment(model, plan, image, device=DEVICE, probabilities=True)
+    there = segment(model, plan, image, probabilities=True)
+    assert (here.ids != there.ids).mean() < 1e-4
+    apart = np.abs(here.probabilities.astype(int) - there.probabilities.astype(int))
+    assert apart.max() <= 1
+
+
+def test_a_job_from_slide_to_verified_mask(small_slide, tmp_path):
+    out = tmp_path / "gpu.zarr"
+    flags = ["--model", "unet", "--weights", "random:0", "--base", "8", "--device", "cuda"]
+    runner = CliRunner(env={"TILEPIPE_CACHE": str(tmp_path / "cache")})
+    done = runner.invoke(main, ["run", str(small_slide), "-o", str(out), *flags, "--json"])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout.strip().splitlines()[-1])
+    assert facts["state"] == "done"
+    assert 0 < facts["account"]["device_busy"] <= 1
+    checked = runner.invoke(main, ["verify", str(out), "--json"])
+    assert checked.exit_code == 0, checked.output
