@@ -39,9 +39,9 @@ def what_lacks(store: Store) -> str | None:
     if not (store.own and store.has_image):
         return None
     record = store.read_record()
-    # Without a record: made through the library, by who knows best what is in it.
-    begun = record.get("state") not in ("done", EXPORTED) if record else is_blank(store)
-    if begun:
+    # Without a state: made through the library, by who knows best what is in it.
+    state = record.get("state")
+    if is_blank(store) if state is None else state not in ("done", EXPORTED):
         return _unfinished(store, record)
     lost = lost_units(store, record.get("fingerprint"))
     count = sum(map(len, lost.values()))
