@@ -153,6 +153,23 @@ def test_a_lost_file_is_refused_or_made_again(store, slide, level, place):
     np.testing.assert_array_equal(mask(store, "again"), mask(store, "unet"))
 
 
+def test_finish_makes_what_was_lost_and_knows_masks_of_the_store_itself(store, slide):
+    given = ["--name", "again", "--part", "0/2", "-q"]
+    call("run", store, *NETWORK, "--unit", UNIT, *given)
+    files_of(store)[2, 3].unlink()
+    call("finish", store, "-q")
+    assert (2, 3) in files_of(store)
+    assert open_store(str(store)).label("again").read_record()["state"] == "done"
+
+
+def test_finish_knows_the_pixel_size_that_was_given(slide, tmp_path):
+    out = tmp_path / "out.zarr"
+    call("ingest", slide, "-o", out, "--unit", UNIT, "--slide-mpp", "0.3", "-q")
+    files_of(out)[2, 3].unlink()
+    call("finish", out, "-q")
+    assert (2, 3) in files_of(out)
+
+
 def test_a_lost_folder_is_made_again_by_ingest(store, slide, ingested):
     version = open_store(str(store)).version
     shutil.rmtree(files_of(store)[1, 0].parent)
@@ -318,7 +335,7 @@ def test_axes_that_only_a_copy_can_have(tmp_path, planes):
     path = foreign(tmp_path / "n.zarr", [np.moveaxis(planes, 0, -1)], axes="yxc")
     told = call("run", path, *NETWORK, code=1)
     assert "its axes are y, x, c" in told
-    assert "-o" in told
+    assert "another output (-o)" in told
     call("run", path, *NETWORK, "-o", tmp_path / "copy.zarr", "-q")
 
 

@@ -95,3 +95,21 @@ def test_a_bucket_that_is_not_there_is_one_clear_error(bucket, env, zygote, slid
     assert text.count("Error:") == 1
     assert "s3://missing/out.zarr" in text
     assert "Traceback" not in text
+
+
+def test_a_lost_object_and_another_image_on_s3(bucket, env, zygote, slide, flags):
+    there = "s3://slides/lost.zarr"
+    ingest = ["ingest", slide, "-o", there, "--unit", 128, "--quiet"]
+    zygote.run(*ingest, env=env)
+    zygote.run("run", there, *flags, env=env)
+    assert json.loads(zygote.run("run", there, *flags, "--json", env=env))["px"] == 0
+    key = "lost.zarr/0/c/0/1/1"
+    kept = bucket.client.get_object(Bucket="slides", Key=key)["Body"].read()
+    bucket.client.delete_object(Bucket="slides", Key=key)
+    assert "lacks 1 units" in zygote.run("run", there, *flags, code=1, env=env)
+    zygote.run(*ingest, env=env)
+    assert bucket.client.get_object(Bucket="slides", Key=key)["Body"].read() == kept
+    assert json.loads(zygote.run("run", there, *flags, "--json", env=env))["px"] == 0
+    other = bucket.client.get_object(Bucket="slides", Key="lost.zarr/0/c/0/0/0")["Body"].read()
+    bucket.client.put_object(Bucket="slides", Key=key, Body=other)
+    assert "of another job" in zygote.run("run", there, *flags, code=1, env=env)

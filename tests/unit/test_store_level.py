@@ -253,3 +253,12 @@ def test_units_without_a_file_are_listed(tmp_path, version):
     file = tmp_path / "a.zarr" / ("0/c/0/1/0" if version == "0.5" else "0/0/3/1")
     file.unlink()
     assert [(unit.iy, unit.ix) for unit in level.not_stored()] == [(0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_a_unit_of_minus_zeros_is_stored(tmp_path, version):
+    store = make(tmp_path / "a.zarr", version=version, channels=1, dtype="float32")
+    level = store.image(0)
+    checksums = write_all(level, np.full((1, 300, 210), -0.0, np.float32))
+    assert not list(level.not_stored())
+    assert {(unit.iy, unit.ix): level.checksum(unit) for unit in level.grid} == checksums

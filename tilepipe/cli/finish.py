@@ -21,7 +21,7 @@ def command(store: str, label: str | None, as_json: bool, quiet: bool) -> None:
     For jobs run with --part I/N, on machines that do not know of each other.
     """
     from tilepipe.cli.console import Console, summary_text
-    from tilepipe.pipeline.run import finish
+    from tilepipe.pipeline.finish import finish
 
     with Console(quiet=quiet or as_json) as console:
         result = finish(store, label=label, on_event=console)

@@ -307,6 +307,7 @@ def _open_label(
                 "locality": chosen.model.locality.kind,
                 "context_px": chosen.model.locality.context_px,
             },
+            "in_store": source.store is not None,
             "versions": versions(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "state": "running",

@@ -1,4 +1,4 @@
-"""The verbs: ``run`` and ``ingest`` one slide or many, ``finish`` a job run in parts."""
+"""The verbs ``run`` and ``ingest``: one slide or many."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tilepipe.errors import SpecError, StoreError, TilepipeError, UnitsFailedError
+from tilepipe.errors import StoreError, TilepipeError, UnitsFailedError
 from tilepipe.pipeline.context import forget
 from tilepipe.pipeline.events import Finished, Note, OnEvent, Opened, ignore
 from tilepipe.pipeline.lanes import lanes_of
@@ -22,7 +22,6 @@ from tilepipe.schedule import Dag, Outcome
 from tilepipe.schedule.cluster import connect
 from tilepipe.schedule.stream import drive
 from tilepipe.spec import JobSpec
-from tilepipe.store import open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,48 +236,6 @@ def failure(result: RunResult) -> TilepipeError:
         + "\n  ".join(lines)
         + more
     )
-
-
-def finish(location: str, *, label: str | None = None, on_event: OnEvent = ignore) -> RunResult:
-    """Build what is left of a store: units no part has done, and the pyramids."""
-    store = open_store(location, writable=True)
-    record = store.read_record()
-    if label is not None and label not in store.labels:
-        raise StoreError(f"{location}: has no label {label!r}; it has {', '.join(store.labels)}")
-    wanted = [label] if label is not None else list(store.labels)
-    # The objects of a mask are made by the job of that mask.
-    masks = [store.label(name).read_record().get("instances_of", name) for name in wanted]
-    names = list(dict.fromkeys(str(name) for name in masks))
-    source = record.get("source")
-    slide = source.get("path") if isinstance(source, dict) else location
-    if not isinstance(slide, str):
-        raise StoreError(f"{location}: does not say which slide it was made from")
-    if not names:
-        spec = _recorded(
-            location,
-            {
-                "unit": record.get("unit_px"),
-                **{key: record[key] for key in ("ome_zarr", "on_damage") if key in record},
-            },
-        )
-        return run_one(Request(slide, location, spec), segment=False, on_event=on_event)
-    result: RunResult | None = None
-    for name in names:
-        kept = store.label(name).read_record().get("spec")
-        if not isinstance(kept, dict):
-            raise StoreError(f"{location}: label {name!r} does not say how it was made")
-        spec = _recorded(location, {**kept, "name": name, "scheduler": "local", "gpus": None})
-        result = run_one(Request(slide, location, spec), on_event=on_event)
-    assert result is not None
-    return result
-
-
-def _recorded(location: str, values: dict[str, Any]) -> JobSpec:
-    """Return the settings that a store recorded; StoreError if they are damaged."""
-    try:
-        return JobSpec.checked(values, source=f"{location}: recorded settings")
-    except SpecError as error:
-        raise StoreError(f"{error}; make it anew with --overwrite") from error
 
 
 def _plan_facts(job: Job) -> dict[str, Any]:

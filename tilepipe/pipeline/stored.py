@@ -29,23 +29,31 @@ Lost = dict[int, frozenset[tuple[int, int]]]
 
 def check_whole(store: Store) -> None:
     """Raise StoreError if a store of ours lacks a part of its image; others' are believed."""
+    reason = what_lacks(store)
+    if reason is not None:
+        raise StoreError(reason)
+
+
+def what_lacks(store: Store) -> str | None:
+    """Say what of its image a store of ours lacks, and what to do; None if nothing."""
     if not (store.own and store.has_image):
-        return
+        return None
     record = store.read_record()
-    # Without a record: made through the library, by who knows best what is in it.
-    begun = record.get("state") not in ("done", EXPORTED) if record else is_blank(store)
-    if begun:
-        raise StoreError(_unfinished(store, record))
+    # Without a state: made through the library, by who knows best what is in it.
+    state = record.get("state")
+    if is_blank(store) if state is None else state not in ("done", EXPORTED):
+        return _unfinished(store, record)
     lost = lost_units(store, record.get("fingerprint"))
     count = sum(map(len, lost.values()))
-    if count:
-        level, units = next(iter(lost.items()))
-        box = store.image(level).grid.unit(*min(units)).box
-        raise StoreError(
-            f"{store.location}: the image lacks {count} units that were written, the first at "
-            f"level {level}, {box}: their files are gone and would be read as 0; "
-            + _remedy(store, record)
-        )
+    if not count:
+        return None
+    level, units = next(iter(lost.items()))
+    box = store.image(level).grid.unit(*min(units)).box
+    return (
+        f"{store.location}: the image lacks {count} units that were written, the first at "
+        f"level {level}, {box}: their files are gone and would be read as 0; "
+        + _remedy(store, record)
+    )
 
 
 def _unfinished(store: Store, record: dict[str, Any]) -> str:
@@ -80,6 +88,8 @@ def lost_units(store: Store, fingerprint: Any) -> Lost:
     if not (store.own and store.has_image and isinstance(fingerprint, str)):
         return lost
     journal = store.journal(None, fingerprint)
+    if not journal.begun:
+        return lost
     for number in range(store.n_levels):
         level = store.image(number)
         absent = {(unit.iy, unit.ix): unit for unit in level.not_stored()}

@@ -52,6 +52,11 @@ class Journal:
         self._grid = grid
         self._folder = f"{JOURNAL}/{label if label is not None else _IMAGE}"
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is any record, of whatever job."""
+        return any(True for _ in self._files.entries(self._folder))
+
     def recorded(
         self, stage: str, level: int, *, only: Collection[tuple[int, int]] | None = None
     ) -> Mapping[tuple[int, int], Record]:

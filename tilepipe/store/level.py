@@ -277,7 +277,9 @@ class Level:
             store = WholeWrites(self._files.zarr_store(read_only=False), self._files)
             self._target = self._open(store, mode="r+")
         # zarr looks for empty chunks with a third of a write's time; whole units are enough.
-        target: Any = self._target.with_config({"write_empty_chunks": bool(pixels.any())})
+        # Bytes are looked at: -0.0 is no 0.
+        any_byte = bool(np.ascontiguousarray(pixels).view(np.uint8).any())
+        target: Any = self._target.with_config({"write_empty_chunks": any_byte})
         target[self._selection(unit.box)] = (
             pixels if self._is_label or "c" in self._axes else pixels[0]
         )

@@ -1,0 +1,67 @@
+"""``finish``: what is left of the jobs of a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tilepipe.errors import SpecError, StoreError
+from tilepipe.pipeline.events import OnEvent, ignore
+from tilepipe.pipeline.run import Request, RunResult, run_one
+from tilepipe.pipeline.stored import what_lacks
+from tilepipe.spec import JobSpec
+from tilepipe.store import Store, open_store
+
+
+def finish(location: str, *, label: str | None = None, on_event: OnEvent = ignore) -> RunResult:
+    """Build what is left of a store: its image, units no part has done, and the pyramids.
+
+    Raises StoreError if it does not say how it was made, and the errors of ``run_one``.
+    """
+    store = open_store(location, writable=True)
+    record = store.read_record()
+    if label is not None and label not in store.labels:
+        raise StoreError(f"{location}: has no label {label!r}; it has {', '.join(store.labels)}")
+    wanted = [label] if label is not None else list(store.labels)
+    # The objects of a mask are made by the job of that mask.
+    masks = [store.label(name).read_record().get("instances_of", name) for name in wanted]
+    source = record.get("source")
+    slide = source.get("path") if isinstance(source, dict) else location
+    if not isinstance(slide, str):
+        raise StoreError(f"{location}: does not say which slide it was made from")
+    requests = [_mask(store, str(name), slide) for name in dict.fromkeys(masks)]
+    result: RunResult | None = None
+    # The job of a mask makes the image too, unless it took the store itself for its slide.
+    in_store = any(request.slide == location for request in requests)
+    if not requests or (in_store and what_lacks(store) is not None):
+        image = Request(slide, location, _image_spec(location, record))
+        result = run_one(image, segment=False, on_event=on_event)
+    for request in requests:
+        result = run_one(request, on_event=on_event)
+    assert result is not None
+    return result
+
+
+def _mask(store: Store, name: str, slide: str) -> Request:
+    record = store.label(name).read_record()
+    kept = record.get("spec")
+    if not isinstance(kept, dict):
+        raise StoreError(f"{store.location}: label {name!r} does not say how it was made")
+    spec = _recorded(store.location, {**kept, "name": name, "scheduler": "local", "gpus": None})
+    return Request(store.location if record.get("in_store") else slide, store.location, spec)
+
+
+def _image_spec(location: str, record: dict[str, Any]) -> JobSpec:
+    values: dict[str, Any] = {"unit": record.get("unit_px")}
+    values |= {key: record[key] for key in ("ome_zarr", "on_damage") if key in record}
+    mpp = record.get("mpp")
+    if record.get("mpp_source") == "given" and isinstance(mpp, list) and mpp:
+        values["slide_mpp"] = mpp[0]
+    return _recorded(location, values)
+
+
+def _recorded(location: str, values: dict[str, Any]) -> JobSpec:
+    """Return the settings that a store recorded; StoreError if they are damaged."""
+    try:
+        return JobSpec.checked(values, source=f"{location}: recorded settings")
+    except SpecError as error:
+        raise StoreError(f"{error}; make it anew with --overwrite") from error
