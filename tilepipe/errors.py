@@ -1,8 +1,7 @@
 """Error classes: what was wrong, where, and what to do next, in one message.
 
 Every error is also a builtin, so that a caller who knows nothing of tilepipe can still catch it.
-The command line prints the message and exits with 1, or with 2 where the settings were wrong by
-themselves (SpecError); ``--debug`` shows the traceback.
+The command line prints the message and exits with 1; ``--debug`` shows the traceback.
 """
 
 

@@ -73,7 +73,7 @@ def test_train_says_what_is_missing(folders):
     )  # fmt: skip
     assert "no such folder" in wrong.output
     (folders / "job.toml").write_text("image = 'img'\n")
-    wrong = call("train", "--job", folders / "job.toml", code=2)
+    wrong = call("train", "--job", folders / "job.toml", code=1)
     assert "image: no such setting" in wrong.output
 
 

@@ -128,7 +128,7 @@ def test_manifests_cannot_leave_the_output(folder, zygote, flags, tmp_path, row,
     (out / "link").symlink_to(tmp_path / "outside", target_is_directory=True)
     manifest = tmp_path / "slides.csv"
     manifest.write_text("slide,output,mpp,label\n" + row.format(slides=folder) + "\n")
-    text = zygote.run("run", "--manifest", manifest, "-o", out, *flags, code=2)
+    text = zygote.run("run", "--manifest", manifest, "-o", out, *flags, code=1)
     assert told in text
     assert "Traceback" not in text
     assert [path.name for path in out.iterdir()] == ["link"]
@@ -138,7 +138,7 @@ def test_manifests_cannot_leave_the_output(folder, zygote, flags, tmp_path, row,
 @pytest.mark.parametrize("name", ["..", "../up", "a/b", "/abs", ".hidden", "labels/../x", "a\\b"])
 def test_label_names_cannot_leave_the_store(folder, zygote, flags, tmp_path, name):
     out = tmp_path / "deep" / "out.zarr"
-    text = zygote.run("run", folder / "s00.tif", "-o", out, *flags, "--name", name, code=2)
+    text = zygote.run("run", folder / "s00.tif", "-o", out, *flags, "--name", name, code=1)
     assert "name" in text
     assert not out.exists()
 

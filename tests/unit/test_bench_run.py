@@ -136,7 +136,7 @@ def test_job_file_of_the_pipeline():
 
 def test_gpus_must_be_counts():
     done = CliRunner().invoke(main, ["bench", "--gpus", "one"])
-    assert done.exit_code == 2
+    assert done.exit_code == 1
     assert "say how many devices" in done.output
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from tilepipe.errors import SpecError, TilepipeError
+from tilepipe.errors import TilepipeError
 from tilepipe.malloc import one_arena
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class LazyGroup(click.Group):
-    """Lists commands without importing them; turns TilepipeError into one line and an exit code."""
+    """Lists commands without importing them; turns TilepipeError into one line and exit 1."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the command names in the order of COMMANDS."""
@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run; any TilepipeError becomes one message on stderr and exit code 1 or 2."""
+        """Run; any TilepipeError becomes one message on stderr and exit code 1."""
         one_arena()
         # The imports of torch and zarr leave a million objects that stay; looked through again and
         # again while they come, they take 2.15 s instead of 2.0.
@@ -72,7 +72,7 @@ def wants_debug() -> bool:
 
 
 def fail(error: Exception) -> None:
-    """Print one clear error and exit: 2 if the settings are wrong by themselves, else 1."""
+    """Print one clear error and exit: 1, or 130 after Ctrl-C."""
     if wants_debug():
         traceback.print_exception(error)
     message = str(error).strip() or type(error).__name__
@@ -90,7 +90,7 @@ def fail(error: Exception) -> None:
     if "--json" in sys.argv:
         click.echo(json.dumps({"error": message, "kind": type(error).__name__}))
     click.echo(f"Error: {message}", err=True)
-    sys.exit(2 if isinstance(error, SpecError) else 1)
+    sys.exit(1)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
