@@ -128,8 +128,6 @@ def wanted_pixels(path, shape, n_channels):
             colors = np.asarray(series.keyframe.colormap)
             colors = colors >> 8 if colors.max() > 255 else colors
             array = np.moveaxis(colors[:, array[..., 0].astype(int)], 0, -1)
-    if array.dtype == bool:
-        array = array * np.uint8(255)  # 1 is full scale
     array = array[..., :n_channels]  # alpha is the last sample
     return np.moveaxis(TURNS.get(value, np.asarray)(array), -1, 0)
 

@@ -56,14 +56,7 @@ class Meaning:
         """Channels (c, y, x) in the slide's dtype from stored samples (s, y, x)."""
         if self.palette is not None:
             return self.palette[:, stored[0].astype(np.intp)]
-        return exactly(stored, self.dtype)
-
-
-def exactly(stored: Pixels, dtype: np.dtype[Any]) -> Pixels:
-    """Stored samples in the dtype that ``exact_dtype`` chose; 1 of 1-bit samples is full scale."""
-    if stored.dtype == np.bool_:
-        return stored.astype(dtype) * dtype.type(np.iinfo(dtype).max)
-    return stored.astype(dtype, copy=False)
+        return stored.astype(self.dtype, copy=False)
 
 
 def read_meaning(path: str, keyframe: Any, n_samples: int, *, n_planes: int = 1) -> Meaning:
@@ -116,7 +109,10 @@ def exact_dtype(
     if native in _KEPT:
         return native
     if native == np.bool_:
-        notes.append("1-bit samples become 0 and 255")
+        notes.append(
+            "warning: 1-bit samples stored as 0 and 1; a network is shown 1 as 1/255: write them as "
+            "0 and 255 for one that was trained on grey values"
+        )
         return np.dtype(np.uint8)
     small = native.kind == "u" and isinstance(bits, int) and bits <= _FLOAT32_EXACT_BITS
     if native in _WIDENED or small:

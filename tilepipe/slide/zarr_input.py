@@ -15,7 +15,7 @@ from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide.channels import default_channels
 from tilepipe.slide.fingerprint import fingerprint_folder
 from tilepipe.slide.mpp import PixelSize, um_per
-from tilepipe.slide.pixels import exact_dtype, exactly
+from tilepipe.slide.pixels import exact_dtype
 from tilepipe.slide.types import DamagedTile, LevelInfo, OnDamage, Pixels, check_read, check_size
 from tilepipe.tiling import Box
 
@@ -172,7 +172,7 @@ class OmeZarrSlide:
         pixels = pixels.transpose(order)
         if self._c is None:
             pixels = pixels[np.newaxis]
-        return np.ascontiguousarray(exactly(pixels, self.dtype))
+        return np.ascontiguousarray(pixels.astype(self.dtype, copy=False))
 
     def _read_around(self, box: Box, level: int) -> Pixels:
         """Read chunk by chunk; fill and record those that cannot be decoded."""
