@@ -110,8 +110,8 @@ def exact_dtype(
         return native
     if native == np.bool_:
         notes.append(
-            "warning: 1-bit samples stored as 0 and 1; a network is shown 1 as 1/255: write them as "
-            "0 and 255 for one that was trained on grey values"
+            "warning: 1-bit samples stored as 0 and 1; a network is shown 1 as 1/255: write "
+            "them as 0 and 255 for one that was trained on grey values"
         )
         return np.dtype(np.uint8)
     small = native.kind == "u" and isinstance(bits, int) and bits <= _FLOAT32_EXACT_BITS
