@@ -187,7 +187,7 @@ def test_the_network_cut_for_a_while(
 
 
 def test_a_worker_that_hangs_does_not_hold_up_the_rest(
-    start_cluster, zygote, slide, flags, reference, equal, records, tmp_path, wait_until
+    start_cluster, zygote, slide, flags, reference, equal, at_rest, records, tmp_path, wait_until
 ):
     cluster = start_cluster()
     store = tmp_path / "out.zarr"
@@ -201,8 +201,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_rest(
     assert process.wait() == 0, process.text()
     # It wakes, goes on with what it had begun, and writes the same bytes once more.
     hung.send(signal.SIGCONT)
-    wait_until(lambda: not list(store.rglob("*.partial")), "what it had begun to be written")
-    equal(store, reference)
+    equal(wait_until(lambda: at_rest(store), "what it had begun to be written"), reference)
 
 
 def test_a_full_disk_on_one_worker(start_cluster, zygote, slide, flags, reference, equal, tmp_path):

@@ -53,6 +53,7 @@ class OpenSlideSlide:
 
     format = "openslide"
     dtype: np.dtype[Any] = np.dtype(np.uint8)
+    stored_dtype: np.dtype[Any] = np.dtype(np.uint8)
     channels = 3
     channel_names: tuple[str, ...] = ("red", "green", "blue")
     channel_colors: tuple[str | None, ...] = ("FF0000", "00FF00", "0000FF")

@@ -56,6 +56,7 @@ class TiffSlide:
         self.path = path
         self.format = kind
         self.dtype = meaning.dtype
+        self.stored_dtype = np.dtype(levels[0].pages[0].dtype)
         self.channels = meaning.channels * len(levels[0].pages)
         self.channel_names = channel_names
         self.channel_colors = channel_colors

@@ -55,6 +55,8 @@ class Slide(Protocol):
     """``svs``, ``ndpi``, ``ome``, ``geotiff``, ``tiff``, ``ome-zarr``, ``openslide``, …"""
     dtype: np.dtype[Any]
     """uint8, uint16 or float32, native byte order."""
+    stored_dtype: np.dtype[Any]
+    """Of the samples in the file, native byte order: ``dtype`` holds every value of it."""
     channels: int
     """After alpha was dropped."""
     channel_names: tuple[str, ...]

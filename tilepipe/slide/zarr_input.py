@@ -89,6 +89,7 @@ class OmeZarrSlide:
                     "write the plane to be segmented to an image of its own"
                 )
         notes: list[str] = []
+        self.stored_dtype = np.dtype(first.dtype).newbyteorder("=")
         self.dtype = exact_dtype(path, first.dtype, first.dtype.itemsize * 8, notes)
         self.channels = 1 if self._c is None else int(first.shape[self._c])
         self._arrays = self._true_levels(arrays, notes)

@@ -92,9 +92,6 @@ def _read_npy(path: Path) -> NDArray[Any]:
     return loaded[None] if loaded.ndim == 2 else loaded
 
 
-_WIDENED = " samples stored as float32, exactly"
-
-
 def _of_slide(path: Path, *, ids: bool) -> Raster:
     from tilepipe.slide import open_slide
 
@@ -102,8 +99,8 @@ def _of_slide(path: Path, *, ids: bool) -> Raster:
     dtype = np.dtype(slide.dtype)
     # The reader has small integers as float32; ids are wanted as they are in the file
     # (test_train_images.py::test_ids_of_any_integer_kind).
-    widened = [note.removesuffix(_WIDENED) for note in slide.notes if note.endswith(_WIDENED)]
-    stored = np.dtype(widened[0]) if ids and widened else dtype
+    widened = dtype.kind == "f" and slide.stored_dtype.kind in "iu"
+    stored = slide.stored_dtype if ids and widened else dtype
     return Raster(
         path=str(path),
         extent=slide.levels[0].shape,
