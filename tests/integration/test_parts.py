@@ -1,8 +1,11 @@
 """``--part I/N`` in processes that know nothing of each other, then ``finish``."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tilepipe.store import open_store
+from tilepipe.tiling import Box
 
 
 def test_three_parts_at_once_then_finish(zygote, slide, flags, reference, equal, tmp_path):
@@ -55,3 +58,17 @@ def test_parts_that_make_no_sense_are_refused(zygote, slide, flags, tmp_path, pa
 def test_finish_needs_a_store_of_ours(zygote, tmp_path):
     text = zygote.run("finish", tmp_path / "none.zarr", code=1)
     assert "nothing there" in text
+
+
+def test_finish_in_another_folder_finds_what_the_settings_name(zygote, slide, flags, tmp_path):
+    mask = np.zeros((60, 50), np.uint8)
+    mask[:30] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    store, elsewhere = tmp_path / "out.zarr", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    part = ["--tissue", "mask.png", "--part", "0/2"]
+    zygote.run("run", slide, "-o", store, *flags, *part, cwd=tmp_path)
+    zygote.run("finish", store, "--quiet", cwd=elsewhere)
+    label = open_store(str(store)).label("unet")
+    assert label.read_record()["state"] == "done"
+    assert not label.level(0).read(Box(500, 0, 600, 500)).any()

@@ -296,7 +296,8 @@ def _open_label(
         {
             "fingerprint": mark,
             "asked": wanted,
-            "spec": spec.replace(overwrite=False, part=None).to_json(),
+            # `finish` may be called in another folder.
+            "spec": portable(spec).replace(overwrite=False, part=None).to_json(),
             "settings": chosen.settings.to_json(),
             "plan": chosen.settings.plan.to_json(),
             "model": {

@@ -151,10 +151,12 @@ def absolute(location: str) -> str:
 
 
 def portable(spec: JobSpec) -> JobSpec:
-    """Make the paths in the settings absolute: a worker may stand in another folder."""
+    """Make the paths in the settings absolute: they may be used in another folder."""
     changes: dict[str, Any] = {}
     if spec.weights is not None and not spec.weights.startswith("random:"):
         changes["weights"] = str(Path(spec.weights).absolute())
     if Path(spec.model).is_file():
         changes["model"] = str(Path(spec.model).absolute())
+    if spec.tissue not in ("off", "auto"):
+        changes["tissue"] = str(Path(spec.tissue).absolute())
     return spec.replace(**changes) if changes else spec
