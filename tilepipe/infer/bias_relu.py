@@ -14,15 +14,18 @@ _BLOCK = 4096
 
 
 @triton.jit
-def _kernel(map_ptr, bias_ptr, count, channels, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
-    # 64 bits: a batch of large tiles has more than 2**31 numbers.
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
-    values = tl.load(map_ptr + at, mask=inside)
-    bias = tl.load(bias_ptr + at % channels, mask=inside)
+def _kernel(map_ptr, bias_ptr, count, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    # 64 bits: a batch of large tiles has more than 2**31 numbers. But no division of 64 bits for
+    # each of them, and by a constant: it would take longer than the memory does.
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    place = tl.arange(0, BLOCK)
+    inside = first + place < count
+    values = tl.load(map_ptr + first + place, mask=inside)
+    channel = ((first % CHANNELS).to(tl.int32) + place) % CHANNELS
+    bias = tl.load(bias_ptr + channel, mask=inside)
     total = values.to(tl.float32) + bias.to(tl.float32)
     # Not a maximum, which gives 0 for what is no number: an overflow would go unseen.
-    tl.store(map_ptr + at, tl.where(total < 0, 0.0, total).to(values.dtype), mask=inside)
+    tl.store(map_ptr + first + place, tl.where(total < 0, 0.0, total).to(values.dtype), mask=inside)
 
 
 def add_bias_relu(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -33,5 +36,8 @@ def add_bias_relu(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     if not x.is_contiguous(memory_format=torch.channels_last):
         raise ValueError(f"a map of {tuple(x.shape)} with strides {x.stride()}: not channels-last")
     count = x.numel()
-    _kernel[(triton.cdiv(count, _BLOCK),)](x, bias, count, x.shape[1], BLOCK=_BLOCK)
+    blocks = (triton.cdiv(count, _BLOCK),)
+    # Triton starts on the current device, wherever the map is.
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        _kernel[blocks](x, bias, count, CHANNELS=x.shape[1], BLOCK=_BLOCK)
     return x
