@@ -119,6 +119,8 @@ def test_a_manifest_names_outputs_sizes_and_labels(folder, zygote, flags, tmp_pa
         ("{slides}/s00.tif,,-1,", "slide_mpp"),
         (",x.zarr,,", "no slide"),
         ("{slides}/s00.tif,x.zarr,,\n{slides}/s01.tif,x.zarr,,", "both be written to"),
+        ("{slides}/s00.tif,x.zarr,,\n{slides}/s01.tif,a/../x.zarr,,", "both be written to"),
+        ("{slides}/s00.tif,x.zarr/y.zarr,,\n{slides}/s01.tif,x.zarr,,", "both be written to"),
     ],
 )
 def test_manifests_cannot_leave_the_output(folder, zygote, flags, tmp_path, row, told):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from tilepipe.cli.main import main
 from tilepipe.errors import VerifyError
 from tilepipe.infer import verify
 from tilepipe.infer.recompute import places
+from tilepipe.pipeline.output import running
 from tilepipe.store import open_store, reduce_image, reduce_label
 from tilepipe.tiling import Box
 
@@ -237,3 +240,61 @@ def test_label_reduction_is_the_stores_own(store):
     fine = label.level(0).read(Box.of_shape(label.level(0).shape))
     coarse = label.level(1).read(Box.of_shape(label.level(1).shape))
     np.testing.assert_array_equal(reduce_label(fine), coarse)
+
+
+@pytest.fixture(scope="module")
+def with_all(slide, tmp_path_factory) -> Path:
+    """A mask with probabilities and objects."""
+    out = tmp_path_factory.mktemp("all") / "waves.zarr"
+    tilepipe("run", slide, "-o", out, *RANDOM, "--probabilities", "--instances", "--quiet")
+    return out
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_objects_are_verified_with_their_mask(with_all, tmp_path, level):
+    store = Path(shutil.copytree(with_all, tmp_path / "waves.zarr"))
+    objects = open_store(str(store)).label("unet-instances")
+    units = sum(len(objects.level(k).grid) for k in range(objects.n_levels))
+    for name in ("unet", "unet-instances"):
+        told = json.loads(tilepipe("verify", store, "--label", name, "--json", "-q").stdout)
+        assert (told["label"], told["object_units"]) == ("unet", units)
+    assert f"{units} of its objects" in tilepipe("verify", store).stdout
+    shard(store, f"labels/unet-instances/{level}").unlink()
+    said = tilepipe("verify", store, code=1).output
+    assert f"unet-instances level {level}" in said
+    assert "checksum differs" in said
+
+
+def test_what_is_lost_of_a_mask_is_made_again(with_all, slide, tmp_path):
+    store = Path(shutil.copytree(with_all, tmp_path / "waves.zarr"))
+    again = ["run", slide, "-o", store, *RANDOM, "--probabilities", "--instances", "--quiet"]
+    assert "made again" not in tilepipe(*again).output
+    lost = [
+        shard(store, f"{place}/{level}")
+        for place in ("labels/unet", "labels/unet-instances", "probabilities/unet")
+        for level in (0, 1)
+    ]
+    bytes_before = {path: path.read_bytes() for path in lost}
+    for path in lost:
+        path.unlink()
+    said = tilepipe(*again).output
+    assert "of label unet in" in said
+    assert "2 units of label unet-instances in" in said
+    assert {path: path.read_bytes() for path in lost} == bytes_before
+    tilepipe("verify", store, "--quiet")
+
+
+def test_a_store_that_others_write_is_not_taken_away(finished, slide, tmp_path):
+    store = Path(shutil.copytree(finished, tmp_path / "waves.zarr"))
+    other = [arg if arg != "256" else "128" for arg in RANDOM]
+    with running(str(store)) as sole:
+        assert sole
+        refused = ["run", slide, "-o", store, *other, "--overwrite", "--quiet"]
+        holder = subprocess.run(
+            [sys.executable, "-m", "tilepipe", *map(str, refused)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert holder.returncode == 1
+        assert "another tilepipe process is writing there" in holder.stderr
+    tilepipe("verify", store, "--quiet")
+    tilepipe(*refused)

@@ -147,6 +147,7 @@ def test_layouts_it_knows(codecs):
         {"codecs": [LITTLE, GzipCodec()]},
         {"codecs": [LITTLE]},
         {"fill_value": 1},
+        {"dtype": "float32", "fill_value": -0.0},
         {"chunk_shape": (1, 32, 32)},
         {"shape": (6, 64, 64)},
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,15 +195,24 @@ def _join(output: str | None, folder: Path, name: str) -> str:
 
 
 def _distinct(requests: list[Request]) -> None:
-    seen: dict[str, str] = {}
-    for request in requests:
-        key = str(request.output)
-        if key in seen:
+    """Raise SpecError where two outputs are one, or one lies in another."""
+    from tilepipe.store import overlap
+
+    # In this order what lies inside a place follows it.
+    for one, other in pairwise(sorted(requests, key=lambda request: _place(str(request.output)))):
+        if overlap(str(one.output), str(other.output)):
             raise SpecError(
-                f"{seen[key]} and {request.slide} would both be written to {key}; "
-                "name the outputs in a --manifest"
+                f"{one.slide} and {other.slide} would both be written to {one.output}"
+                + ("" if one.output == other.output else f" ({other.output})")
+                + "; name the outputs in a --manifest, none inside another"
             )
-        seen[key] = request.slide
+
+
+def _place(location: str) -> list[str]:
+    """Return the folders that lead to a location, however it is spelled."""
+    if "://" in location:
+        return location.rstrip("/").split("/")
+    return list(Path(location).expanduser().resolve().parts)
 
 
 def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Request]:

@@ -53,6 +53,8 @@ def command(
         if not (as_json or quiet):
             planes = certificate.probability_units
             beside = f", {planes} of its probabilities" if planes else ""
+            objects = certificate.object_units
+            beside += f", {objects} of its objects" if objects else ""
             click.echo(
                 f"{store}: label {name} verified\n"
                 f"  {certificate.samples} places, {certificate.sampled_px} px computed again: "

@@ -61,6 +61,8 @@ class Certificate:
     seconds: float
     probability_units: int = 0
     """Units of the probabilities whose bytes were checked; 0 where there are none."""
+    object_units: int = 0
+    """The same of the mask's objects."""
     probability_off: int = 0
     """Largest difference of a sampled probability from the second computation, of 255."""
     notes: tuple[str, ...] = field(default=())
@@ -98,6 +100,9 @@ def verify(
     name = label or _only_label(store)
     found = store.label(name)
     record = found.read_record()
+    if isinstance(mask := record.get("instances_of"), str):  # checked with their mask
+        name, found = mask, store.label(mask)
+        record = found.read_record()
     state, origin = record.get("state"), record.get("exported_from")
     if origin is not None:
         raise VerifyError(
@@ -137,6 +142,7 @@ def _verify(
         probability_units = check_levels(
             store, label.probabilities, journal, stages=("segment", "label-reduce"), tell=tell
         )
+    object_units, notes = _check_objects(store, label, tell)
     image_units = slide_units = 0
     kept = image_record.get("fingerprint")
     if store.has_image and isinstance(kept, str):
@@ -186,8 +192,24 @@ def _verify(
         seconds=round(time.perf_counter() - started_s, 3),
         probability_units=probability_units,
         probability_off=max((one.probability_off for one in found), default=0),
-        notes=_notes(settings),
+        object_units=object_units,
+        notes=(*_notes(settings), *notes),
     )
+
+
+def _check_objects(store: Store, mask: Label, tell: Tell) -> tuple[int, tuple[str, ...]]:
+    """Check the bytes and the pyramid of a mask's objects; the units, and what is to be said."""
+    for name in store.labels:
+        objects = store.label(name)
+        record = objects.read_record()
+        if record.get("instances_of") != mask.name:
+            continue
+        if record.get("state") != "done":
+            return 0, (f"its objects, {name}, are not finished and were not checked",)
+        journal = store.journal(name, str(record.get("fingerprint")))
+        stages = ("paint-objects", "object-reduce")
+        return check_levels(store, objects, journal, stages=stages, tell=tell), ()
+    return 0, ()
 
 
 def _check_probabilities(

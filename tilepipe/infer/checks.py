@@ -46,7 +46,9 @@ def check_levels(
     count = store.n_levels if pyramid is None else pyramid.n_levels
     what = "image" if pyramid is None else pyramid.what
     reduce = reduce_label if isinstance(pyramid, Label) else reduce_image
-    highest = len(pyramid.classes) - 1 if isinstance(pyramid, Label) and pyramid.classes else None
+    highest = None  # of objects, whose ids are no classes
+    if isinstance(pyramid, Label) and pyramid.classes and pyramid.level(0).dtype == np.uint8:
+        highest = len(pyramid.classes) - 1
     checked = 0
     for index in range(count):
         level = source(index)

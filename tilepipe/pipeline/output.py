@@ -118,12 +118,19 @@ def unit_for(slide: Slide, output: str, spec: JobSpec, *, device: str) -> int:
 
 
 def open_image(
-    slide: Slide, output: str, spec: JobSpec, *, device: str = "cpu", overwrite: bool
+    slide: Slide,
+    output: str,
+    spec: JobSpec,
+    *,
+    device: str = "cpu",
+    overwrite: bool,
+    sole: bool = True,
 ) -> Image:
     """Create the store of a slide, or take up the one that is there.
 
-    ``device`` is what will compute masks. Raises MismatchError if the store there was made from
-    another input or other settings.
+    ``device`` is what will compute masks, ``sole`` whether no other process works there. Raises
+    MismatchError if the store there was made from another input or other settings, StoreError if
+    one that others work at would be overwritten.
     """
     found: Store | None = None
     record: dict[str, Any] = {}
@@ -153,6 +160,11 @@ def open_image(
         overwrite = True
     if found is not None and not overwrite:
         raise MismatchError(f"{output}: {_difference(record, wanted)}; {_WAYS_OUT_IMAGE}")
+    if found is not None and not sole:
+        raise StoreError(
+            f"{output}: another tilepipe process is writing there, and --overwrite would take its "
+            "store away; wait for it or stop it, then give the command again"
+        )
     level0 = slide.levels[0]
     store = create_store(
         output,

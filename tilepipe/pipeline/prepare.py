@@ -38,7 +38,7 @@ from tilepipe.pipeline.output import (
 )
 from tilepipe.pipeline.source import Source, absolute, open_source, portable
 from tilepipe.pipeline.stages import Layout, build_stages
-from tilepipe.pipeline.stored import Lost, content_of, lost_units
+from tilepipe.pipeline.stored import Lost, content_of, lost_of_label, lost_units
 from tilepipe.pipeline.tissue import Find, keep_tissue, look_for_tissue, tissue_share
 from tilepipe.schedule import Stage
 from tilepipe.spec import JobSpec
@@ -112,7 +112,7 @@ def _open_job(
     if source.slide is not None:
         device = chosen.settings.device if chosen is not None else "cpu"
         image = open_image(
-            source.slide, source.output, spec, device=device, overwrite=spec.overwrite
+            source.slide, source.output, spec, device=device, overwrite=spec.overwrite, sole=sole
         )
         store, mark, unit_px = image.store, image.fingerprint, image.unit_px
         lost = lost_units(store, mark)
@@ -121,10 +121,7 @@ def _open_job(
         assert source.store is not None
         store, mark = source.store, fingerprint(**content_of(source.store))
         unit_px, copied = 0, False
-    if lost:
-        count = sum(map(len, lost.values()))
-        on_event(Warned(source.name, f"{count} units of the image in {source.output} were written "
-                        "and are gone; they are made again"))  # fmt: skip
+    _warn_of(lost, "the image", source, on_event)
     if chosen is not None and copied and chosen.settings.plan.unit_px != unit_px:
         raise MismatchError(
             f"{source.output}: its image is to be completed in units of {unit_px} px, but the mask "
@@ -180,9 +177,18 @@ def _open_job(
         )
     rejected: list[str] = []
     recorded: dict[int, Iterable[int]] = {}
+    gone: dict[str, Lost] = {INGEST: lost, REDUCE: lost}
     image_journal = store.journal(None, mark)
     label_journal = store.journal(chosen.name, label_mark) if chosen is not None else None
     object_journal = store.journal(objects, object_mark) if objects is not None else None
+    for name, kept, made_by in (
+        (chosen.name if chosen is not None else None, label_journal, (SEGMENT, LABEL_REDUCE)),
+        (objects, object_journal, (PAINT, OBJECT_REDUCE)),
+    ):
+        if name is not None and kept is not None:
+            missing = lost_of_label(store.label(name), kept, made_by)
+            gone.update(dict.fromkeys(made_by, missing))
+            _warn_of(missing, f"label {name}", source, on_event)
     for number, stage in enumerate(stages):
         journal: Journal | None = label_journal
         if stage.name in (INGEST, REDUCE):
@@ -190,13 +196,16 @@ def _open_job(
         elif stage.name in (FIND, JOIN, PAINT, OBJECT_REDUCE):
             journal = object_journal
         assert journal is not None
+        if stage.name in (FIND, JOIN) and gone.get(PAINT, {}).get(0):
+            recorded[number] = []  # what they found is kept until all objects are painted only
+            continue
         rows, columns = stage.grid.shape
         recorded[number] = [
             stage.grid.index(iy, ix)
             for (iy, ix), record in journal.recorded(stage.name, stage.level).items()
             if iy < rows
             and ix < columns
-            and not (stage.name in (INGEST, REDUCE) and (iy, ix) in lost.get(stage.level, ()))
+            and (iy, ix) not in gone.get(stage.name, {}).get(stage.level, ())
             and is_whole(
                 record.facts,
                 probabilities=spec.probabilities and stage.name in (SEGMENT, LABEL_REDUCE),
@@ -231,6 +240,12 @@ def _open_job(
     for reason in rejected:
         on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
     return Job(source, ticket, stages, recorded, store, chosen, tuple(rejected), held)
+
+
+def _warn_of(lost: Lost, what: str, source: Source, on_event: OnEvent) -> None:
+    if count := sum(map(len, lost.values())):
+        on_event(Warned(source.name, f"{count} units of {what} in {source.output} were written "
+                        "and are gone; they are made again"))  # fmt: skip
 
 
 def _channels(spec: JobSpec, chosen: Segmentation | None) -> int:

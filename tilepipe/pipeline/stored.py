@@ -7,7 +7,7 @@ anything is computed from a store of ours, its journal is held against its files
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from tilepipe.pipeline.job import INGEST, REDUCE
 from tilepipe.pipeline.output import is_blank
 from tilepipe.slide import LevelInfo
 from tilepipe.slide.fingerprint import fingerprint_folder
-from tilepipe.store import EXPORTED, Files, LocalFiles, Store
+from tilepipe.store import EXPORTED, Files, Journal, Label, Level, LocalFiles, Record, Store
 from tilepipe.tiling import Box
 
 Lost = dict[int, frozenset[tuple[int, int]]]
@@ -84,26 +84,54 @@ def lost_units(store: Store, fingerprint: Any) -> Lost:
     A unit that is all 0 is not stored on purpose: its record has the checksum of zeros. Only the
     records of units without a file are read. {} where no job of ours keeps a journal.
     """
-    lost: Lost = {}
     if not (store.own and store.has_image and isinstance(fingerprint, str)):
-        return lost
-    journal = store.journal(None, fingerprint)
+        return {}
+    levels = [store.image(number) for number in range(store.n_levels)]
+    return lost_of(levels, store.journal(None, fingerprint), (INGEST, REDUCE))
+
+
+def lost_of(
+    levels: Sequence[Level],
+    journal: Journal,
+    stages: tuple[str, str],
+    checksum_in: Callable[[Record], Any] = lambda record: record.checksum,
+) -> Lost:
+    """Return the same of any pyramid; ``stages`` made its level 0 and the coarser ones.
+
+    ``checksum_in`` finds a unit's checksum in its record.
+    """
+    lost: Lost = {}
     if not journal.begun:
         return lost
-    for number in range(store.n_levels):
-        level = store.image(number)
+    for number, level in enumerate(levels):
         absent = {(unit.iy, unit.ix): unit for unit in level.not_stored()}
         if not absent:
             continue
-        records = journal.recorded(INGEST if number == 0 else REDUCE, number, only=absent)
+        records = journal.recorded(stages[min(number, 1)], number, only=absent)
         gone = frozenset(
             place
             for place, record in records.items()
-            if record.checksum != level.checksum_of_zeros(absent[place])
+            if checksum_in(record) != level.checksum_of_zeros(absent[place])
         )
         if gone:
             lost[number] = gone
     return lost
+
+
+def lost_of_label(label: Label, journal: Journal, stages: tuple[str, str]) -> Lost:
+    """Return the same of a label and its probabilities, of which one record tells."""
+    mask = lost_of([label.level(k) for k in range(label.n_levels)], journal, stages)
+    beside = label.probabilities
+    if beside is None:
+        return mask
+    planes = lost_of(
+        [beside.level(k) for k in range(beside.n_levels)],
+        journal,
+        stages,
+        lambda record: record.facts.get("probabilities"),
+    )
+    none: frozenset[tuple[int, int]] = frozenset()
+    return {k: mask.get(k, none) | planes.get(k, none) for k in {*mask, *planes}}
 
 
 def content_of(store: Store) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class ShardFormat:
         if not isinstance(sharding, ShardingCodec) or not _is_plain_index(sharding):
             return None
         chunk, shard = sharding.chunk_shape, array.shards
-        if shard is None or array.fill_value != 0:
+        if shard is None or array.fill_value != 0 or np.signbit(array.fill_value):
             return None
         if not tuple(array.shape[:-2]) == tuple(shard[:-2]) == tuple(chunk[:-2]):
             return None
