@@ -80,7 +80,7 @@ def fill_disk(root):
 
     def refuse(self, key, value, *, durable=False):
         if str(self.root) == root:
-            from tilepipe.store.files import explained
+            from tilepipe.store.explain import explained
 
             with explained(self.location, f"write {key}"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

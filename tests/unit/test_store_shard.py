@@ -32,7 +32,7 @@ def made(path, *, lead, extent, dtype, unit_px, chunk_px, is_label):
     )  # fmt: skip
 
 
-@given(
+any_array = given(
     data=st.data(),
     extent=st.tuples(st.integers(1, 70), st.integers(1, 70)),
     layout=st.sampled_from([(16, 16), (32, 16), (48, 16), (40, 40)]),
@@ -40,6 +40,9 @@ def made(path, *, lead, extent, dtype, unit_px, chunk_px, is_label):
         [("uint8", False), ("uint16", False), ("float32", False), ("uint8", True), ("int32", True)]
     ),
 )
+
+
+@any_array
 def test_zarr_reads_what_was_packed(tmp_path_factory, data, extent, layout, kind):
     (unit_px, chunk_px), (dtype, is_label) = layout, kind
     lead = () if is_label else (data.draw(st.integers(1, 3)),)
@@ -165,14 +168,7 @@ def test_arrays_without_shards_are_left_to_zarr():
         assert ShardFormat.for_array(array) is None
 
 
-@given(
-    data=st.data(),
-    extent=st.tuples(st.integers(1, 70), st.integers(1, 70)),
-    layout=st.sampled_from([(16, 16), (32, 16), (48, 16), (40, 40)]),
-    kind=st.sampled_from(
-        [("uint8", False), ("uint16", False), ("float32", False), ("uint8", True), ("int32", True)]
-    ),
-)
+@any_array
 def test_what_zarr_wrote_is_read(tmp_path_factory, data, extent, layout, kind):
     (unit_px, chunk_px), (dtype, is_label) = layout, kind
     lead = () if is_label else (data.draw(st.integers(1, 3)),)

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tilepipe.errors import StoreError, TilepipeError, VerifyError
+from tilepipe.errors import StoreError, VerifyError
 from tilepipe.infer.checks import Tell, check_levels, check_slide, slide_of
+from tilepipe.infer.origin import Read, model_of, reader_of, settings_of
 from tilepipe.infer.recompute import Comparison, compare_place, computed_px, places
 from tilepipe.infer.settings import Settings
-from tilepipe.models import Model, load_model
-from tilepipe.slide import Slide
-from tilepipe.spec import JobSpec
+from tilepipe.models import Model
 from tilepipe.store import Journal, Label, Store, open_store
-from tilepipe.tiling import Box
-
-Read = Callable[[Box], NDArray[Any]]
 
 REDUCED_FLIPS = 0.01
 """Share of sampled pixels that a mask made in bf16 or fp16 may differ from float32. Such a mask is
@@ -133,7 +128,7 @@ def _verify(
     tell: Tell,
     started_s: float,
 ) -> Certificate:
-    settings, spec = _settings_of(store, label, record)
+    settings, spec = settings_of(store, label, record)
     image_record = store.read_record()
     journal = store.journal(label.name, str(record.get("fingerprint")))
     label_units = check_levels(store, label, journal, stages=("segment", "label-reduce"), tell=tell)
@@ -154,8 +149,8 @@ def _verify(
     try:
         if slide is not None and store.has_image:
             slide_units = check_slide(store, slide, tell=tell)
-        model = _model_of(store, label, record, spec, weights)
-        read = _reader(store, label, slide, slide_is, model.in_channels)
+        model = model_of(store, label, record, spec, weights)
+        read = reader_of(store, label, slide, slide_is, model.in_channels)
         found = _compare(label, settings, model, read, journal, samples, tell)
     finally:
         if slide is not None:
@@ -275,69 +270,6 @@ def _compare(
             )
         tell("places", len(found), samples)
     return found
-
-
-def _settings_of(store: Store, label: Label, record: Mapping[str, Any]) -> tuple[Settings, JobSpec]:
-    values, spec = record.get("settings"), record.get("spec")
-    if not isinstance(values, dict) or not isinstance(spec, dict):
-        raise VerifyError(
-            f"{store.location}: label {label.name} does not say how it was made; "
-            "only masks made by tilepipe run can be verified"
-        )
-    try:
-        return Settings.from_json(values), JobSpec.checked(spec, source="recorded settings")
-    except TilepipeError as error:
-        raise VerifyError(f"{store.location}: label {label.name}: {error}") from error
-
-
-def _model_of(
-    store: Store, label: Label, record: Mapping[str, Any], spec: JobSpec, weights: str | None
-) -> Model:
-    """Load the network that the record names; VerifyError if the weights are others."""
-    where = weights or spec.weights
-    model = load_model(
-        spec.model,
-        weights=where,
-        in_channels=store.channels if (where or "").startswith("random:") else None,
-        classes=spec.classes,
-        base=spec.base,
-        options=spec.options,
-    )
-    kept = record.get("model")
-    sha256 = kept.get("sha256") if isinstance(kept, dict) else None
-    if sha256 != model.sha256:
-        raise VerifyError(
-            f"{store.location}: label {label.name} was made with weights {str(sha256)[:16]}, but "
-            f"{model.source} holds {model.sha256[:16]}; give the right ones with --weights"
-        )
-    return model
-
-
-def _reader(store: Store, label: Label, slide: Slide | None, slide_is: str, channels: int) -> Read:
-    """Return what reads the level that was segmented, as the network saw it."""
-    if store.has_image:
-        read = store.image(label.image_level).read
-    else:
-        shape = label.level(0).shape
-        if slide is None:
-            raise VerifyError(
-                f"{store.location}: holds labels only and its slide is {slide_is}; say where it is "
-                "with --slide"
-            )
-        number = next((n for n, info in enumerate(slide.levels) if info.shape == shape), None)
-        if number is None:
-            raise VerifyError(f"{slide.path}: has no level of {shape[0]} x {shape[1]} px")
-
-        def read(box: Box, slide: Slide = slide, number: int = number) -> NDArray[Any]:
-            return slide.read(box, level=number)
-
-    def reader(box: Box) -> NDArray[Any]:
-        pixels = read(box)
-        if pixels.shape[0] == 1 and channels > 1:
-            return np.broadcast_to(pixels, (channels, *pixels.shape[1:]))
-        return pixels
-
-    return reader
 
 
 def _only_label(store: Store) -> str:

@@ -29,8 +29,8 @@ def lanes_of(spec: JobSpec, settings: Settings | None) -> int:
     """Return the threads of each worker process that a job starts: the units it holds at once.
 
     A processor is busy with the network: three lanes take what they need of it. A GPU asks for
-    more than three cores can read and write (a core makes some 30 MPix/s): as many as there are,
-    up to where they would wait for the interpreter (benchmarks/NOTES.md, "Lanes beside a GPU").
+    more than three cores can read and write (a core makes some 23 MPix/s): as many as there are,
+    up to where they would wait for the interpreter (benchmarks/NOTES.md, "lanes beside a GPU").
     """
     if settings is None or settings.device == "cpu":
         return LANES

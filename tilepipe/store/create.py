@@ -18,7 +18,8 @@ from tilepipe.store.attributes import (
     read_own,
     write_attributes,
 )
-from tilepipe.store.files import Files, LocalFiles, explained, open_files
+from tilepipe.store.explain import explained
+from tilepipe.store.files import Files, LocalFiles, open_files
 from tilepipe.store.layout import (
     IMAGE_DTYPES,
     OWN,

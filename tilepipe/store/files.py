@@ -24,7 +24,8 @@ from typing import Any, Protocol
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore
 
-from tilepipe.errors import StoreError, TilepipeError
+from tilepipe.errors import StoreError
+from tilepipe.store.explain import explained
 
 PARTIAL = ".partial"
 """How the names of unfinished files end; zarr's own LocalStore does the same."""
@@ -34,20 +35,6 @@ _WRITER = re.compile(r"\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{12}\.partial$")
 _FOREIGN_AGE_S = 3600.0
 _in_flight: set[str] = set()
 """Unfinished files of this process."""
-
-_ADVICE = {
-    errno.ENOSPC: "the disk is full; free some space and run the same command again, "
-    "what is done is kept",
-    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again, "
-    "what is done is kept",
-    errno.EACCES: "choose another output folder or change its permissions",
-    errno.EPERM: "choose another output folder or change its permissions",
-    errno.EROFS: "the file system is mounted read-only; choose another output folder",
-    errno.EEXIST: "something else has that name; choose another output folder",
-    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another output folder",
-    errno.EIO: "the disk reports an error; check it, then run the same command again",
-    errno.EMFILE: "too many files are open; raise `ulimit -n` or use fewer workers",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +122,6 @@ def overlap(one: str, other: str) -> bool:
         return a.startswith(b) or b.startswith(a)
     roots = [Path(each.removeprefix("file://")).expanduser().resolve() for each in (one, other)]
     return roots[0].is_relative_to(roots[1]) or roots[1].is_relative_to(roots[0])
-
-
-@contextmanager
-def explained(location: str, doing: str) -> Iterator[None]:
-    """Turn the operating system's errors into a StoreError that says what to do."""
-    try:
-        yield
-    except TilepipeError:
-        raise
-    except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "")
-        message = f"{location}: cannot {doing}: {error.strerror or error}"
-        translated = StoreError(f"{message}; {advice}" if advice else message)
-        translated.errno = error.errno
-        raise translated from error
 
 
 def check_key(location: str, key: str) -> None:

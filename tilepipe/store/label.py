@@ -20,7 +20,7 @@ from tilepipe.store.attributes import (
     update_attributes,
     write_attributes,
 )
-from tilepipe.store.files import explained
+from tilepipe.store.explain import explained
 from tilepipe.store.layout import LABELS, OWN, PROBABILITIES, create_array, downsampled
 from tilepipe.store.level import Level
 from tilepipe.store.metadata import Pyramid, multiscales, omero, read_classes, read_pyramid

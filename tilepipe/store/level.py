@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store as ZarrStore
 
 from tilepipe.errors import StoreError, TilepipeError
-from tilepipe.store.files import Files, LocalFiles, explained
+from tilepipe.store.explain import explained
+from tilepipe.store.files import Files, LocalFiles
 from tilepipe.store.guards import CheckedReads, WholeWrites
 from tilepipe.store.recent import RecentUnits
-from tilepipe.store.shard import ShardFormat
+from tilepipe.store.shard import ShardFormat, pieces
 from tilepipe.tiling import Box, Grid, Shape, Unit
 
 _MOST_CHUNK_BYTES = 2 << 30
@@ -253,18 +254,12 @@ class Level:
         assert isinstance(self._files, LocalFiles)
         lead = self._array.shape[:-2]
         pixels = np.empty((*lead, *box.shape), self.dtype)
-        side_y, side_x = format_.shard[-2:]
-        for iy in range(box.y0 // side_y, -(-box.y1 // side_y)):
-            for ix in range(box.x0 // side_x, -(-box.x1 // side_x)):
-                y0, x0 = iy * side_y, ix * side_x
-                part = Box(y0, x0, y0 + side_y, x0 + side_x).intersect(box)
-                target = pixels[(..., *part.shift(-box.y0, -box.x0).slices)]
-                key = self._shard_key(iy, ix)
-                with self._files.opened(key) as shard:
-                    if shard is None:
-                        target[...] = 0
-                    else:
-                        format_.unpack(shard.read, shard.size_bytes, part.shift(-y0, -x0), target)
+        for place, part, target in pieces(box, format_.shard[-2:], pixels):
+            with self._files.opened(self._shard_key(*place)) as shard:
+                if shard is None:
+                    target[...] = 0
+                else:
+                    format_.unpack(shard.read, shard.size_bytes, part, target)
         return pixels.reshape((*self.lead, *box.shape))
 
     def _shard_key(self, iy: int, ix: int) -> str:

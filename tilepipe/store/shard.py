@@ -121,21 +121,16 @@ class ShardFormat:
         """
         index = self._index(read, size)
         buffer = np.empty(self.chunk, self.dtype)
-        side_y, side_x = self.chunk[-2:]
-        for iy in range(box.y0 // side_y, -(-box.y1 // side_y)):
-            for ix in range(box.x0 // side_x, -(-box.x1 // side_x)):
-                y0, x0 = iy * side_y, ix * side_x
-                part = Box(y0, x0, y0 + side_y, x0 + side_x).intersect(box)
-                target = out[(..., *part.shift(-box.y0, -box.x0).slices)]
-                offset, length = (int(number) for number in index[iy, ix])
-                if (offset, length) == _ABSENT:
-                    target[...] = 0
-                    continue
-                if offset + length > size:
-                    raise ValueError(f"chunk ({iy}, {ix}) of a shard lies behind its end")
-                stored = (_checked if self.checked else _exactly)(read, offset, length)
-                self.decode(stored, buffer)
-                target[...] = buffer[(..., *part.shift(-y0, -x0).slices)]
+        for (iy, ix), part, target in pieces(box, self.chunk[-2:], out):
+            offset, length = (int(number) for number in index[iy, ix])
+            if (offset, length) == _ABSENT:
+                target[...] = 0
+                continue
+            if offset + length > size:
+                raise ValueError(f"chunk ({iy}, {ix}) of a shard lies behind its end")
+            stored = (_checked if self.checked else _exactly)(read, offset, length)
+            self.decode(stored, buffer)
+            target[...] = buffer[(..., *part.slices)]
 
     def _index(self, read: ReadRange, size: int) -> NDArray[np.uint64]:
         """Return offset and length of each chunk: (chunks y, chunks x, 2)."""
@@ -144,6 +139,23 @@ class ShardFormat:
             raise ValueError(f"a shard of {size} bytes is cut off: it has no index")
         raw = _checked(read, size - length - _CRC_BYTES, length + _CRC_BYTES)
         return np.frombuffer(raw, "<u8").reshape(*self._chunks, 2)
+
+
+def pieces(
+    box: Box, sides: tuple[int, ...], out: NDArray[Any]
+) -> Iterator[tuple[tuple[int, int], Box, NDArray[Any]]]:
+    """Cut ``box`` along a grid of ``sides`` (y, x) that begins at (0, 0).
+
+    Yields place in the grid, the part seen from that cell's corner, and the part's view of ``out``,
+    pixels (..., y, x) of the box.
+    """
+    side_y, side_x = sides
+    for iy in range(box.y0 // side_y, -(-box.y1 // side_y)):
+        for ix in range(box.x0 // side_x, -(-box.x1 // side_x)):
+            y0, x0 = iy * side_y, ix * side_x
+            part = Box(y0, x0, y0 + side_y, x0 + side_x).intersect(box)
+            target = out[(..., *part.shift(-box.y0, -box.x0).slices)]
+            yield (iy, ix), part.shift(-y0, -x0), target
 
 
 def _is_plain_index(sharding: ShardingCodec) -> bool:

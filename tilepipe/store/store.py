@@ -20,7 +20,8 @@ from tilepipe.store.attributes import (
     read_own,
     write_attributes,
 )
-from tilepipe.store.files import Files, explained
+from tilepipe.store.explain import explained
+from tilepipe.store.files import Files
 from tilepipe.store.journal import JOURNAL, Journal
 from tilepipe.store.label import Label, create_probabilities, write_record
 from tilepipe.store.layout import (
