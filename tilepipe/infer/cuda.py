@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,6 +132,7 @@ class CudaBackend:
                 wanted, found = self._network(pixels), record(pixels)
                 same = all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
         except RuntimeError:  # a network that waits for a number, or too little memory
+            logging.getLogger(__name__).debug("forwards are not recorded", exc_info=True)
             return None
         finally:
             self._cuda.synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -119,4 +120,5 @@ def can_fuse_on_gpu(dtype: torch.dtype, device: str) -> bool:
             same &= found.nan_to_num() == expected.nan_to_num()
             return bool(same.all())
     except Exception:  # whatever a missing compiler, a driver or an old GPU makes of it
+        logging.getLogger(__name__).debug("bias and ReLU stay two passes", exc_info=True)
         return False
