@@ -424,7 +424,7 @@ class JobFiles:
         return "ok"
 
     def _manifest(self, rng):
-        from tilepipe.cli.run import _from_manifest
+        from tilepipe.cli.requests import _from_manifest
         from tilepipe.spec import JobSpec
 
         self.path.write_bytes(self._damaged(self.manifest, rng))
