@@ -52,7 +52,7 @@ def test_another_job_is_refused_with_the_ways_out(store):
 
 def _record(**changes):
     return {
-        "format": 1,
+        "format": 2,
         "stage": "ingest",
         "level": 0,
         "iy": 0,
@@ -78,7 +78,8 @@ HOSTILE = {
     "a bool": json.dumps(_record(iy=False)).encode(),
     "extra key": json.dumps(_record(run="rm -rf")).encode(),
     "checksum": json.dumps(_record(checksum="../../etc/passwd")).encode(),
-    "future": json.dumps(_record(format=2)).encode(),
+    "past": json.dumps(_record(format=1)).encode(),
+    "future": json.dumps(_record(format=3)).encode(),
     "large": json.dumps(_record(facts={"x": "y" * 20000})).encode(),
     "deep": b'{"facts":' + b"[" * 8000 + b"]" * 8000 + b"}",
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tilepipe.infer import Settings
 
 MOST_LANES = 12
-RECENT_BYTES = 192 << 20
+RECENT_BYTES = 256 << 20
 SLACK_BYTES = 64 << 20
 
 

@@ -256,11 +256,11 @@ def _channels(spec: JobSpec, chosen: Segmentation | None) -> int:
 def _band(source: Source, unit_px: int, kept_bytes: int, channels: int) -> int:
     """Columns of units whose neighbours are still in memory when they are needed: an even number.
 
-    A unit waits for the row below it and for those that were read ahead; masks, and ``channels``
-    of probabilities, lie beside them.
+    A row of the band waits for the one below it and is seen by that, too: three rows are held, and
+    what was read ahead. Masks, and ``channels`` of probabilities, lie beside them.
     """
     unit_bytes = (source.channels * source.dtype.itemsize + 1 + channels) * unit_px**2
-    return max(2, (kept_bytes // unit_bytes - 6) // 2 * 2)
+    return max(2, (kept_bytes // unit_bytes - 3) // 3 // 2 * 2)
 
 
 def _halved(extent: Shape, count: int) -> tuple[Shape, ...]:

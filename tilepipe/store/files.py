@@ -60,7 +60,7 @@ class Files(Protocol):
         """Yield the bytes of those ``keys`` that exist, cut off one byte above the limit."""
 
     def put(self, key: str, value: Any, *, durable: bool = False) -> None:
-        """Write the buffer ``value``, or a list of them one after the other, at once.
+        """Write the buffer ``value``, or several one after the other as they come, at once.
 
         ``durable`` waits until it is on the disk.
         """
@@ -205,7 +205,7 @@ class LocalFiles:
                 yield key, b""  # unreadable counts as not recorded, as a torn record does
 
     def put(self, key: str, value: Any, *, durable: bool = False) -> None:
-        """Write a buffer or a list of them at once; ``durable`` waits until it is on the disk."""
+        """Write a buffer or several at once; ``durable`` waits until it is on the disk."""
         path = self.path(key)
         partial = path.with_name(
             f"{path.name}.{_NODE}-{os.getpid()}-{uuid.uuid4().hex[:12]}{PARTIAL}"
@@ -219,7 +219,7 @@ class LocalFiles:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     stream = partial.open("wb")
                 with stream:
-                    stream.writelines(value if isinstance(value, list) else [value])
+                    stream.writelines(value if isinstance(value, Iterator) else [value])
                     if durable:
                         stream.flush()
                         os.fsync(stream.fileno())

@@ -24,7 +24,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: int = Field(default=1, ge=1, le=1)
+    format: int = Field(default=2, ge=2, le=2)
     stage: str = Field(pattern=_STAGE)
     level: int = Field(ge=0, le=63)
     iy: int = Field(ge=0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from math import prod
 from typing import Any
 
 import numpy as np
+import xxhash
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store as ZarrStore
@@ -27,9 +28,13 @@ _MOST_CHANNELS = 4096
 
 
 def checksum_of(pixels: NDArray[Any]) -> str:
-    """Return 16 hex digits of the SHA-256 of the pixels' bytes in C order, little-endian."""
+    """Return XXH3 (64 bits, 16 hex digits) of the pixels' bytes in C order, little-endian.
+
+    It is there to find damage, not forgery, and runs at the speed of memory: SHA-256 took 8 % of
+    what the lanes do for a slide, more on a processor without instructions for it.
+    """
     plain = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<"))
-    return hashlib.sha256(plain.data).hexdigest()[:16]
+    return xxhash.xxh3_64_hexdigest(plain.data)
 
 
 @lru_cache(maxsize=64)
@@ -243,11 +248,12 @@ class Level:
     def _write_shard(self, format_: ShardFormat, unit: Unit, pixels: NDArray[Any]) -> None:
         key = self._shard_key(unit.iy, unit.ix)
         lead = self._array.shape[:-2]
-        *chunks, index = format_.pack(pixels.reshape((*lead, *pixels.shape[-2:])))
-        if chunks:
-            self._files.put(key, [*chunks, index], durable=True)
-        else:
+        parts = format_.pack(pixels.reshape((*lead, *pixels.shape[-2:])))
+        first = next(parts, None)
+        if first is None:
             self._files.delete(key)
+        else:
+            self._files.put(key, chain([first], parts), durable=True)
 
     def _read_shards(self, format_: ShardFormat, box: Box) -> NDArray[Any]:
         """Read a box shard by shard; what is not stored is 0."""

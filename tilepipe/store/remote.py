@@ -102,9 +102,9 @@ class RemoteFiles:
                     yield key, value
 
     def put(self, key: str, value: Any, *, durable: bool = False) -> None:
-        """Write a buffer or a list of them as one object; S3 answers when it is durable."""
+        """Write a buffer or several as one object; S3 answers when it is durable."""
         check_key(self.location, key)
-        whole = b"".join(value) if isinstance(value, list) else bytes(value)
+        whole = b"".join(value) if isinstance(value, Iterator) else bytes(value)
         with explained_remote(self.location, f"write {key}"):
             self._obs.put(self._store, key, whole)
 

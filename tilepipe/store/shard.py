@@ -83,10 +83,11 @@ class ShardFormat:
         return self.shard[-2] // self.chunk[-2], self.shard[-1] // self.chunk[-1]
 
     def pack(self, pixels: NDArray[Any]) -> Iterator[bytes]:
-        """Yield the bytes of a shard in the order of the file; the last ones are the index.
+        """Yield the bytes of a shard in the order of the file, nothing where all are 0.
 
         ``pixels`` may be smaller than the shard, at the borders of a level; what is missing of a
-        chunk is 0. A chunk whose bytes are all 0 is not stored.
+        chunk is 0. A chunk whose bytes are all 0 is not stored. Written as they come, a chunk's
+        bytes are freed before the next one's are made: malloc takes the same memory again.
         """
         side_y, side_x = self.chunk[-2:]
         entries = [_ABSENT] * prod(self._chunks)
@@ -110,8 +111,9 @@ class ShardFormat:
             yield stored
             if self.checked:
                 yield _crc(stored)
-        index = struct.pack(f"<{2 * len(entries)}Q", *(n for entry in entries for n in entry))
-        yield index + _crc(index)
+        if offset:
+            index = struct.pack(f"<{2 * len(entries)}Q", *(n for entry in entries for n in entry))
+            yield index + _crc(index)
 
     def unpack(self, read: ReadRange, size: int, box: Box, out: NDArray[Any]) -> None:
         """Read ``box`` of a shard, counted from its corner, into ``out`` (..., y, x).
