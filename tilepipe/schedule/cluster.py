@@ -87,6 +87,9 @@ def connect(
         "distributed.worker.memory.terminate": False,
         # Large native stacks are normal for a network: no advice about them.
         "distributed.admin.tick.limit": "1h",
+        # So nobody looks at how late the loop is; fifty times a second, in each server, is a tenth
+        # of the time in which it holds the interpreter.
+        "distributed.admin.tick.interval": "1s",
         # Samples every thread's stack a hundred times a second; --trace tells what is of use.
         "distributed.worker.profile.enabled": False,
     }

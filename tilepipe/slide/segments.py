@@ -97,10 +97,9 @@ class PagePixels:
     def segment_box(self, index: int) -> Box:
         """Return the px of the image under segment ``index``."""
         iy, ix = divmod(index % (self.grid[0] * self.grid[1]), self.grid[1])
-        box = Box(
-            iy * self.side[0], ix * self.side[1], (iy + 1) * self.side[0], (ix + 1) * self.side[1]
-        )
-        return box.intersect(Box.of_shape(self.shape))
+        y0, x0 = iy * self.side[0], ix * self.side[1]
+        y1, x1 = min(y0 + self.side[0], self.shape[0]), min(x0 + self.side[1], self.shape[1])
+        return Box(y0, x0, y1, x1)
 
     def read(self, box: Box, samples: Sequence[int], *, repair: Repair) -> Pixels:
         """Pixels (len(samples), y, x) of ``box``, which lies inside the page.
