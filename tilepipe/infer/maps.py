@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilepipe.buffers import empty
 from tilepipe.infer.backends import BatchResult
 from tilepipe.tiling import Box, Tile
 
@@ -43,8 +44,8 @@ class Maps:
     @classmethod
     def empty(cls, box: Box, *, channels: int) -> Maps:
         """Return maps of 0; ``channels`` 0: no probabilities."""
-        planes = np.zeros((channels, *box.shape), np.uint8) if channels else None
-        return cls(box, np.zeros(box.shape, np.uint8), planes)
+        planes = _zeros((channels, *box.shape)) if channels else None
+        return cls(box, _zeros(box.shape), planes)
 
     def put_tiles(self, tiles: Sequence[Tile], result: BatchResult) -> None:
         """Put the cores of a batch where they belong."""
@@ -63,3 +64,9 @@ class Maps:
         self.ids[target] = part.ids
         if self.probabilities is not None and part.probabilities is not None:
             self.probabilities[(..., *target)] = part.probabilities
+
+
+def _zeros(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    zeros = empty(shape, np.uint8)
+    zeros[...] = 0
+    return zeros

@@ -9,7 +9,7 @@ import numpy as np
 
 from tilepipe.pipeline.choice import choose
 from tilepipe.pipeline.events import Event, Note, Warned
-from tilepipe.pipeline.lanes import lanes_of, processes_of, recent_bytes, slack_bytes
+from tilepipe.pipeline.lanes import lanes_of, processes_of, recent_bytes, slack_bytes, waiting_bytes
 from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import Source, open_source
 from tilepipe.pipeline.tissue import given_tissue
@@ -63,7 +63,8 @@ def bill(request: Request) -> dict[str, Any]:
     # A unit of probabilities as computed, as cut into chunks, and as compressed.
     planes_bytes = 3 * channels * min(unit_px, max(extents[chosen.level])) ** 2
     each = network + min(lanes, len(plan.grid)) * (4 * unit_bytes + planes_bytes) + PROCESS_BYTES
-    each += recent_bytes(spec, lanes) if copied else 0
+    kept = recent_bytes(spec, lanes)
+    each += waiting_bytes(kept) + (kept if copied else 0)
     each += slack_bytes(spec, chosen.forward_bytes, lanes) if chosen.forward_bytes else 0
     # Worker processes stand beside the one that hands out their units.
     ram = workers * each + (PROCESS_BYTES if workers > 1 else 0)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilepipe import malloc
+from tilepipe import buffers, malloc
 from tilepipe.errors import SlideError, TilepipeError
 from tilepipe.pipeline.instances import Objects
 from tilepipe.pipeline.job import GATE, Ticket
+from tilepipe.pipeline.lanes import waiting_bytes
 from tilepipe.pipeline.tissue import read_tissue
 from tilepipe.slide import Slide, TissueMask, open_slide
 from tilepipe.spec import JobSpec
@@ -39,6 +40,7 @@ class Context:
         self.ticket = ticket
         self.spec = JobSpec.checked(ticket.spec, source="ticket")
         self.store: Store = open_store(ticket.output, writable=True)
+        buffers.keep(waiting_bytes(ticket.recent_bytes))
         self.recent = self.store.recent = RecentUnits(ticket.recent_bytes)
         self.image_journal: Journal = self.store.journal(None, ticket.image_fingerprint)
         self.label_journal: Journal | None = None

@@ -48,6 +48,14 @@ def recent_bytes(spec: JobSpec, lanes: int = LANES) -> int:
     return RECENT_BYTES * lanes // LANES // max(1, spec.workers or 1)
 
 
+def waiting_bytes(kept_bytes: int) -> int:
+    """Return the bytes of large arrays that a process may keep between two uses (``buffers``).
+
+    ``kept_bytes`` is what it keeps of units (``recent_bytes``): lanes and processes count alike.
+    """
+    return kept_bytes // 4
+
+
 def slack_bytes(spec: JobSpec, forward_bytes: int, lanes: int = LANES) -> int:
     """Return the freed memory that a process may hold on to before it is handed back.
 

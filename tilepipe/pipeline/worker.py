@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilepipe.buffers import empty
 from tilepipe.errors import SlideError, TilepipeError
 from tilepipe.infer.account import merge_seconds
 from tilepipe.pipeline.context import Context, context_of
@@ -173,7 +174,7 @@ def _reduce_unit(
     """Build a unit from the finer level under it, a quarter at a time."""
     unit = coarse.grid.at(index)
     clock = _Clock()
-    small = np.empty((*coarse.lead, *unit.box.shape), coarse.dtype)
+    small = empty((*coarse.lead, *unit.box.shape), coarse.dtype)
     side = -(-coarse.unit_px // 2)
     for piece in unit.box.split((side, side)):
         pixels = fine.read(piece.enlarged(2).intersect(Box.of_shape(fine.shape)))

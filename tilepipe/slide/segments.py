@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilepipe.buffers import empty
 from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide import jpeg
 from tilepipe.slide.cache import SegmentCache
@@ -106,7 +107,7 @@ class PagePixels:
 
         ``repair`` is called with each SegmentError: it raises, or the tile is filled.
         """
-        out = np.empty((len(samples), *box.shape), self.dtype)
+        out = empty((len(samples), *box.shape), self.dtype)
         if box.area == 0:
             return out
         per_plane = self.grid[0] * self.grid[1]

@@ -14,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store as ZarrStore
 
+from tilepipe.buffers import empty
 from tilepipe.errors import StoreError, TilepipeError
 from tilepipe.store.explain import explained
 from tilepipe.store.files import Files, LocalFiles
@@ -169,7 +170,7 @@ class Level:
         held = {unit: self._recent.get(self._place(unit)) for unit in self.grid.touching(box)}
         if all(pixels is None for pixels in held.values()):
             return self._stored(box)
-        whole = np.empty((*self.lead, *box.shape), self.dtype)
+        whole = empty((*self.lead, *box.shape), self.dtype)
         for unit, pixels in held.items():
             part = unit.box.intersect(box)
             if pixels is None:
@@ -259,7 +260,7 @@ class Level:
         """Read a box shard by shard; what is not stored is 0."""
         assert isinstance(self._files, LocalFiles)
         lead = self._array.shape[:-2]
-        pixels = np.empty((*lead, *box.shape), self.dtype)
+        pixels = empty((*lead, *box.shape), self.dtype)
         for place, part, target in pieces(box, format_.shard[-2:], pixels):
             with self._files.opened(self._shard_key(*place)) as shard:
                 if shard is None:

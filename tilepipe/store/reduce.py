@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilepipe.buffers import empty
+
 _BAND_BYTES = 1 << 20
 """Rows are reduced in bands of about this size, so that the intermediate sums stay in cache."""
 
@@ -36,7 +38,7 @@ def reduce_label(fine: NDArray[Any]) -> NDArray[Any]:
 
 def _banded(fine: NDArray[Any], reduce: Any) -> NDArray[Any]:
     height, width = fine.shape[-2:]
-    coarse = np.empty((*fine.shape[:-2], -(-height // 2), -(-width // 2)), fine.dtype)
+    coarse = empty((*fine.shape[:-2], -(-height // 2), -(-width // 2)), fine.dtype)
     planes = fine.reshape((-1, height, width))
     targets = coarse.reshape((-1, *coarse.shape[-2:]))
     rows = max(2, _BAND_BYTES // max(1, width * fine.itemsize) // 2 * 2)

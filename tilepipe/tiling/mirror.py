@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilepipe.buffers import empty
 from tilepipe.tiling.box import Box, Shape
 
 
@@ -50,7 +51,7 @@ def read_mirrored(read: Callable[[Box], NDArray[Any]], box: Box, extent: Shape) 
     inside = box.intersect(Box.of_shape(extent))
     if inside.area == 0:
         return _picked(pixels, source, box, extent)
-    mirrored = np.empty((*pixels.shape[:-2], *box.shape), pixels.dtype)
+    mirrored = empty((*pixels.shape[:-2], *box.shape), pixels.dtype)
     mirrored[(..., *inside.shift(-box.y0, -box.x0).slices)] = pixels[
         (..., *inside.shift(-source.y0, -source.x0).slices)
     ]
