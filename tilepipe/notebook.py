@@ -9,6 +9,7 @@ from tilepipe.errors import StoreError
 from tilepipe.export import Result
 from tilepipe.pipeline.events import OnEvent, ignore
 from tilepipe.pipeline.run import Request, run_one
+from tilepipe.pipeline.stored import check_kept
 from tilepipe.spec import JobSpec
 from tilepipe.store import Store, open_store
 
@@ -51,16 +52,21 @@ def ingest(
 
 
 def open_result(store: str | Path, label: str | None = None) -> Result:
-    """Open a finished (or running) mask; ``label`` may be left out where there is one."""
+    """Open a finished (or running) mask; ``label`` may be left out where there is one.
+
+    Raises StoreError if files of the mask or of its image are gone, which would be read as 0.
+    """
+    opened = open_store(str(store))
     if label is None:
-        opened = open_store(str(store))
         names = opened.masks
         if len(names) != 1:
             raise StoreError(
                 f"{store}: has {len(names)} labels ({', '.join(names)}); say which one"
             )
         label = names[0]
-    return Result(str(store), label)
+    result = Result(opened, label)
+    check_kept(opened, [result.label])
+    return result
 
 
 def verify(store: str | Path, **settings: Any) -> Any:

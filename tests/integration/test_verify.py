@@ -14,9 +14,10 @@ import tifffile
 from click.testing import CliRunner
 
 from tilepipe.cli.main import main
-from tilepipe.errors import VerifyError
+from tilepipe.errors import StoreError, VerifyError
 from tilepipe.infer import verify
 from tilepipe.infer.recompute import places
+from tilepipe.notebook import open_result
 from tilepipe.pipeline.output import running
 from tilepipe.store import open_store, reduce_image, reduce_label
 from tilepipe.tiling import Box
@@ -298,3 +299,39 @@ def test_a_store_that_others_write_is_not_taken_away(finished, slide, tmp_path):
         assert "another tilepipe process is writing there" in holder.stderr
     tilepipe("verify", store, "--quiet")
     tilepipe(*refused)
+
+
+@pytest.mark.parametrize("place", ["labels/unet", "probabilities/unet", ""])
+def test_what_is_lost_is_not_handed_on_as_background(with_all, tmp_path, place):
+    store = Path(shutil.copytree(with_all, tmp_path / "waves.zarr"))
+    shard(store, f"{place}/0" if place else "0").unlink()
+    page, table = tmp_path / "page.html", tmp_path / "objects.csv"
+    commands: list[list[object]] = [
+        ["report", store, "-o", page],
+        ["export", store, "--to", "ome-zarr-0.4", "-o", tmp_path / "copy.zarr"],
+    ]
+    if place:
+        commands += [
+            ["export", store, "--label", "unet-instances", "--to", "csv", "-o", table],
+            ["export", store, "--label", "unet", "--to", "geojson", "-o", table],
+            ["evaluate", with_all, store, "--label", "unet", "--truth-label", "unet"],
+        ]
+    else:
+        commands.append(["export", store, "--to", "ome-tiff", "--image", "-o", tmp_path / "i.tif"])
+    for command in commands:
+        said = tilepipe(*command, code=1).output
+        assert "lacks 1 units that were written" in said, command
+        assert f"tilepipe finish {store}" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"waves.zarr"}
+    with pytest.raises(StoreError, match="would be read as 0"):
+        open_result(store, "unet")
+
+
+def test_a_mask_that_is_not_finished_is_handed_on_with_a_warning(with_all, tmp_path):
+    store = Path(shutil.copytree(with_all, tmp_path / "waves.zarr"))
+    label = open_store(str(store), writable=True).label("unet")
+    label.write_record({**label.read_record(), "state": "running"})
+    shard(store, "labels/unet/0").unlink()
+    export = ["export", store, "--label", "unet", "--to", "csv", "--overwrite"]
+    assert "label unet is not finished (running)" in tilepipe(*export).output
+    assert tilepipe(*export, "--quiet").output == ""

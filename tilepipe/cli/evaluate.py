@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilepipe.cli import options
+from tilepipe.cli.masks import check_masks
 
 if TYPE_CHECKING:
     from tilepipe.train.evaluate import Evaluation
@@ -36,9 +37,14 @@ def command(as_json: bool, quiet: bool, **settings: Any) -> None:
     """
     from tilepipe.train.evaluate import evaluate, open_labels
 
+    predicted = open_labels(settings["predicted"], name=settings["label"])
+    truth = open_labels(settings["truth"], name=settings["truth_label"])
+    for one in (predicted, truth):
+        if one.stored is not None:
+            check_masks(one.stored[0], [one.stored[1]], image=False, quiet=quiet)
     result = evaluate(
-        open_labels(settings["predicted"], name=settings["label"]),
-        open_labels(settings["truth"], name=settings["truth_label"]),
+        predicted,
+        truth,
         predicted_kind=settings["pred_kind"],
         truth_kind=settings["truth_kind"],
         border=settings["border"],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilepipe.cli import options
+from tilepipe.cli.masks import check_masks
 
 if TYPE_CHECKING:
     from tilepipe.store import Label, Store
@@ -97,12 +98,26 @@ def command(store: str, form: str, output: str | None, **options_given: Any) -> 
     target = output or _default_output(store, _SUFFIXES[form])
     if "://" in target and form != "ome-zarr-0.4":
         raise ExportError(f"{target}: only --to ome-zarr-0.4 can be written there; name a file")
+    _check(opened, form, options_given)
     told = _WRITERS[form](opened, target, options_given)
     if options_given["as_json"]:
         click.echo(json.dumps({"output": target, "to": form, **told}))
     elif not options_given["quiet"]:
         facts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in told.items())
         click.echo(f"{target}: {facts}")
+
+
+def _check(store: Store, form: str, given: dict[str, Any]) -> None:
+    draws_image = form == "png" and given["show"] != "mask"
+    if form == "ome-zarr-0.4":
+        named = store.labels if given["label"] is None else (given["label"],)
+        labels = [store.label(name) for name in named]
+    elif (form == "ome-tiff" and given["as_image"]) or (form == "png" and given["show"] == "image"):
+        labels = []
+    else:
+        labels = [_label(store, given["label"])]
+    image = form == "ome-zarr-0.4" or draws_image or not labels
+    check_masks(store, labels, image=image, quiet=given["quiet"])
 
 
 def _default_output(store: str, suffix: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from tilepipe.cli import options
+from tilepipe.cli.masks import check_masks
 
 
 @click.command("report")
@@ -37,7 +38,10 @@ def command(
     from tilepipe.export.report import write_report
     from tilepipe.store import open_store
 
-    told = write_report(output, open_store(store), labels=labels or None, overwrite=overwrite)
+    opened = open_store(store)
+    shown = [opened.label(name) for name in labels or opened.labels]
+    check_masks(opened, shown, image=True, quiet=quiet)
+    told = write_report(output, opened, labels=labels or None, overwrite=overwrite)
     if as_json:
         click.echo(json.dumps({"output": str(output), "labels": told}, default=str))
     elif not quiet:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilepipe.errors import StoreError
+from tilepipe.errors import MismatchError, StoreError
 from tilepipe.pipeline.inspect import units_of
-from tilepipe.pipeline.job import INGEST, REDUCE
+from tilepipe.pipeline.job import INGEST, LABEL_REDUCE, OBJECT_REDUCE, PAINT, REDUCE, SEGMENT
 from tilepipe.pipeline.output import is_blank
 from tilepipe.slide import LevelInfo
 from tilepipe.slide.fingerprint import fingerprint_folder
@@ -76,6 +77,56 @@ def _remedy(store: Store, record: dict[str, Any]) -> str:
     path = source.get("path") if isinstance(source, dict) else None
     again = f"tilepipe ingest {path or 'SLIDE'} -o {store.location}"
     return f"make them with `tilepipe finish {store.location}`, or `{again}`"
+
+
+def check_kept(store: Store, labels: Sequence[Label] = (), *, image: bool = True) -> None:
+    """Raise StoreError if files that a job wrote are gone, of a mask or (with ``image``) the image.
+
+    They would be read as 0: handed on, background. What is not finished yet is another matter, and
+    ``unfinished`` tells it: while a job writes, what it does meanwhile would look gone here.
+    """
+    record = store.read_record()
+    if image and record.get("state") == "done":
+        lost = lost_units(store, record.get("fingerprint"))
+        _refuse_lost(store, "the image", lost, store.image)
+    for label in labels:
+        _check_label(store, label)
+        # How probable its objects are is read beside the mask.
+        mask = label.read_record().get("instances_of")
+        if mask in store.labels:
+            _check_label(store, store.label(mask))
+
+
+def _check_label(store: Store, label: Label) -> None:
+    record = label.read_record()
+    mark = record.get("fingerprint")
+    if unfinished(label) is not None or not isinstance(mark, str):
+        return
+    stages = (PAINT, OBJECT_REDUCE) if "instances_of" in record else (SEGMENT, LABEL_REDUCE)
+    with suppress(MismatchError):  # the records are another job's and tell nothing of this one
+        lost = lost_of_label(label, store.journal(label.name, mark), stages)
+        _refuse_lost(store, label.what, lost, label.level)
+
+
+def _refuse_lost(store: Store, what: str, lost: Lost, level: Callable[[int], Level]) -> None:
+    if count := sum(map(len, lost.values())):
+        number, units = next(iter(lost.items()))
+        raise StoreError(
+            f"{store.location}: {what} lacks {count} units that were written, the first at level "
+            f"{number}, {level(number).grid.unit(*min(units)).box}: their files are gone and would "
+            f"be read as 0; restore them, or make them with `tilepipe finish {store.location}`"
+        )
+
+
+def unfinished(label: Label) -> str | None:
+    """Say that the job of a mask has not done all of it; None if it has, or if none is recorded."""
+    state = label.read_record().get("state")
+    if state in (None, "done", EXPORTED):
+        return None
+    return (
+        f"{label.what} is not finished ({state}): what is not there yet is read as background; "
+        "`tilepipe finish` makes the rest"
+    )
 
 
 def lost_units(store: Store, fingerprint: Any) -> Lost:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from tilepipe.train.metrics import (
 from tilepipe.train.overlap import OverlapCounter
 from tilepipe.train.targets import separate
 
+if TYPE_CHECKING:
+    from tilepipe.store import Label, Store
+
 Kind = Literal["auto", "classes", "instances"]
 IN_MEMORY_PX = 64 << 20
 """Warping error and border separation look at whole images up to this size."""
@@ -41,6 +44,8 @@ class LabelImage:
     dtype: np.dtype[Any]
     read: Callable[[Box], NDArray[Any]]
     class_names: tuple[str, ...] = ()
+    stored: tuple[Store, Label] | None = None
+    """Where it lies in a store; None of an image."""
 
     def resolve(self, kind: Kind) -> Literal["classes", "instances"]:
         """Decide what ids mean: ``auto`` takes ids wider than 8 bit as instances."""
@@ -133,6 +138,7 @@ def _of_store(location: str, name: str | None) -> LabelImage:
         dtype=np.dtype(level.dtype),
         read=lambda box: check_ids(level.read(box), source=f"{location}:{name}"),
         class_names=tuple(entry.name for entry in label.classes),
+        stored=(store, label),
     )
 
 
