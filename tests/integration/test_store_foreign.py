@@ -11,9 +11,11 @@ from ome_zarr.io import parse_url
 from ome_zarr.writer import write_image
 
 from tilepipe.errors import StoreError
+from tilepipe.export import Result
 from tilepipe.spec import default_classes
 from tilepipe.store import open_store
 from tilepipe.tiling import Box
+from tilepipe.view.source import open_sources
 
 
 def foreign(
@@ -232,3 +234,55 @@ def test_a_broken_root_is_one_error(tmp_path, raw):
         StoreError, match=r"cannot|not JSON|not a JSON|does not describe|without OME|broken"
     ):
         open_store(str(path))
+
+
+def with_label(path, mask, *, scale, unit="micrometer"):
+    """A foreign image of 301 x 200 px at 0.25 with a label ``theirs`` of one level."""
+    foreign(str(path), axes="cyx", shape=(3, 301, 200), unit="micrometer")
+    group = zarr.open_group(str(path / "labels/theirs"), mode="w")
+    group.create_array("0", data=mask)
+    axes = [{"name": axis, "type": "space", **({"unit": unit} if unit else {})} for axis in "yx"]
+    steps = [{"type": "scale", "scale": scale}]
+    entry = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [entry], "image-label": {}}
+    document = {"zarr_format": 3, "node_type": "group"}
+    document["attributes"] = {"ome": {"version": "0.5", "labels": ["theirs"]}}
+    (path / "labels/zarr.json").write_text(json.dumps(document))
+    return open_store(str(path)).label("theirs")
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale", "unit", "factor"),
+    [
+        ((301, 200), [0.25, 0.25], "micrometer", 1),
+        ((301, 200), [1.0, 1.0], None, 1),  # scales that are not the image's
+        ((150, 100), [0.5, 0.5], "micrometer", 2),
+        ((151, 100), [500.0, 500.0], "nanometer", 2),
+        ((75, 50), [1.0, 1.0], None, 4),  # by its size alone
+        ((150, 100), [0.25, 0.25], "micrometer", None),  # a quarter of the image, cut out
+        ((100, 60), [0.25, 0.25], "micrometer", None),
+        ((602, 400), [0.125, 0.125], "micrometer", None),
+        ((301, 100), [0.25, 0.5], "micrometer", None),
+    ],
+)
+def test_a_label_of_others_lies_where_its_scale_says(tmp_path, shape, scale, unit, factor):
+    mask = np.zeros(shape, np.uint8)
+    mask[20:30, 10:15] = 1
+    label = with_label(tmp_path / "theirs.zarr", mask, scale=scale, unit=unit)
+    if factor is None:
+        with pytest.raises(StoreError, match="does not cover the image"):
+            label.check_placed()
+        with pytest.raises(StoreError, match="does not cover the image"):
+            Result(str(tmp_path / "theirs.zarr"), "theirs")
+        assert not open_sources([str(tmp_path / "theirs.zarr")], cache_bytes=1 << 20)[0].labels
+        return
+    label.check_placed()
+    assert label.level(0).downsample == factor
+    (feature,) = Result(str(tmp_path / "theirs.zarr"), "theirs").to_geojson()["features"]
+    assert feature["properties"]["measurements"] == {
+        "Area px": 50 * factor**2,
+        "Area µm^2": 50 * factor**2 / 16,
+    }
+    corners = np.array(feature["geometry"]["coordinates"][0])
+    assert corners.min(axis=0).tolist() == [10 * factor, 20 * factor]
+    assert corners.max(axis=0).tolist() == [15 * factor, 30 * factor]

@@ -116,6 +116,8 @@ def _check(store: Store, form: str, given: dict[str, Any]) -> None:
         labels = []
     else:
         labels = [_label(store, given["label"])]
+    for label in labels:
+        label.check_placed()
     image = form == "ome-zarr-0.4" or draws_image or not labels
     check_masks(store, labels, image=image, quiet=given["quiet"])
 

@@ -46,6 +46,9 @@ def command(
     from tilepipe.view.server import ViewServer
 
     server = ViewServer(list(stores), port=port, cache_bytes=cache_mib << 20)
+    for reason in (one for source in server.sources for one in source.left_out):
+        if not quiet:
+            click.echo(f"Warning: not shown: {reason}", err=True)
     if as_json:
         click.echo(json.dumps({"url": server.url, "stores": list(stores)}))
     elif not quiet:

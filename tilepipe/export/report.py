@@ -28,6 +28,8 @@ def write_report(
     names = store.labels if labels is None else tuple(labels)
     if not names:
         raise ExportError(f"{store.location}: no label to report; make one with: tilepipe run")
+    for name in names:
+        store.label(name).check_placed()
     told = []
     style = (files("tilepipe.export") / "report.css").read_text(encoding="utf-8")
     title = store.location.rstrip("/").rsplit("/", 1)[-1]

@@ -90,6 +90,7 @@ class Result:
     def __init__(self, store: str | Path | Store, label: str) -> None:
         self.store: Store = store if isinstance(store, Store) else open_store(str(store))
         self.label: Label = self.store.label(label)
+        self.label.check_placed()
 
     def __repr__(self) -> str:
         y, x = self.labels.shape

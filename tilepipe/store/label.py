@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from tilepipe.store.explain import explained
 from tilepipe.store.layout import LABELS, OWN, PROBABILITIES, create_array, downsampled
 from tilepipe.store.level import Level
 from tilepipe.store.metadata import Pyramid, multiscales, omero, read_classes, read_pyramid
+from tilepipe.store.placement import factor_over
 
 if TYPE_CHECKING:
     from tilepipe.store.store import Store
@@ -78,19 +80,40 @@ class Beside:
                 f"{self.n_levels - 1}"
             )
         if index not in self._levels:
-            base = self._store.level_downsample(self.image_level) if self._facts else 1
-            self._levels[index] = Level(
-                self._store.files,
-                f"{self._group}/{self._pyramid.paths[index]}",
-                index=index,
-                downsample=base * self._pyramid.downsamples[index],
-                axes=self._pyramid.axes,
-                is_label=self._is_label,
-                unit_px=self._facts.unit_px if self._facts else None,
-                writable=self._store.writable and self._facts is not None,
-                recent=self._store.recent,
-            )
+            self._levels[index] = self._open(index, factor=self._factor or 1)
         return self._levels[index]
+
+    def _open(self, index: int, *, factor: int) -> Level:
+        return Level(
+            self._store.files,
+            f"{self._group}/{self._pyramid.paths[index]}",
+            index=index,
+            downsample=factor * self._pyramid.downsamples[index],
+            axes=self._pyramid.axes,
+            is_label=self._is_label,
+            unit_px=self._facts.unit_px if self._facts else None,
+            writable=self._store.writable and self._facts is not None,
+            recent=self._store.recent,
+        )
+
+    @cached_property
+    def _factor(self) -> int | None:
+        """Level-0 px of the image per px of the finest level; None where it lies otherwise."""
+        if self._facts is not None:
+            return self._store.level_downsample(self.image_level)
+        shape = self._open(0, factor=1).shape
+        return factor_over(self._store.extent, self._store.facts.pyramid, self._pyramid, shape)
+
+    def check_placed(self) -> None:
+        """Raise StoreError if it does not lie over the image as its levels do, whole."""
+        if self._factor is None:
+            (height, width), (rows, columns) = self._store.extent, self.level(0).shape
+            raise StoreError(
+                f"{self._store.location}: {self.what} of {rows} x {columns} px (y, x) does not "
+                f"cover the image of {height} x {width} px, or not with pixels of a whole number "
+                "of its pixels: where it lies there is not known; write it anew over the whole "
+                "image"
+            )
 
 
 class Label(Beside):

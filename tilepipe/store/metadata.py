@@ -186,6 +186,8 @@ class Pyramid:
     """Level-0 px per px, rounded."""
     mpp: tuple[float, float] | None
     """µm per level-0 px (y, x); None where the axes have no unit of length."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Of a level-0 px (y, x), in whatever the axes count."""
 
 
 def read_pyramid(location: str, ome: dict[str, Any]) -> Pyramid | None:
@@ -216,6 +218,7 @@ def read_pyramid(location: str, ome: dict[str, Any]) -> Pyramid | None:
         paths=tuple(dataset.path.strip("/") for dataset in entry.datasets),
         downsamples=tuple(max(1, round(scale[-1] / finest[-1])) for scale in scales),
         mpp=_mpp(entry.axes, finest),
+        scale=(finest[-2], finest[-1]),
     )
 
 

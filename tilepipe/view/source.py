@@ -37,6 +37,8 @@ class Source:
         self.store: Store
         self.image: ShownPyramid | None = None
         self.labels: list[ShownLabel] = []
+        self.left_out: list[str] = []
+        """Why labels are not shown."""
         self._build(*self._read_signature())
 
     def _read_signature(self) -> tuple[Store, str]:
@@ -71,9 +73,14 @@ class Source:
             image = ShownPyramid(
                 levels, channels=store.channels, tracker=tracker, cache=self._cache, key=(key, "")
             )
-        labels = []
+        labels, left_out = [], []
         for name in store.labels:
             label = store.label(name)
+            try:
+                label.check_placed()
+            except StoreError as error:
+                left_out.append(str(error))
+                continue
             record = label.read_record()
             levels = [label.level(index) for index in range(label.n_levels)]
             tracker = tracker_of(
@@ -100,6 +107,7 @@ class Source:
                 )
             labels.append(ShownLabel(label, pyramid, record, probabilities))
         self.store, self.image, self.labels = store, image, labels
+        self.left_out = left_out
         self._signature = signature
 
     def look(self) -> None:
