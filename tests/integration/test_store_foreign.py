@@ -10,10 +10,11 @@ import zarr
 from ome_zarr.io import parse_url
 from ome_zarr.writer import write_image
 
-from tilepipe.errors import StoreError
-from tilepipe.export import Result
+from tilepipe.errors import ExportError, StoreError
+from tilepipe.export import Result, copy_store, render_view
+from tilepipe.export.image import class_tables
 from tilepipe.spec import default_classes
-from tilepipe.store import open_store
+from tilepipe.store import open_store, reduce_image, reduce_label
 from tilepipe.tiling import Box
 from tilepipe.view.source import open_sources
 
@@ -286,3 +287,82 @@ def test_a_label_of_others_lies_where_its_scale_says(tmp_path, shape, scale, uni
     corners = np.array(feature["geometry"]["coordinates"][0])
     assert corners.min(axis=0).tolist() == [10 * factor, 20 * factor]
     assert corners.max(axis=0).tolist() == [15 * factor, 30 * factor]
+
+
+@pytest.mark.parametrize("sides", [(1100, 1030), (1101, 1031)])
+def test_a_copy_has_the_levels_that_another_program_left_out(tmp_path, sides):
+    """One level only, or halves rounded down: the copy is a whole pyramid all the same."""
+    pixels = foreign(str(tmp_path / "theirs.zarr"), axes="cyx", shape=(3, *sides))
+    mask = (pixels[0] > 200).astype(np.uint8)
+    path = tmp_path / "theirs.zarr"
+    group = zarr.open_group(str(path / "labels/theirs"), mode="w")
+    group.create_array("0", data=mask)
+    entry = {"axes": [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]}
+    steps = [{"type": "scale", "scale": [0.25, 0.25]}]
+    entry["datasets"] = [{"path": "0", "coordinateTransformations": steps}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [entry], "image-label": {}}
+    labels = zarr.open_group(str(path / "labels"), mode="a")
+    labels.attrs["ome"] = {"version": "0.5", "labels": ["theirs"]}
+    store = open_store(str(path))
+    copy_store(store, str(tmp_path / "copy.zarr"))
+    copy = open_store(str(tmp_path / "copy.zarr"))
+    image, label = copy.image(0), copy.label("theirs").level(0)
+    assert copy.n_levels == copy.label("theirs").n_levels == 3
+    np.testing.assert_array_equal(image.read(Box.of_shape(sides)), pixels)
+    np.testing.assert_array_equal(label.read(Box.of_shape(sides)), mask)
+    for k in (1, 2):
+        finer, here = (copy.image(j) for j in (k - 1, k))
+        wanted = reduce_image(finer.read(Box.of_shape(finer.shape)))
+        if here.shape == store.image(k).shape:
+            wanted = store.image(k).read(Box.of_shape(here.shape))
+        np.testing.assert_array_equal(here.read(Box.of_shape(here.shape)), wanted)
+        finer, here = (copy.label("theirs").level(j) for j in (k - 1, k))
+        wanted = reduce_label(finer.read(Box.of_shape(finer.shape)))
+        np.testing.assert_array_equal(here.read(Box.of_shape(here.shape)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "scale", "said"),
+    [("int64", (301, 200), 0.25, "holds int64"), ("uint8", (100, 66), 0.75, "3 times coarser")],
+)
+def test_what_no_copy_takes_is_refused_before_it_is_begun(tmp_path, dtype, shape, scale, said):
+    mask = np.ones(shape, dtype)
+    with_label(tmp_path / "theirs.zarr", mask, scale=[scale, scale])
+    with pytest.raises(ExportError, match=said):
+        copy_store(open_store(str(tmp_path / "theirs.zarr")), str(tmp_path / "copy.zarr"))
+    assert not (tmp_path / "copy.zarr").exists()
+
+
+@pytest.mark.parametrize("show", ["mask", "overlay"])
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("up", [True, False])
+def test_pictures_of_pyramids_that_are_rounded_down(tmp_path, monkeypatch, show, levels, up):
+    """Each pixel of the picture is the mask's that is nearest, whichever level it is drawn from."""
+    path = tmp_path / "theirs.zarr"
+    sides = (301, 203)
+    foreign(str(path), axes="cyx", shape=(3, *sides))
+    mask = np.zeros(sides, np.uint8)
+    mask[40:200, 60:120] = 1
+    group = zarr.open_group(str(path / "labels/theirs"), mode="w")
+    datasets = []
+    for k in range(levels):
+        high, wide = (side >> k if not up else -(-side >> k) for side in sides)
+        group.create_array(str(k), data=mask[:: 1 << k, :: 1 << k][:high, :wide])
+        steps = [{"type": "scale", "scale": [0.25 * 2**k] * 2}]
+        datasets.append({"path": str(k), "coordinateTransformations": steps})
+    axes = [{"name": axis, "type": "space"} for axis in "yx"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    zarr.open_group(str(path / "labels"), mode="a").attrs["ome"] = {"labels": ["theirs"]}
+    store = open_store(str(path))
+    label = store.label("theirs")
+    monkeypatch.setattr("tilepipe.export.image._BAND_PX", 1000)
+    color = class_tables(label.classes)[0][1]
+    for size in (50, 80, 160, 301):
+        picture = render_view(store, label, longest_px=size, show=show, opacity=1.0)
+        assert max(picture.shape) <= size
+        factor = -(-301 // picture.shape[0])
+        drawn = (picture == color).all(axis=-1)
+        wanted = mask[::factor, ::factor][: drawn.shape[0], : drawn.shape[1]] == 1
+        assert (drawn[: wanted.shape[0], : wanted.shape[1]] == wanted).all()
+    corner = Box(300, 0, 301, 203)
+    assert render_view(store, label, region=corner, longest_px=60, show=show).shape[0] == 1

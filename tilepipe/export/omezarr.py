@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
 from tilepipe.errors import ExportError
-from tilepipe.store import EXPORTED, Level, LocalFiles, Store, create_store, overlap
+from tilepipe.store import (
+    EXPORTED,
+    Label,
+    Level,
+    LocalFiles,
+    Store,
+    create_store,
+    overlap,
+    reduce_image,
+    reduce_label,
+)
 from tilepipe.store.attributes import ome_of, read_attributes
+from tilepipe.store.label import Beside
+from tilepipe.store.layout import LABEL_DTYPES, check_label_name
+from tilepipe.tiling import Box
+from tilepipe.tiling.grid import level_extents
+
+Reduce = Callable[[NDArray[Any]], NDArray[Any]]
 
 _OF_ITS_UNITS = ("fingerprint", "asked", "verified", "units", "failed", "n_failed")
 
@@ -23,7 +41,10 @@ def copy_store(
     """Copy image and labels (None: all) to a new store; returns the number of units written.
 
     Pixels of every level are the same; so are names, colours, pixel size and what the job recorded
-    of itself, but for what holds for its own units alone. Raises StoreError or ExportError.
+    of itself, but for what holds for its own units alone. The copy is a pyramid of halves: levels
+    that another program's store lacks, or has in another size, are made from the finer one.
+
+    Raises StoreError or ExportError; what can be seen beforehand, before anything is written.
     """
     if overlap(location, store.location):
         raise ExportError(
@@ -34,6 +55,8 @@ def copy_store(
     found = [store.label(name) for name in names]
     if not found and not store.has_image:
         raise ExportError(f"{store.location}: holds neither image nor labels; nothing to copy")
+    for label in found:
+        _check_label(label, location, store)
     source = store.image(0) if store.has_image else found[0].level(0)
     target = create_store(
         location,
@@ -54,21 +77,21 @@ def copy_store(
     target.write_record({"state": f"{EXPORTED} in part", "exported_from": origin})
     units = 0
     if store.has_image:
-        for index in range(min(store.n_levels, target.n_levels)):
-            units += _copy(store.image(index), target.image(index))
+        theirs = [store.image(index) for index in range(store.n_levels)]
+        mine = [target.image(index) for index in range(target.n_levels)]
+        units += _copy_pyramid(theirs, mine, reduce_image)
     for label in found:
         made = target.create_label(
             label.name,
             classes=label.classes,
-            level=label.image_level,
+            level=_level_of(label, target),
             unit_px=label.level(0).unit_px,
             dtype=str(label.level(0).dtype),
             probabilities=label.probabilities is not None,
         )
-        for index in range(min(label.n_levels, made.n_levels)):
-            units += _copy(label.level(index), made.level(index))
-            if label.probabilities is not None and made.probabilities is not None:
-                _copy(label.probabilities.level(index), made.probabilities.level(index))
+        units += _copy_pyramid(_levels(label), _levels(made), reduce_label)
+        if label.probabilities is not None and made.probabilities is not None:
+            _copy_pyramid(_levels(label.probabilities), _levels(made.probabilities), reduce_image)
         made.write_record(_of_the_copy(label.read_record(), origin))
     target.write_record(_of_the_copy(store.record, origin))
     return units
@@ -92,15 +115,48 @@ def _of_the_copy(record: dict[str, Any], source: str) -> dict[str, Any]:
     }
 
 
-def _copy(source: Level, target: Level) -> int:
-    if source.shape != target.shape:
+def _check_label(label: Label, location: str, store: Store) -> None:
+    check_label_name(location, label.name)
+    level = label.level(0)
+    if level.dtype.name not in LABEL_DTYPES:
         raise ExportError(
-            f"level {source.index} is {source.shape} px, not {target.shape} as a pyramid of halves "
-            "has it; only such pyramids can be copied"
+            f"{store.location}: label {label.name} holds {level.dtype}; a copy takes "
+            f"{', '.join(LABEL_DTYPES)}: write it anew as one of them, or name others with --label"
         )
-    for unit in target.grid:
-        target.write_unit(unit, source.read(unit.box))
-    return len(target.grid)
+    shapes = level_extents(store.extent)
+    places = [k for k in range(len(shapes)) if level.downsample == 1 << k]
+    if not places or level.shape != shapes[places[0]]:
+        raise ExportError(
+            f"{store.location}: label {label.name} is {level.shape} px (y, x), {level.downsample} "
+            "times coarser than the image, which no level of a pyramid of halves is; only such "
+            "labels can be copied"
+        )
+
+
+def _level_of(label: Label, target: Store) -> int:
+    """Level of the copy's image over which a label lies."""
+    downsample = label.level(0).downsample
+    return next(k for k in range(target.n_levels) if target.level_downsample(k) == downsample)
+
+
+def _levels(pyramid: Beside) -> list[Level]:
+    return [pyramid.level(index) for index in range(pyramid.n_levels)]
+
+
+def _copy_pyramid(sources: Sequence[Level], targets: Sequence[Level], reduce: Reduce) -> int:
+    """Copy the levels that are of one size and place; make the others from the finer one."""
+    for index, target in enumerate(targets):
+        place = target.shape, target.downsample
+        same = next((one for one in sources if (one.shape, one.downsample) == place), None)
+        for unit in target.grid:
+            if same is not None:
+                pixels = same.read(unit.box)
+            else:
+                finer = targets[index - 1]
+                below = unit.box.enlarged(2).intersect(Box.of_shape(finer.shape))
+                pixels = reduce(finer.read(below))
+            target.write_unit(unit, pixels)
+    return sum(len(target.grid) for target in targets)
 
 
 def _colors(store: Store) -> list[str | None]:
