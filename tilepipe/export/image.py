@@ -19,6 +19,8 @@ from tilepipe.tiling import Box
 UInt8 = NDArray[np.uint8]
 Show = Literal["overlay", "mask", "image"]
 _BLANK = 236
+_BAND_PX = 1 << 24
+"""Of a level, read at once."""
 _CHANNEL_COLORS = ((77, 124, 255), (61, 220, 132), (255, 77, 94), (255, 210, 63), (208, 92, 255))
 
 
@@ -35,7 +37,8 @@ def render_view(
     """Return (y, x, 3) uint8 of ``region`` (level-0 px; None is all), at most ``longest_px`` long.
 
     It is drawn from the finest level that fits, without resampling: one pixel of the picture is
-    one of that level. Raises ExportError for a region outside the slide.
+    one of that level, or, of a pyramid without such a level, every so many of its coarsest. Raises
+    ExportError for a region outside the slide.
     """
     whole = Box.of_shape(store.extent)
     asked = whole if region is None else region
@@ -49,15 +52,18 @@ def render_view(
     factor = _fitting(store, label, asked, longest_px, with_image=show != "mask")
     picture: UInt8
     if show != "mask" and store.has_image:
-        level = next(lv for lv in _image_levels(store) if lv.downsample == factor)
-        box = asked.reduced(factor).intersect(Box.of_shape(level.shape))
-        picture = _rgb(level.read(box), store)
+        level = _coarsest(_image_levels(store), factor)
+        shape = asked.reduced(factor).shape
+        if level.downsample == factor:
+            shape = _inside(asked.reduced(factor), level).shape
+        picture = _rgb(_sampled(level, asked, factor, shape), store)
     else:
         height, width = asked.reduced(factor).shape
         picture = np.full((height, width, 3), 0 if show == "mask" else _BLANK, dtype=np.uint8)
     if show == "image" or label is None:
         return picture
-    ids = _ids(label, asked, factor, picture.shape[:2])
+    levels = [label.level(index) for index in range(label.n_levels)]
+    ids = _sampled(_coarsest(levels, factor), asked, factor, picture.shape[:2])
     colors, alpha = _color_table(label, ids)
     strength = alpha * (1.0 if show == "mask" else opacity)
     if outline:
@@ -83,7 +89,7 @@ def _fitting(
     for factor in factors:
         if max(asked.reduced(factor).shape) <= longest_px:
             return factor
-    return factors[-1]
+    return factors[-1] * -(-max(asked.reduced(factors[-1]).shape) // longest_px)
 
 
 def _rgb(pixels: NDArray[Any], store: Store) -> UInt8:
@@ -105,25 +111,42 @@ def _rgb(pixels: NDArray[Any], store: Store) -> UInt8:
     return total.clip(0, 255).astype(np.uint8)
 
 
-def _ids(label: Label, asked: Box, factor: int, shape: tuple[int, int]) -> NDArray[Any]:
-    """Class ids of ``asked`` on the pixel grid of a level of downsample ``factor``."""
-    levels = [label.level(index) for index in range(label.n_levels)]
-    level = max(
-        (one for one in levels if one.downsample <= factor),
-        key=lambda one: one.downsample,
-        default=levels[0],
-    )
-    box = asked.reduced(level.downsample).intersect(Box.of_shape(level.shape))
-    ids = level.read(box)
-    if level.downsample == factor:
-        return ids[: shape[0], : shape[1]]
-    # A mask of a coarser level than the picture (or the reverse): the nearest pixel.
+def _coarsest(levels: Sequence[Level], factor: int) -> Level:
+    """Return the coarsest level that is at least as fine as a downsample of ``factor``."""
+    fine = (one for one in levels if one.downsample <= factor)
+    return max(fine, key=lambda one: one.downsample, default=levels[0])
+
+
+def _sampled(level: Level, asked: Box, factor: int, shape: tuple[int, int]) -> NDArray[Any]:
+    """Pixels of ``asked`` on a grid of downsample ``factor``, each the nearest of ``level``.
+
+    A level may be coarser or finer than the grid, or end short of it where another program rounds
+    sides down. It is read in bands: of a mask without coarse levels that can be all of it.
+    """
     start = asked.reduced(factor)
-    rows = (np.arange(start.y0, start.y0 + shape[0]) * factor // level.downsample) - box.y0
-    columns = (np.arange(start.x0, start.x0 + shape[1]) * factor // level.downsample) - box.x0
-    return ids[
-        np.minimum(rows, ids.shape[0] - 1)[:, None], np.minimum(columns, ids.shape[1] - 1)[None, :]
-    ]
+    rows = (np.arange(start.y0, start.y0 + shape[0]) * factor // level.downsample).clip(
+        0, level.shape[0] - 1
+    )
+    columns = (np.arange(start.x0, start.x0 + shape[1]) * factor // level.downsample).clip(
+        0, level.shape[1] - 1
+    )
+    x0, x1 = int(columns[0]), int(columns[-1]) + 1
+    sampled = np.empty((*level.lead, *shape), level.dtype)
+    rows_px = -(-int(rows[-1] - rows[0] + 1) // len(rows))
+    step = max(1, _BAND_PX // ((x1 - x0) * rows_px))
+    for top in range(0, len(rows), step):
+        wanted = rows[top : top + step]
+        y0, y1 = int(wanted[0]), int(wanted[-1]) + 1
+        band = level.read(Box(y0, x0, y1, x1))
+        sampled[..., top : top + step, :] = band[..., (wanted - y0)[:, None], columns - x0]
+    return sampled
+
+
+def _inside(box: Box, level: Level) -> Box:
+    """Cut a box to a level; at least its last line, where that ends short of the slide."""
+    height, width = level.shape
+    y0, x0 = min(box.y0, height - 1), min(box.x0, width - 1)
+    return Box(y0, x0, max(y0 + 1, min(box.y1, height)), max(x0 + 1, min(box.x1, width)))
 
 
 def _color_table(label: Label, ids: NDArray[Any]) -> tuple[UInt8, NDArray[np.float32]]:
