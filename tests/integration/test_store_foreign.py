@@ -6,12 +6,13 @@ import numpy as np
 import ome_zarr_models.v04
 import ome_zarr_models.v05
 import pytest
+import tifffile
 import zarr
 from ome_zarr.io import parse_url
 from ome_zarr.writer import write_image
 
 from tilepipe.errors import ExportError, StoreError
-from tilepipe.export import Result, copy_store, render_view
+from tilepipe.export import Result, copy_store, render_view, write_ome_tiff
 from tilepipe.export.image import class_tables
 from tilepipe.spec import default_classes
 from tilepipe.store import open_store, reduce_image, reduce_label
@@ -366,3 +367,23 @@ def test_pictures_of_pyramids_that_are_rounded_down(tmp_path, monkeypatch, show,
         assert (drawn[: wanted.shape[0], : wanted.shape[1]] == wanted).all()
     corner = Box(300, 0, 301, 203)
     assert render_view(store, label, region=corner, longest_px=60, show=show).shape[0] == 1
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "int32", "int8"])
+def test_ids_of_any_width_become_an_ome_tiff(tmp_path, dtype):
+    mask = np.zeros((301, 200), dtype)
+    mask[20:30, 10:15] = 100
+    mask[50:60, 10:15] = 101 if dtype == "int8" else 2**31 - 1
+    label = with_label(tmp_path / "theirs.zarr", mask, scale=[0.25, 0.25])
+    store = open_store(str(tmp_path / "theirs.zarr"))
+    write_ome_tiff(tmp_path / "ids.ome.tif", store, label=label.name)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "ids.ome.tif"), mask)
+
+
+def test_ids_that_no_ome_tiff_holds_are_refused(tmp_path):
+    mask = np.full((301, 200), 2**31, np.int64)
+    with_label(tmp_path / "theirs.zarr", mask, scale=[0.25, 0.25])
+    store = open_store(str(tmp_path / "theirs.zarr"))
+    with pytest.raises(ExportError, match="2147483648, which do not fit into the int32"):
+        write_ome_tiff(tmp_path / "ids.ome.tif", store, label="theirs")
+    assert not (tmp_path / "ids.ome.tif").exists()

@@ -18,6 +18,8 @@ from tilepipe.store import Level, Store
 from tilepipe.tiling import Box
 
 Compression = Literal["deflate", "lzw", "jpeg", "none"]
+_NARROWED = {"int64": np.int32, "uint64": np.uint32, "float16": np.float32}
+"""What OME-TIFF has no name for, and as what it is written; an id that does not fit is an error."""
 _CODECS = {"deflate": "zlib", "lzw": "lzw", "jpeg": "jpeg", "none": None}
 TILE_PX = 512
 
@@ -63,6 +65,7 @@ def write_ome_tiff(
         options["compressionargs"] = {"level": 90}
     if label is not None and levels[0].dtype == np.uint8:
         options |= {"photometric": "palette", "colormap": palette(classes)}
+    dtype = np.dtype(_NARROWED.get(levels[0].dtype.name, levels[0].dtype))
     planes = 0 if rgb or label is not None else store.channels
     with whole_path(path, overwrite=overwrite) as part:
         with tifffile.TiffWriter(part, bigtiff=True, byteorder="<", ome=True) as tiff:
@@ -70,9 +73,9 @@ def write_ome_tiff(
                 lead, last = ((planes,) if planes else ()), ((3,) if rgb else ())
                 first = index == 0
                 tiff.write(
-                    _tiles(level, rgb=rgb, planes=planes),
+                    _tiles(level, rgb=rgb, planes=planes, dtype=dtype),
                     shape=(*lead, *level.shape, *last),
-                    dtype=level.dtype,
+                    dtype=dtype,
                     subifds=len(levels) - 1 if first else None,
                     subfiletype=0 if first else 1,
                     metadata=_ome(store, level, label, rgb=rgb) if first else None,
@@ -100,12 +103,12 @@ def _chain_levels(path: Path) -> None:
             file.write(struct.pack("<Q", following))
 
 
-def _tiles(level: Level, *, rgb: bool, planes: int) -> Iterator[NDArray[Any]]:
+def _tiles(level: Level, *, rgb: bool, planes: int, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
     """Tiles in file order, filled up to the full size with 0 at the far borders."""
     whole = Box.of_shape(level.shape)
     for plane in range(max(planes, 1)):
         for box in whole.split((TILE_PX, TILE_PX)):
-            pixels = level.read(box)
+            pixels = _narrowed(level.read(box), dtype, level)
             if rgb:
                 pixels = np.moveaxis(pixels[:3], 0, -1)
             elif planes:
@@ -115,6 +118,18 @@ def _tiles(level: Level, *, rgb: bool, planes: int) -> Iterator[NDArray[Any]]:
                 filled[: box.shape[0], : box.shape[1]] = pixels
                 pixels = filled
             yield np.ascontiguousarray(pixels)
+
+
+def _narrowed(pixels: NDArray[Any], dtype: np.dtype[Any], level: Level) -> NDArray[Any]:
+    if pixels.dtype == dtype:
+        return pixels
+    narrow = pixels.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(narrow, pixels):
+        raise ExportError(
+            f"array {level.key} holds {pixels.min()} to {pixels.max()}, which do not fit into the "
+            f"{dtype} that OME-TIFF has; number its objects anew, or export another form"
+        )
+    return narrow
 
 
 def palette(classes: Sequence[LabelClass]) -> NDArray[np.uint16]:
