@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,6 +61,19 @@ def default_classes(count: int) -> tuple[LabelClass, ...]:
         )
         for value in range(count)
     )
+
+
+def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of classes, by value, so that no two are one; the value is added to those.
+
+    >>> distinct_names(("background", "cell", "cell"))
+    ('background', 'cell (1)', 'cell (2)')
+    """
+    counts = Counter(names)
+    if max(counts.values(), default=0) < 2:
+        return tuple(names)
+    told = [f"{name} ({k})" if counts[name] > 1 else name for k, name in enumerate(names)]
+    return distinct_names(told)
 
 
 def _spread_color(value: int) -> Color:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from tilepipe.spec import distinct_names
 from tilepipe.tiling import Box
 from tilepipe.train.cells import NO_CELLS, THRESHOLDS, count_cells
 from tilepipe.train.em import best_threshold, rand_error, simple_points, warp, warping_error
+from tilepipe.train.evaluate import LabelImage, evaluate
 from tilepipe.train.metrics import class_score, confusion, dice, merge_foreground, pixel_error
 from tilepipe.train.overlap import OverlapCounter
 
@@ -138,3 +140,30 @@ def test_overlap_by_boxes_equals_the_whole(seed, box_px):
     assert sorted(got.truth.values()) == sorted(np.bincount(t.ravel())[1:])
     pairs = np.unique(np.stack([t[t > 0], f[t > 0]]), axis=1, return_counts=True)[1]
     assert sorted(got.shared.values()) == sorted(pairs)
+
+
+def test_classes_of_one_name_have_a_score_each():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (40, 50)).astype(np.uint8)
+    found = np.where(truth == 1, 0, truth).astype(np.uint8)
+    names = ("background", "cell", "cell")
+    images = [
+        LabelImage(k, (40, 50), ids.dtype, lambda box, ids=ids: ids[box.slices], names)
+        for k, ids in (("found", found), ("truth", truth))
+    ]
+    scores = evaluate(*images).classes
+    assert list(scores) == ["background", "cell (1)", "cell (2)"]
+    assert (scores["cell (1)"].dice, scores["cell (2)"].dice) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ((), ()),
+        (("a", "b"), ("a", "b")),
+        (("a", "b", "a"), ("a (0)", "b", "a (2)")),
+        (("a", "a", "a (0)"), ("a (0) (0)", "a (1)", "a (0) (2)")),
+    ],
+)
+def test_names_that_are_told_apart(names, told):
+    assert distinct_names(names) == told

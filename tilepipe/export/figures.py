@@ -9,6 +9,7 @@ import numpy as np
 
 from tilepipe.export.geojson import class_of
 from tilepipe.export.objects import iter_instances, iter_objects
+from tilepipe.spec import distinct_names
 from tilepipe.store import Label, Store
 
 SIZE_BINS = 32
@@ -38,8 +39,9 @@ def facts(store: Store, label: Label | str, *, objects: bool = True) -> dict[str
     else:
         recorded = record.get("class_px")
         by_name = recorded if isinstance(recorded, dict) else {}
-        for value, row in counts.items():
-            row["px"] = by_name.get(class_of(value, found.classes)[0])
+        names = distinct_names([class_of(value, found.classes)[0] for value in counts])
+        for row, name in zip(counts.values(), names, strict=True):
+            row["px"] = by_name.get(name)
     classes = [
         _class_facts(value, counts[value], found, um2=um2, total_px=total_px, objects=objects)
         for value in sorted(counts)

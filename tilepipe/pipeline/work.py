@@ -16,6 +16,7 @@ from tilepipe.pipeline.job import GATE, INGEST, LABEL_REDUCE, REDUCE, SEGMENT, T
 from tilepipe.pipeline.prepare import Job, stage_word
 from tilepipe.schedule import Dag, Outcome
 from tilepipe.schedule.cluster import LANES
+from tilepipe.spec import distinct_names
 
 MOST_FAILURES_LISTED = 100
 
@@ -199,8 +200,9 @@ class SlideWork:
         for kept in journal.recorded(SEGMENT, 0).values():
             counts.update(kept.facts.get("counts", {}))
         total = sum(counts.values())
+        names = distinct_names([entry.name for entry in label.classes])
         self.summary["class_px"] = {
-            entry.name: int(counts[str(value)]) for value, entry in enumerate(label.classes)
+            name: int(counts[str(value)]) for value, name in enumerate(names)
         }
         self.summary["class_fractions"] = {
             name: px / total if total else 0.0 for name, px in self.summary["class_px"].items()

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError, TrainError
+from tilepipe.spec import distinct_names
 from tilepipe.tiling import Box, Shape
 from tilepipe.train.cells import THRESHOLDS, match
 from tilepipe.train.em import rand_error_of, warping_error
@@ -233,13 +234,14 @@ def _check_classes(ids: NDArray[Any], n_classes: int, *, source: str) -> None:
 def _scores(
     counts: NDArray[np.int64], predicted: LabelImage, truth: LabelImage, *, by_class: bool
 ) -> dict[str, ClassScore]:
-    names = predicted.class_names or truth.class_names
+    named = (predicted.class_names or truth.class_names)[: len(counts)]
+    names = distinct_names([*named, *(f"class {k}" for k in range(len(named), len(counts)))])
     scores = {}
     for value in range(len(counts)):
         if not counts[value].any() and not counts[:, value].any():
             continue
         if by_class:
-            name = names[value] if value < len(names) else f"class {value}"
+            name = names[value]
         else:
             name = "foreground" if value else "background"
         scores[name] = class_score(counts, value)
