@@ -19,7 +19,9 @@ from PIL import Image
 from tilepipe.errors import StoreError
 from tilepipe.spec import default_classes
 from tilepipe.store import create_store, reduce_image, reduce_label
+from tilepipe.view.objects import _parts
 from tilepipe.view.server import ViewServer
+from tilepipe.view.source import open_sources
 
 SIDES = (1300, 1100)
 UNIT = 1024
@@ -334,3 +336,29 @@ def test_what_is_no_store_is_an_error(tmp_path):
 def test_a_taken_port_is_an_error(server, store_path):
     with pytest.raises(StoreError, match="choose another --port"):
         ViewServer([str(store_path)], port=server.server_address[1])
+
+
+def test_a_pixel_that_is_no_number_is_an_answer_too(tmp_path):
+    store = create_store(
+        str(tmp_path / "float.zarr"), channels=1, dtype="float32", extent=(40, 50), unit_px=512
+    )
+    image = np.ones((1, 40, 50), np.float32)
+    image[0, 3, 4:7] = np.nan, np.inf, 0.5
+    store.image(0).write_unit(store.image(0).grid.unit(0, 0), image)
+    source = open_sources([store.location], cache_bytes=1 << 20)[0]
+    told = [source.pixel(3, x)["image"] for x in (4, 5, 6)]
+    assert told == [[None], [None], [0.5]]
+    json.dumps(told, allow_nan=False)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
+@pytest.mark.parametrize("lowest", [-7, 0])
+def test_objects_of_any_integer_kind(dtype, lowest):
+    high = {"int64": 2**53 + 1, "uint64": 2**53 + 1}.get(dtype, 9)
+    mask = np.zeros((6, 8), np.int64)
+    mask[1, 1], mask[2:4, 3], mask[5, 5] = high, 4, lowest if dtype[0] == "i" else 0
+    ids = mask.astype(dtype)
+    ((parts, values),) = _parts(ids, None)
+    assert (parts != 0).tolist() == (mask != 0).tolist()
+    assert values == [int(one) for one in np.unique(mask) if one]
+    assert all((mask[parts == k] == value).all() for k, value in enumerate(values, start=1))

@@ -97,8 +97,11 @@ def _parts(
     An instance is one part whatever its shape; a class has a part per connected region.
     """
     if mask.dtype != np.uint8:
-        values, places = np.unique(np.append(mask.reshape(-1), 0), return_inverse=True)
-        yield places[:-1].reshape(mask.shape).astype(np.int32), values[1:].tolist()
+        values, places = np.unique(mask, return_inverse=True)
+        solid = values != 0
+        # A table from place to number: 0, wherever among the ids it stands, is none.
+        numbers = np.where(solid, np.cumsum(solid), 0).astype(np.int32)
+        yield numbers[places].reshape(mask.shape), values[solid].tolist()
         return
     for value in np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist():
         if value and (classes is None or value in classes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import threading
 import time
 from typing import Any
@@ -180,7 +181,9 @@ class Source:
             raise IndexError(f"pixel ({y}, {x}) of {height} x {width}")
         values: list[Any] = []
         if self.image is not None:
-            values = self.image.read(0, Box(y, x, y + 1, x + 1))[:, 0, 0].tolist()
+            found = self.image.read(0, Box(y, x, y + 1, x + 1))[:, 0, 0].tolist()
+            # What is no number has no JSON: the browser would refuse all of the answer.
+            values = [one if math.isfinite(one) else None for one in found]
         labels = []
         for label in self.labels:
             value = label.value_at(y, x)

@@ -295,7 +295,7 @@ class App {
     }
     const chance = this.heat.told(mine);
     if (chance) what.append(` · ${chance.text}`);
-    const values = answer.image.map((one) => (Number.isInteger(one) ? one : Number(one).toPrecision(4)));
+    const values = answer.image.map((one) => (one === null ? "no number" : Number.isInteger(one) ? one : Number(one).toPrecision(4)));
     if (values.length) what.append(`${mine ? " · " : ""}${this.source.rgb ? "RGB " : ""}${values.slice(0, 6).join(" ")}`);
     Object.assign(readout.dataset, { y, x, value: mine ? mine.value : "", probability: chance ? chance.byte : "", image: answer.image.join(",") });
   }
