@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tilepipe.errors import ExportError
+from tilepipe.errors import ExportError, StoreError
 from tilepipe.export.geojson import iter_features, write_geojson
 from tilepipe.export.objects import iter_instances, iter_objects
 from tilepipe.export.runs import find_regions
@@ -376,3 +376,13 @@ def test_without_probabilities_there_is_no_column(tmp_path):
     assert "mean_probability" not in path.read_text().splitlines()[0]
     for feature in iter_features(ArrayLevel(MASKS["blobs"]), default_classes(3)):
         assert "mean probability" not in feature["properties"]["measurements"]
+
+
+def test_what_cannot_be_read_is_not_said_to_be_what_cannot_be_written(tmp_path):
+    class Damaged(ArrayLevel):
+        def read(self, box):
+            raise StoreError("slide.zarr: array 0 cannot be read")
+
+    with pytest.raises(StoreError, match=r"^slide.zarr: array 0 cannot be read$"):
+        write_geojson(tmp_path / "m.geojson", Damaged(MASKS["one"]), default_classes(2))
+    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tilepipe.errors import ExportError
+from tilepipe.errors import ExportError, TilepipeError
 
 
 @contextmanager
@@ -25,6 +25,8 @@ def whole_path(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
+    except TilepipeError:
+        raise  # a StoreError is an OSError too, and tells what could not be read
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
