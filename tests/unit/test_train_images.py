@@ -8,6 +8,9 @@ import torch
 from PIL import Image
 
 from tilepipe.errors import TrainError
+from tilepipe.export import write_ome_tiff
+from tilepipe.spec import default_classes
+from tilepipe.store import create_store
 from tilepipe.tiling import Box, read_mirrored
 from tilepipe.train import images
 from tilepipe.train.augment import NO_AUGMENT, AugmentSpec
@@ -239,7 +242,9 @@ def test_black_and_white_is_0_and_255_and_its_ids_0_and_1(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int8", "int16", "float32"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "uint16", "uint32", "int8", "int16", "int32", "int64", "float32"]
+)
 def test_ids_of_any_integer_kind(tmp_path, dtype, suffix):
     import tifffile
 
@@ -253,6 +258,21 @@ def test_ids_of_any_integer_kind(tmp_path, dtype, suffix):
     else:
         assert raster.dtype == dtype
         np.testing.assert_array_equal(read_labels(raster, whole(raster)), ids)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_ids_of_a_mask_that_was_exported(tmp_path, dtype):
+    """OME-TIFF with a palette for classes, of four bytes for objects."""
+    store = create_store(
+        str(tmp_path / "a.zarr"), channels=1, dtype="uint8", extent=GREY.shape, unit_px=512
+    )
+    label = store.create_label("m", classes=default_classes(9), unit_px=512, dtype=dtype)
+    ids = (GREY % 100).astype(dtype)
+    label.level(0).write_unit(label.level(0).grid.unit(0, 0), ids)
+    write_ome_tiff(tmp_path / "ids.ome.tif", store, label="m")
+    raster = open_raster(tmp_path / "ids.ome.tif", ids=True)
+    assert (raster.channels, raster.dtype) == (1, dtype)
+    np.testing.assert_array_equal(read_labels(raster, whole(raster)), ids)
 
 
 def test_ids_below_zero_are_named(tmp_path):

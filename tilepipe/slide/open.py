@@ -32,6 +32,7 @@ def open_slide(
     max_pixels: int = 2**40,
     on_damage: OnDamage = "error",
     cache_bytes: int = CACHE_BYTES,
+    ids: bool = False,
 ) -> Slide:
     """Open an image for region reads.
 
@@ -47,6 +48,9 @@ def open_slide(
         ``error``: DamageError at the first damaged tile; ``fill``: fill and record it.
     cache_bytes
         Decoded tiles of a TIFF to keep, for reads of neighbouring boxes.
+    ids
+        The pixels of a TIFF are numbers, not colours: integers of any width stay what they are,
+        and of a palette the indices are read.
 
     Raises
     ------
@@ -71,6 +75,7 @@ def open_slide(
                 max_pixels=max_pixels,
                 on_damage=on_damage,
                 cache_bytes=cache_bytes,
+                ids=ids,
             )
         except OverlapError:
             if openslide_input.detect(name) is None:

@@ -59,13 +59,19 @@ class Meaning:
         return stored.astype(self.dtype, copy=False)
 
 
-def read_meaning(path: str, keyframe: Any, n_samples: int, *, n_planes: int = 1) -> Meaning:
-    """Say what the samples of a page are; SlideError where they have no exact RGB or grey form."""
+def read_meaning(
+    path: str, keyframe: Any, n_samples: int, *, n_planes: int = 1, ids: bool = False
+) -> Meaning:
+    """Say what the samples of a page are; SlideError where they have no exact RGB or grey form.
+
+    With ``ids`` they are numbers of classes or objects: integers of any width, and of a palette
+    the indices.
+    """
     notes: list[str] = []
     photometric = int(keyframe.photometric)
     samples = _kept_samples(keyframe, photometric, n_samples, notes)
     # With several planes the palettes only say how to show each channel.
-    if photometric == _PALETTE and keyframe.colormap is not None and n_planes == 1:
+    if photometric == _PALETTE and keyframe.colormap is not None and n_planes == 1 and not ids:
         palette = _read_palette(path, keyframe)
         notes.append("palette indices replaced by their colours")
         return Meaning(samples[:1], np.dtype(np.uint8), 3, True, palette, tuple(notes))
@@ -75,7 +81,10 @@ def read_meaning(path: str, keyframe: Any, n_samples: int, *, n_planes: int = 1)
         raise SlideError(f"{path}: holds {_NAMES[photometric]}; convert it to RGB or grey first")
     if photometric == _WHITE_IS_ZERO:
         notes.append("white is zero in this file; values kept as stored")
-    dtype = exact_dtype(path, keyframe.dtype, keyframe.bitspersample, notes)
+    if ids and keyframe.dtype is not None and keyframe.dtype.kind in "iu":
+        dtype = np.dtype(keyframe.dtype).newbyteorder("=")
+    else:
+        dtype = exact_dtype(path, keyframe.dtype, keyframe.bitspersample, notes)
     rgb = photometric in (_RGB, _YCBCR) and len(samples) == 3
     return Meaning(samples, dtype, len(samples), rgb, None, tuple(notes))
 

@@ -41,12 +41,13 @@ def open_tiff(
     max_pixels: int,
     on_damage: OnDamage,
     cache_bytes: int = CACHE_BYTES,
+    ids: bool = False,
 ) -> TiffSlide:
     """Open and check a TIFF of any kind that tifffile knows.
 
     Raises SlideError naming the file and what is wrong with it, whatever the library raised.
     """
-    opener = _Opener(path, mpp, max_pixels, on_damage, cache_bytes)
+    opener = _Opener(path, mpp, max_pixels, on_damage, cache_bytes, ids=ids)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -67,8 +68,16 @@ class _Opener:
     """Steps of opening one file, and the descriptors to close if one of them fails."""
 
     def __init__(
-        self, path: str, mpp: float | None, max_pixels: int, on_damage: OnDamage, cache_bytes: int
+        self,
+        path: str,
+        mpp: float | None,
+        max_pixels: int,
+        on_damage: OnDamage,
+        cache_bytes: int,
+        *,
+        ids: bool = False,
     ) -> None:
+        self.ids = ids
         self.path, self.mpp, self.max_pixels, self.on_damage = path, mpp, max_pixels, on_damage
         self.cache = SegmentCache(cache_bytes)
         self.descriptors: dict[str, int] = {}
@@ -97,7 +106,9 @@ class _Opener:
                     f"{self.path}: declares {page.n_samples * len(numbers)} channels, more than "
                     f"{MAX_CHANNELS}; the header is damaged, or choose some of them"
                 )
-            meaning = read_meaning(self.path, keyframe, page.n_samples, n_planes=len(numbers))
+            meaning = read_meaning(
+                self.path, keyframe, page.n_samples, n_planes=len(numbers), ids=self.ids
+            )
             if len(numbers) > 1 and meaning.channels > 1:
                 raise SlideError(
                     f"{self.path}: {len(numbers)} channels of {meaning.channels} samples each "

@@ -95,7 +95,7 @@ def _read_npy(path: Path) -> NDArray[Any]:
 def _of_slide(path: Path, *, ids: bool) -> Raster:
     from tilepipe.slide import open_slide
 
-    slide = open_slide(path)
+    slide = open_slide(path, ids=ids)
     dtype = np.dtype(slide.dtype)
     # The reader has small integers as float32; ids are wanted as they are in the file
     # (test_train_images.py::test_ids_of_any_integer_kind).
