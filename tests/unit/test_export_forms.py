@@ -296,6 +296,9 @@ def test_a_result_in_a_notebook(made, tmp_path):
     for key in (5000, np.s_[0, 0, 0], np.s_[0, -2000]):
         with pytest.raises(IndexError):
             labels[key]
+    for key in ([1, 2], (np.array([1, 2]), ...), None, True, mask > 0, 1.5):
+        with pytest.raises(IndexError, match="use integers and slices"):
+            labels[key]
     assert result.overview()._repr_png_()[:4] == b"\x89PNG"
     assert result._repr_png_()[:4] == b"\x89PNG"
     assert result.classes == ("background", "nucleus", "<b>vessel</b>")

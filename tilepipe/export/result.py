@@ -48,8 +48,9 @@ class LazyMask:
     def __getitem__(self, key: Any) -> Any:
         """Read a part: integers, slices (any step) or ``...``; IndexError as numpy says it."""
         keys = list(key) if isinstance(key, tuple) else [key]
-        if Ellipsis in keys:
-            at = keys.index(Ellipsis)
+        # By identity: an array among the keys compares element by element.
+        at = next((k for k, one in enumerate(keys) if one is Ellipsis), None)
+        if at is not None:
             keys[at : at + 1] = [slice(None)] * (3 - len(keys))
         if len(keys) > 2:
             raise IndexError(f"{len(keys)} indices for a mask of 2 axes (y, x)")
@@ -77,6 +78,11 @@ def _span(key: Any, side: int) -> tuple[int, int, Any]:
             return 0, 0, slice(None)
         low, high = min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1])
         return low, high + 1, slice(None, None, chosen.step)
+    if isinstance(key, bool | np.bool_) or not hasattr(key, "__index__") or np.ndim(key):
+        raise IndexError(
+            f"{type(key).__name__} as an index of a mask; use integers and slices, or take it "
+            "whole first: labels[:, :]"
+        )
     at = key.__index__()
     if not -side <= at < side:
         raise IndexError(f"index {at} is out of bounds for an axis of {side} px")
