@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tilepipe.pipeline.output import running
 from tilepipe.store import open_store
 from tilepipe.tiling import Box
 
@@ -46,6 +47,23 @@ def test_a_killed_part_goes_on(
     zygote.run("run", slide, "-o", store, *flags, "--part", "1/2")
     zygote.run("finish", store, "--quiet")
     equal(store, reference)
+
+
+def test_a_label_is_not_taken_away_from_those_that_write_parts_of_it(
+    zygote, slide, flags, equal, tmp_path
+):
+    """Their units would lie among the new ones and count as done, whatever made them."""
+    store = tmp_path / "out.zarr"
+    zygote.run("run", slide, "-o", store, *flags, "--part", "0/2")
+    anew = ["run", slide, "-o", store, *flags, "--weights", "random:7", "--overwrite"]
+    with running(str(store), "unet") as sole:
+        assert sole
+        for part in ([], ["--part", "1/2"]):
+            text = zygote.run(*anew, *part, code=1)
+            assert "writing a part of label unet" in text
+        zygote.run(*anew, "--name", "other")
+    zygote.run(*anew)
+    equal(store / "labels" / "unet", store / "labels" / "other")
 
 
 @pytest.mark.parametrize("part", ["3/3", "0/0", "-1/3", "x"])

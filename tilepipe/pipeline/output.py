@@ -54,12 +54,13 @@ def exclusive(location: str, what: str, *, wait: bool = False) -> Iterator[None]
 
 
 @contextmanager
-def running(location: str) -> Iterator[bool]:
+def running(location: str, label: str | None = None) -> Iterator[bool]:
     """Be one of the processes that write an output; yields whether it is the only one here.
 
     The only one may remove what killed writers left: nobody else's file is in the making.
+    ``label``: one of those that write this label, of which each may do a part.
     """
-    handle = _lock_file(location, "running")
+    handle = _lock_file(location, "running" if label is None else f"running {label}")
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tilepipe.errors import MismatchError, PlanError
+from tilepipe.errors import MismatchError, PlanError, StoreError
 from tilepipe.pipeline.cells import Rule
 from tilepipe.pipeline.choice import Segmentation, asked, choose
 from tilepipe.pipeline.context import forget
@@ -89,12 +89,27 @@ def prepare(
             sole = held.enter_context(running(source.output))
             what = f"label {chosen.name} {spec.part or ''}" if chosen is not None else "the image"
             held.enter_context(exclusive(source.output, what.rstrip()))
+            if chosen is not None and not held.enter_context(running(source.output, chosen.name)):
+                _check_shared(source, spec, chosen)
             return _open_job(
                 source, spec, chosen, tissue, held, sole=sole, trace=trace, on_event=on_event
             )
     except BaseException:
         held.close()
         raise
+
+
+def _check_shared(source: Source, spec: JobSpec, chosen: Segmentation) -> None:
+    """Raise StoreError if a label would be taken away under those that write parts of it.
+
+    Theirs would lie among the new units, of other weights perhaps, and count as done.
+    """
+    if spec.overwrite:
+        raise StoreError(
+            f"{source.output}: another tilepipe process is writing a part of label {chosen.name} "
+            "there, and --overwrite would take it away; wait for it or stop it (of several parts "
+            "only the first is given --overwrite)"
+        )
 
 
 def _open_job(
