@@ -66,7 +66,7 @@ def _store(facts: dict[str, Any]) -> list[str]:
     else:
         lines.append(f"  image: {len(image['levels'])} levels, {image['state']}"
                      f"; {_units(image['units'])}".rstrip("; "))  # fmt: skip
-        lines += [f"    damaged: {tile}" for tile in image["damaged"]]
+        lines += _damaged(image)
     for name, label in facts["labels"].items():
         if "classes" not in label:
             lines.append(f"  label {name}: {label['state']}: {label['reason']}")
@@ -94,7 +94,15 @@ def _store(facts: dict[str, Any]) -> list[str]:
         if label["verified"]:
             lines.append(f"    verified {label['verified'].get('date', '')}")
         lines += [f"    failed: {entry['reason']}" for entry in label["failed"][:5]]
+        lines += _damaged(label)
     return lines
+
+
+def _damaged(facts: dict[str, Any]) -> list[str]:
+    """Tiles of the slide that were filled: those that are named, and how many more there are."""
+    lines = [f"    damaged: {tile}" for tile in facts["damaged"]]
+    more = facts["n_damaged"] - len(lines)
+    return [*lines, f"    damaged: {more} more"] if more > 0 else lines
 
 
 def _weights(facts: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from tilepipe.pipeline.tissue import read_tissue
 from tilepipe.slide import Slide, TissueMask, open_slide
 from tilepipe.spec import JobSpec
 from tilepipe.store import Journal, Label, RecentUnits, Store, open_store
-from tilepipe.tiling import Box
+from tilepipe.tiling import Box, TilePlan
 
 if TYPE_CHECKING:
     from tilepipe.infer import Engine, Settings
@@ -121,6 +121,10 @@ class Context:
         assert self.ticket.label is not None
         assert self.object_journal is not None
         return Objects(self.store, self.ticket.label, self.object_journal)
+
+    def footprint(self, box: Box) -> Box:
+        """Return the px of the level, inside it, that a unit of the mask depends on."""
+        return TilePlan.from_json(self.ticket.settings["plan"]).footprint(box)
 
     def level_reader(self) -> Read:
         """Read boxes of the level that is segmented, with the network's channels."""

@@ -89,6 +89,7 @@ def store_facts(store: Store) -> dict[str, Any]:
             "state": record.get("state", "not recorded"),
             "units": units_of(store, None, record.get("fingerprint")),
             "damaged": record.get("damaged", []),
+            "n_damaged": record.get("n_damaged", len(record.get("damaged", []))),
         }
     labels: dict[str, Any] = {}
     for name in store.labels:
@@ -140,6 +141,8 @@ def label_facts(store: Store, label: Label) -> dict[str, Any]:
         "started": record.get("started"),
         "finished": record.get("finished"),
         "failed": record.get("failed", []),
+        "damaged": record.get("damaged", []),
+        "n_damaged": record.get("n_damaged", 0),
         "account": record.get("account"),
         "probabilities": _probability_facts(label),
         "instances_of": record.get("instances_of"),

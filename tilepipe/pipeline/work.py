@@ -17,8 +17,10 @@ from tilepipe.pipeline.prepare import Job, stage_word
 from tilepipe.schedule import Dag, Outcome
 from tilepipe.schedule.cluster import LANES
 from tilepipe.spec import distinct_names
+from tilepipe.store import Journal
 
 MOST_FAILURES_LISTED = 100
+MOST_DAMAGE_LISTED = 1000
 
 
 class SlideWork:
@@ -64,7 +66,6 @@ class SlideWork:
                      "skipped_lost_px", "redone_fp32", "not_finite_px"):  # fmt: skip
             self._facts[fact] += int(facts.get(fact, 0))
         self._facts["oom"] += len(facts.get("oom", ()))
-        self._facts["damaged"] += len(facts.get("damaged", ()))
         self.spans += [(outcome.worker, span) for span in outcome.spans]
         self.tell(len(self._workers))
 
@@ -143,7 +144,7 @@ class SlideWork:
             "failed": failures[:MOST_FAILURES_LISTED],
             "n_failed": len(failures),
             "n_blocked": self.dag.blocked,
-            "damaged_tiles": self._facts["damaged"],
+            "damaged_tiles": 0,
             "out_of_memory_events": self._facts["oom"],
             "tiles": self._facts["tiles"],
             "tiles_skipped": self._facts["tiles_skipped"],
@@ -179,18 +180,11 @@ class SlideWork:
                 for number, stage in enumerate(job.stages)
                 if stage.name in (INGEST, REDUCE)
             )
-            damaged = sorted(
-                {
-                    tile
-                    for kept in store.journal(None, self.ticket.image_fingerprint)
-                    .recorded(INGEST, 0)
-                    .values()
-                    for tile in kept.facts.get("damaged", ())
-                }
-            )
+            damage = damage_told(store.journal(None, self.ticket.image_fingerprint), INGEST)
+            self.summary["damaged_tiles"] = damage["n_damaged"]
             state = "done" if image_done else "units failed" if not finished else "running"
-            if (record.get("state"), record.get("damaged")) != (state, damaged):
-                record.update(state=state, damaged=damaged)
+            if (record.get("state"), record.get("damaged")) != (state, damage["damaged"]):
+                record.update(state=state, **damage)
                 store.write_record(record)
         if job.segmentation is None or self.ticket.label is None:
             return
@@ -218,6 +212,10 @@ class SlideWork:
             for number, stage in enumerate(job.stages)
             if stage.name in (INGEST, REDUCE, GATE, SEGMENT, LABEL_REDUCE)
         )
+        if job.source.slide is not None and not store.has_image:  # read by the mask's units
+            damage = damage_told(journal, GATE, SEGMENT)
+            self.summary["damaged_tiles"] = damage["n_damaged"]
+            updated |= damage if damage["n_damaged"] else {}
         if fresh:  # objects found later do not change how fast the mask was made
             updated |= {
                 "finished": closing,
@@ -251,6 +249,20 @@ class SlideWork:
                 },
                 failed=self.summary["failed"],
             )
+
+
+def damage_told(journal: Journal, *stages: str) -> dict[str, Any]:
+    """Return what the units of stages that read the slide tell of it: tiles filled, and how many.
+
+    At most ``MOST_DAMAGE_LISTED`` are named.
+    """
+    named: set[str] = set()
+    count = 0
+    for stage in stages:
+        facts = [kept.facts for kept in journal.recorded(stage, 0).values()]
+        named.update(str(tile) for each in facts for tile in each.get("damaged", ()))
+        count = max(count, sum(int(each.get("n_damaged", 0)) for each in facts))
+    return {"damaged": sorted(named)[:MOST_DAMAGE_LISTED], "n_damaged": max(count, len(named))}
 
 
 def part_of(job: Job, part: str) -> dict[int, set[int]]:

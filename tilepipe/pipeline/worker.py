@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tilepipe.buffers import empty
 from tilepipe.errors import SlideError, TilepipeError
 from tilepipe.infer.account import merge_seconds
-from tilepipe.pipeline.context import Context, context_of
+from tilepipe.pipeline.context import Context, context_of, slide_level
 from tilepipe.pipeline.job import (
     FIND,
     GATE,
@@ -31,9 +31,12 @@ from tilepipe.pipeline.job import (
 )
 from tilepipe.pipeline.lanes import Memory
 from tilepipe.schedule import Outcome
+from tilepipe.slide import Slide
 from tilepipe.store import Level, reduce_image, reduce_label
-from tilepipe.tiling import Box
+from tilepipe.tiling import Box, Unit
 
+MOST_DAMAGED = 20
+"""Damaged tiles that the record of a unit names: a record is small, and they may be many."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -105,19 +108,36 @@ def _ingest(context: Context, level: int, index: int) -> dict[str, Any]:
     array = context.store.image(level)
     unit = array.grid.at(index)
     clock = _Clock()
-    before = len(context.slide.damage)
     pixels = context.slide.read(unit.box)
     clock.lap("decode")
     checksum = array.write_unit(unit, pixels)
     clock.lap("ingest-write")
-    damage = [tile for tile in context.slide.damage[before:] if _meets(tile.box, unit.box)]
-    facts: dict[str, Any] = {"damaged": [str(tile) for tile in damage]} if damage else {}
+    facts = _damage(context.slide, unit, unit.box, level=0)
     context.image_journal.write(INGEST, level, unit, checksum=checksum, facts=facts)
     return {**facts, "seconds": clock.seconds, "px": unit.box.area}
 
 
-def _meets(one: Box, other: Box) -> bool:
-    return one.intersect(other).area > 0
+def _damage(slide: Slide, unit: Unit, read: Box, *, level: int) -> dict[str, Any]:
+    """Return the facts of a unit for which ``read`` was read of a level: what was filled there.
+
+    All that the slide knows of it, whoever found it: a tile is found damaged once, but it may lie
+    under several units, and a unit may be tried again.
+    """
+    found = [t for t in list(slide.damage) if t.level == level and t.box.intersect(read).area > 0]
+    if not found:
+        return {}
+    # Each is counted in one unit, that of its corner.
+    corners = [Box(t.box.y0, t.box.x0, t.box.y0 + 1, t.box.x0 + 1) for t in found]
+    count = sum(unit.box.contains(corner) for corner in corners)
+    return {"damaged": [str(tile) for tile in found[:MOST_DAMAGED]], "n_damaged": count}
+
+
+def _damage_in_place(context: Context, unit: Unit) -> dict[str, Any]:
+    """Return the same of a unit of the mask, for which the slide itself was read."""
+    if not context.spec.in_place:
+        return {}
+    number = slide_level(context.slide, context.ticket.level)
+    return _damage(context.slide, unit, context.footprint(unit.box), level=number)
 
 
 def _reduce(context: Context, level: int, index: int) -> dict[str, Any]:
@@ -192,8 +212,9 @@ def _gate(context: Context, level: int, index: int) -> dict[str, Any]:
     assert context.label_journal is not None
     unit = context.label(context.ticket.label).level(0).grid.at(index)
     logit = context.engine().gate(context.level_reader(), unit.box)
-    context.label_journal.write(GATE, level, unit, checksum="0" * 16, facts={"logit": logit})
-    return {"logit": logit}
+    facts = {"logit": logit, **_damage_in_place(context, unit)}
+    context.label_journal.write(GATE, level, unit, checksum="0" * 16, facts=facts)
+    return facts
 
 
 def _segment(context: Context, level: int, index: int) -> dict[str, Any]:
@@ -215,7 +236,8 @@ def _segment(context: Context, level: int, index: int) -> dict[str, Any]:
         result = context.engine().segment(
             context.level_reader(), unit.box, skip=_no_tissue(context)
         )
-        ids, planes, facts = result.ids, result.probabilities, dict(result.facts)
+        ids, planes = result.ids, result.probabilities
+        facts = {**result.facts, **_damage_in_place(context, unit)}
     seconds: dict[str, float] = facts.pop("seconds", {})
     clock = _Clock()
     checksum = array.write_unit(unit, ids)

@@ -109,8 +109,9 @@ class TiffSlide:
                 raise damage_error(self.path, level, error) from error
             with self._lock:
                 if error.index not in page.filled:
-                    page.filled.add(error.index)
+                    # Told before others take the fill for pixels.
                     self.damage.append(DamagedTile(level, error.index, error.box, error.reason))
+                    page.filled.add(error.index)
 
         return page.read(box, self._meaning.samples, repair=repair)
 
