@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from tilepipe.models import build, load_model, save_checkpoint
+from tilepipe.models.seeded import fill_seeded
 from tilepipe.store import open_store
 
 
@@ -231,6 +233,44 @@ def test_a_full_disk_everywhere_then_room(
         worker.kill()
     zygote.run(*command)
     equal(store, reference)
+
+
+def test_a_worker_that_served_a_mask_finds_its_objects_too(
+    start_cluster, zygote, slide, flags, equal, tmp_path
+):
+    cluster = start_cluster(workers=1)
+    store, local = tmp_path / "out.zarr", tmp_path / "local.zarr"
+    there = ["run", slide, "-o", store, *flags, "--scheduler", cluster.file]
+    zygote.run(*there)
+    zygote.run(*there, "--instances")
+    zygote.run("run", slide, "-o", local, *flags, "--instances")
+    equal(store, local)
+
+
+def test_a_worker_takes_no_weights_but_those_of_the_job(
+    start_cluster, zygote, slide, flags, equal, tmp_path
+):
+    """It outlives jobs: a file of the same name may hold others by now, here or there."""
+    cluster = start_cluster(workers=1)
+    weights = tmp_path / "weights.safetensors"
+    option = flags.index("random:0")
+    used = [*flags[:option], weights, "--precision", "fp32", "--device", "cpu", "--quiet"]
+    for seed in (0, 1):
+        save_seeded(weights, seed)
+        store, local = tmp_path / f"out{seed}.zarr", tmp_path / f"local{seed}.zarr"
+        zygote.run("run", slide, "-o", store, *used, "--unit", "128", "--scheduler", cluster.file)
+        zygote.run("run", slide, "-o", local, *used, "--unit", "128")
+        equal(store, local)
+
+
+def save_seeded(path, seed):
+    model = load_model("unet", weights=f"random:{seed}", base=2, options={"depth": 1})
+    net = build("unet", in_channels=3, classes=2, base=2, depth=1)
+    fill_seeded(net, seed)
+    save_checkpoint(
+        path, net, name="unet", arguments={"base": 2, "depth": 1}, classes=model.classes,
+        normalisation=model.normalisation,
+    )  # fmt: skip
 
 
 def test_no_worker_comes(start_cluster, zygote, slide, flags, tmp_path):

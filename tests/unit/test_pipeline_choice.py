@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tilepipe.pipeline import choice
+from tilepipe.pipeline.context import forget
+from tilepipe.pipeline.events import ignore
+from tilepipe.pipeline.job import SEGMENT
+from tilepipe.pipeline.prepare import prepare
 from tilepipe.pipeline.source import open_source
+from tilepipe.pipeline.worker import run_units
 from tilepipe.spec import JobSpec
 
 
@@ -35,3 +41,18 @@ def test_a_cluster_is_asked_how_to_run_the_network(small_slide, tmp_path, monkey
     assert here.settings.threads != 77
     assert len(asked) == 1
     source.slide.close()
+
+
+def test_other_weights_than_the_job_was_planned_with_are_refused(small_slide, tmp_path):
+    """A worker may find another file under the same name."""
+    spec = JobSpec(weights="random:0", base=2, tune=False, in_place=True)
+    job = prepare(str(small_slide), str(tmp_path / "out.zarr"), spec, on_event=ignore)
+    stage = job.ticket.stages.index((SEGMENT, 0))
+    (fits,) = run_units(job.ticket, stage, (0,))
+    forget(job.ticket.output)
+    (other,) = run_units(replace(job.ticket, weights_sha256="0" * 64), stage, (0,))
+    job.held.close()
+    forget(job.ticket.output)
+    assert fits.ok, fits.error
+    assert not other.ok
+    assert "not those that the job was planned with" in other.error

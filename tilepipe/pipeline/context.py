@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe import buffers, malloc
-from tilepipe.errors import SlideError, TilepipeError
+from tilepipe.errors import ModelError, SlideError, TilepipeError
 from tilepipe.pipeline.instances import Objects
 from tilepipe.pipeline.job import GATE, Ticket
 from tilepipe.pipeline.lanes import waiting_bytes
@@ -159,7 +159,7 @@ def slide_level(slide: Slide, level: int) -> int:
     )
 
 
-_contexts: OrderedDict[tuple[str, str, str], Context] = OrderedDict()
+_contexts: OrderedDict[tuple[str | None, ...], Context] = OrderedDict()
 _engines: OrderedDict[str, Engine] = OrderedDict()
 _lock = threading.Lock()
 _engine_lock = threading.Lock()
@@ -167,7 +167,9 @@ _engine_lock = threading.Lock()
 
 def context_of(ticket: Ticket) -> Context:
     """Return what this process holds of a job, opened when it is first asked for."""
-    key = (ticket.output, ticket.image_fingerprint, ticket.label_fingerprint)
+    # A worker of a cluster outlives jobs: the next may want more of the same mask, its objects.
+    key = (ticket.output, ticket.slide, ticket.image_fingerprint, ticket.label_fingerprint,
+           ticket.instances_fingerprint)  # fmt: skip
     with _lock:
         if key not in _contexts:
             for other in _contexts.values():  # a slide that ends leaves its room to the next
@@ -193,7 +195,7 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
     from tilepipe.models import load_model
 
     key = repr((spec.model, spec.weights, spec.classes, spec.base, spec.options, ticket.in_channels,
-                ticket.settings, spec.probabilities))  # fmt: skip
+                ticket.weights_sha256, ticket.settings, spec.probabilities))  # fmt: skip
     with _engine_lock:
         if key not in _engines:
             malloc.suit(settings.backend)
@@ -205,6 +207,12 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
                 base=spec.base,
                 options=spec.options,
             )
+            if model.sha256 != ticket.weights_sha256:
+                raise ModelError(
+                    f"{spec.weights or spec.model}: the weights here are not those that the job "
+                    f"was planned with (sha256 {model.sha256[:12]}, {ticket.weights_sha256[:12]} "
+                    "then); put the same file everywhere, or give the command again"
+                )
             while len(_engines) >= 2:  # the job that ends and the one that begins
                 _engines.popitem(last=False)
             _engines[key] = Engine(

@@ -239,6 +239,7 @@ def _open_job(
         spec=portable(spec).to_json(),
         settings=chosen.settings.to_json() if chosen is not None else {},
         in_channels=chosen.model.in_channels if chosen is not None else source.channels,
+        weights_sha256=chosen.model.sha256 if chosen is not None else "",
         trace=trace,
         instances=objects,
         instances_fingerprint=object_mark,
