@@ -43,16 +43,16 @@ def test_a_cluster_is_asked_how_to_run_the_network(small_slide, tmp_path, monkey
     source.slide.close()
 
 
-def test_other_weights_than_the_job_was_planned_with_are_refused(small_slide, tmp_path):
+def test_another_network_than_the_job_was_planned_with_is_refused(small_slide, tmp_path):
     """A worker may find another file under the same name."""
     spec = JobSpec(weights="random:0", base=2, tune=False, in_place=True)
     job = prepare(str(small_slide), str(tmp_path / "out.zarr"), spec, on_event=ignore)
     stage = job.ticket.stages.index((SEGMENT, 0))
     (fits,) = run_units(job.ticket, stage, (0,))
     forget(job.ticket.output)
-    (other,) = run_units(replace(job.ticket, weights_sha256="0" * 64), stage, (0,))
+    (other,) = run_units(replace(job.ticket, network="0" * 16), stage, (0,))
     job.held.close()
     forget(job.ticket.output)
     assert fits.ok, fits.error
     assert not other.ok
-    assert "not those that the job was planned with" in other.error
+    assert "not the network here that the job was planned with" in other.error

@@ -53,6 +53,12 @@ def model_of(
             f"{store.location}: label {label.name} was made with weights {str(sha256)[:16]}, but "
             f"{model.source} holds {model.sha256[:16]}; give the right ones with --weights"
         )
+    if isinstance(kept, dict) and kept.get("identity", model.identity) != model.identity:
+        raise VerifyError(
+            f"{store.location}: label {label.name} was made with the weights of {model.source}, "
+            "but with another normalisation, other classes or other arguments than stand there "
+            "now; give the right ones with --weights"
+        )
     return model
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +65,17 @@ class Model:
     def activation(self) -> Activation:
         """Sigmoid for one output, softmax for more."""
         return "sigmoid" if self.n_outputs == 1 else "softmax"
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits that change with whatever decides the class ids, or what they are called.
+
+        The weights alone do not: the same ones, converted again, may be shown pixels otherwise.
+        """
+        facts = [self.sha256, self.name, dict(self.arguments), asdict(self.normalisation),
+                 [entry.name for entry in self.classes]]  # fmt: skip
+        text = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def has_gate(self) -> bool:

@@ -174,5 +174,6 @@ def asked(spec: JobSpec, model: Model, level: int) -> dict[str, Any]:
         **{key: values[key] for key in keys},
         "tissue": asked_tissue(spec),
         "weights": model.sha256,
+        "network": model.identity,
         "level": level,
     }

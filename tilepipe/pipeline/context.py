@@ -195,7 +195,7 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
     from tilepipe.models import load_model
 
     key = repr((spec.model, spec.weights, spec.classes, spec.base, spec.options, ticket.in_channels,
-                ticket.weights_sha256, ticket.settings, spec.probabilities))  # fmt: skip
+                ticket.network, ticket.settings, spec.probabilities))  # fmt: skip
     with _engine_lock:
         if key not in _engines:
             malloc.suit(settings.backend)
@@ -207,11 +207,11 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
                 base=spec.base,
                 options=spec.options,
             )
-            if model.sha256 != ticket.weights_sha256:
+            if model.identity != ticket.network:
                 raise ModelError(
-                    f"{spec.weights or spec.model}: the weights here are not those that the job "
-                    f"was planned with (sha256 {model.sha256[:12]}, {ticket.weights_sha256[:12]} "
-                    "then); put the same file everywhere, or give the command again"
+                    f"{spec.weights or spec.model}: is not the network here that the job was "
+                    "planned with: the file was changed, or is another one on this machine; put "
+                    "the same everywhere and give the command again"
                 )
             while len(_engines) >= 2:  # the job that ends and the one that begins
                 _engines.popitem(last=False)

@@ -36,8 +36,8 @@ class Ticket:
     spec: dict[str, Any]
     settings: dict[str, Any]
     in_channels: int
-    weights_sha256: str = ""
-    """Of the network that the job was planned with; a file of weights may change."""
+    network: str = ""
+    """``Model.identity`` of what the job was planned with; a file of weights may change."""
     instances: str | None = None
     """Label of the mask's objects."""
     instances_fingerprint: str = ""
