@@ -106,6 +106,16 @@ def test_a_manifest_names_outputs_sizes_and_labels(folder, zygote, flags, tmp_pa
     assert [row["state"] for row in status(out).values()] == ["done", "done"]
 
 
+def test_stores_spelled_otherwise_than_their_outputs_are_found_in_the_status(
+    folder, zygote, flags, tmp_path
+):
+    for name in ("s00", "s01"):
+        zygote.run("ingest", folder / f"{name}.tif", "-o", tmp_path / f"a/{name}.zarr", "--quiet")
+    zygote.run("run", "./a/s00.zarr", "./a/s01.zarr", "-o", "a", *flags, cwd=tmp_path)
+    rows = status(tmp_path / "a")
+    assert [rows[name]["state"] for name in ("s00.zarr", "s01.zarr")] == ["done", "done"]
+
+
 @pytest.mark.parametrize(
     "row, told",
     [

@@ -125,7 +125,7 @@ def run_many(
                 yield _Refused(refused, on_event)
                 continue
             on_event(Opened(request.slide, job.source.output, _plan_facts(job)))
-            work = _Kept(job, part=request.spec.part, on_event=on_event, keep=keep)
+            work = _Kept(job, request, on_event=on_event, keep=keep)
             works.append(work)
             yield work
 
@@ -174,8 +174,9 @@ def run_many(
 class _Kept(SlideWork):
     """Hands its result on when it closes."""
 
-    def __init__(self, job: Job, *, part: str | None, on_event: OnEvent, keep: Any) -> None:
-        super().__init__(job, part=part, on_event=on_event)
+    def __init__(self, job: Job, request: Request, *, on_event: OnEvent, keep: Any) -> None:
+        super().__init__(job, part=request.spec.part, on_event=on_event)
+        self._request = request
         self._keep = keep
 
     def close(self, reason: str | None) -> None:
@@ -184,8 +185,9 @@ class _Kept(SlideWork):
         told = reason or (failed[0]["reason"] if failed else "")
         self._keep(
             RunResult(
-                self.job.source.name,
-                self.job.source.output,
+                # As they were asked for: who asked finds them again by that.
+                self._request.slide,
+                self._request.output or self.job.source.output,
                 self.ticket.label,
                 self.state,
                 told,
