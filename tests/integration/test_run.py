@@ -200,6 +200,8 @@ def test_job_file_and_flags(small_slide, tmp_path):
         (["run", "SLIDE", *RANDOM, "--scheduler", "nowhere.json"], 1, "nowhere.json"),
         (["run", "SLIDE", *RANDOM, "--part", "3/3"], 1, "0/3 to 2/3"),
         (["run", "SLIDE", *RANDOM, "--halo", "-1"], 1, "halo"),
+        (["run", "SLIDE", *RANDOM, "--cgm", "slide"], 1, "unet has no classification gate"),
+        (["run", "SLIDE", *RANDOM, "--cgm", "tile"], 1, "unet has no classification gate"),
         (["run", "SLIDE", *RANDOM, "--mpp", "nan"], 1, "mpp"),
         (["run", "SLIDE", *RANDOM, "--slide-mpp", "inf"], 1, "slide_mpp"),
         (["run", "SLIDE", "SLIDE", *RANDOM], 1, "would both be written to"),

@@ -27,8 +27,14 @@ def choose_unit(model: Model, extent: Shape, asked_px: int | None) -> int:
 def choose_mode(model: Model, spec: JobSpec) -> tuple[Mode, list[str]]:
     """Return how tiles of this network make a mask, and why.
 
-    Raises PlanError for ``--exact`` where no context would be enough.
+    Raises PlanError for ``--exact`` where no context would be enough, and for a gate that the
+    network does not have.
     """
+    if spec.cgm != "off" and not model.has_gate:
+        raise PlanError(
+            f"--cgm {spec.cgm}: {model.name} has no classification gate; use unet3plus-cgm, or "
+            "leave --cgm off"
+        )
     locality = model.locality
     notes: list[str] = []
     if locality.kind != "local":
