@@ -107,6 +107,7 @@ class JobSpec(BaseModel):
     tolerance: float = Field(default=0.001, ge=0, le=1)
     """Share of pixels that reduced precision may flip before it falls back to fp32."""
     tile: int | None = Field(default=None, ge=1, le=65536)
+    """None and ``auto`` are one, for ``batch`` too."""
     batch: int | None = Field(default=None, ge=1, le=1024)
     halo: int | None = Field(default=None, ge=0, le=16384)
     exact: bool = False
@@ -129,6 +130,11 @@ class JobSpec(BaseModel):
     probabilities: bool = False
     """Also write the probabilities of the foreground classes, as bytes."""
     overwrite: bool = False
+
+    @field_validator("tile", "batch", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return None if value == "auto" else value
 
     @field_validator("model", "weights", "tissue", "scheduler")
     @classmethod

@@ -124,9 +124,7 @@ def command(
     """
     given = {key: value for key, value in flags.items() if value is not None}
     for key in ("tile", "batch"):
-        if given.get(key) == "auto":
-            del given[key]
-        elif key in given:
+        if given.get(key, "auto") != "auto":
             given[key] = _number(key, given[key])
     if option_pairs:
         given["options"] = _pairs(option_pairs)

@@ -1,0 +1,43 @@
+"""Settings: what a job file and the options that win over it make together."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from tilepipe.cli import run
+from tilepipe.cli.main import main
+from tilepipe.spec import JobSpec
+
+
+@pytest.fixture
+def spec_of(monkeypatch):
+    """What ``tilepipe run`` makes of its options, without running."""
+    seen = []
+
+    def keep(slides, output, manifest, spec):
+        seen.append(spec)
+        return []
+
+    monkeypatch.setattr(run, "requests_of", keep)
+
+    def call(*arguments):
+        result = CliRunner().invoke(main, ["run", "s.tif", "--dry-run", *map(str, arguments)])
+        assert result.exit_code == 0, result.output
+        return seen.pop()
+
+    return call
+
+
+def test_auto_on_the_command_line_wins_over_a_number_in_the_file(tmp_path, spec_of):
+    job = tmp_path / "job.toml"
+    job.write_text("tile = 572\nbatch = 3\n")
+    spec = spec_of("--job", job, "--tile", "auto")
+    assert (spec.tile, spec.batch) == (None, 3)
+
+
+def test_a_job_file_may_say_auto(tmp_path):
+    job = tmp_path / "job.toml"
+    job.write_text('tile = "auto"\nbatch = "auto"\n')
+    spec = JobSpec.from_toml(job)
+    assert (spec.tile, spec.batch) == (None, None)
