@@ -175,9 +175,9 @@ class JobSpec(BaseModel):
     def from_toml(cls, path: Path, **flags: Any) -> JobSpec:
         """Read a job file; ``flags`` win. Paths in it are relative to the file's folder."""
         values = read_toml(path)
-        weights = values.get("weights")
-        if isinstance(weights, str) and not weights.startswith("random:") and is_path(weights):
-            values["weights"] = str((path.parent / weights).resolve())
+        for key, value in values.items():
+            if isinstance(value, str) and is_path(value) and _names_file(key, value):
+                values[key] = str((path.parent / value).resolve())
         return cls.checked({**values, **flags}, source=str(path))
 
     def replace(self, **changes: Any) -> JobSpec:
@@ -187,6 +187,16 @@ class JobSpec(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values."""
         return self.model_dump(mode="json")
+
+
+def _names_file(key: str, value: str) -> bool:
+    """Tell whether a setting of a job file is the path of a file, not a word."""
+    return (
+        (key == "weights" and not value.startswith("random:"))
+        or (key == "model" and value.endswith(".safetensors"))
+        or (key == "tissue" and value not in ("auto", "off"))
+        or (key == "scheduler" and value != "local")
+    )
 
 
 def is_path(text: str) -> bool:

@@ -41,3 +41,36 @@ def test_a_job_file_may_say_auto(tmp_path):
     job.write_text('tile = "auto"\nbatch = "auto"\n')
     spec = JobSpec.from_toml(job)
     assert (spec.tile, spec.batch) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weights", "w.safetensors"),
+        ("model", "w.safetensors"),
+        ("tissue", "mask.png"),
+        ("scheduler", "scheduler.json"),
+    ],
+)
+def test_a_path_in_a_job_file_is_seen_from_the_file(tmp_path, monkeypatch, key, value):
+    (tmp_path / "jobs").mkdir()
+    job = tmp_path / "jobs" / "job.toml"
+    job.write_text(f'{key} = "{value}"\n')
+    monkeypatch.chdir(tmp_path)
+    assert getattr(JobSpec.from_toml(job), key) == str(tmp_path / "jobs" / value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weights", "random:0"),
+        ("model", "unet"),
+        ("tissue", "auto"),
+        ("scheduler", "local"),
+        ("scheduler", "tcp://host:8786"),
+    ],
+)
+def test_a_word_in_a_job_file_stays_a_word(tmp_path, key, value):
+    job = tmp_path / "job.toml"
+    job.write_text(f'{key} = "{value}"\n')
+    assert getattr(JobSpec.from_toml(job), key) == value
