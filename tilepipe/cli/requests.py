@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,27 +77,19 @@ def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Reques
 
     folder = Path(output or ".")
     requests = []
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if "\0" in text:
-            raise SpecError(f"{path}: holds a null byte; a manifest is text")
-        rows = list(csv.DictReader(text.splitlines()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SpecError(f"{path}: not a manifest that can be read: {error}") from error
-    for number, row in enumerate(rows, start=2):
-        slide = (row.get("slide") or "").strip()
+    for number, row in _rows(path):
+        slide = row.get("slide", "")
         if not slide:
-            raise SpecError(f"{path}: line {number}: no slide; the columns are slide, output, "
-                            "mpp, label")  # fmt: skip
+            raise SpecError(f"{path}: line {number}: no slide; {_COLUMNS}")
         changes: dict[str, Any] = {}
-        if (row.get("mpp") or "").strip():
+        if row.get("mpp"):
             try:
-                changes["slide_mpp"] = float(str(row["mpp"]))
+                changes["slide_mpp"] = float(row["mpp"])
             except ValueError:
                 raise SpecError(f"{path}: line {number}: mpp {row['mpp']!r} is no number") from None
-        if (row.get("label") or "").strip():
-            changes["name"] = str(row["label"]).strip()
-        name = (row.get("output") or "").strip() or default_output(slide)
+        if row.get("label"):
+            changes["name"] = row["label"]
+        name = row.get("output") or default_output(slide)
         if "://" not in name:
             target = Path(name)
             inside = (folder / target).resolve()
@@ -107,8 +100,43 @@ def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Reques
             name = _join(output, folder, name)
         if not Path(slide).is_absolute() and "://" not in slide:
             slide = str(path.parent / slide)
-        requests.append(Request(slide, name, spec.replace(**changes) if changes else spec))
+        try:
+            requests.append(Request(slide, name, spec.replace(**changes) if changes else spec))
+        except SpecError as error:
+            raise SpecError(f"{path}: line {number}: {error}") from error
     if not requests:
         raise SpecError(f"{path}: lists no slide")
     _distinct(requests)
     return requests
+
+
+_COLUMNS = "the columns are slide, output, mpp, label"
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return each row of a manifest with the line it ends on; SpecError for columns unknown.
+
+    A column that nobody reads would leave a slide with another µm/px or name than was meant.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise SpecError(f"{path}: holds a null byte; a manifest is text")
+        reader = csv.reader(io.StringIO(text))
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SpecError(f"{path}: not a manifest that can be read: {error}") from error
+    if not lines:
+        raise SpecError(f"{path}: lists no slide")
+    names = [name.lower() for name in lines[0][1]]
+    while names and not names[-1]:  # Spreadsheets end their lines with commas.
+        del names[-1]
+    for name in names:
+        if name not in ("slide", "output", "mpp", "label"):
+            raise SpecError(f"{path}: no column is called {name[:80]!r}; {_COLUMNS}")
+        if names.count(name) > 1:
+            raise SpecError(f"{path}: two columns are called {name!r}")
+    for number, row in lines[1:]:
+        if any(row[len(names) :]):
+            raise SpecError(f"{path}: line {number}: more cells than columns ({len(names)})")
+    return [(number, dict(zip(names, row, strict=False))) for number, row in lines[1:]]
