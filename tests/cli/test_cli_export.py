@@ -38,7 +38,9 @@ def store(tmp_path_factory):
     mask[10:20, 10:30] = 1
     mask[200:260, 100:200] = 2
     for name in ("one", "two"):
-        level = made.create_label(name, classes=default_classes(3), unit_px=512).level(0)
+        label = made.create_label(name, classes=default_classes(3), unit_px=512)
+        label.write_record({"state": "done"})
+        level = label.level(0)
         level.write_unit(level.grid.unit(0, 0), mask)
     return path
 
@@ -79,9 +81,11 @@ def test_classes_by_name_or_id(store, tmp_path):
     )
     assert answer.exit_code == 0
     assert answer.output.startswith(f"{out}: 1 objects")
-    wrong = run("export", store, "--to", "csv", "--label", "one", "--classes", "tumor", "-o", out)
-    assert wrong.exit_code == 1
-    assert "no class 'tumor'; there are: background, class 1, class 2" in wrong.output
+    for name in ("tumor", "3", "1,9"):
+        wrong = run("export", store, "--to", "csv", "--label", "one", "--classes", name, "-o", out)
+        assert wrong.exit_code == 1
+        assert f"no class '{name[-1] if ',' in name else name}'" in wrong.output
+        assert "there are: 0 background, 1 class 1, 2 class 2" in wrong.output
 
 
 def test_a_region_as_picture(store, tmp_path):
@@ -95,6 +99,14 @@ def test_a_region_as_picture(store, tmp_path):
         answer = run(*arguments, bad, "--overwrite")
         assert answer.exit_code == 1
         assert "Y0,X0,Y1,X1" in answer.output
+
+
+def test_an_opacity_that_is_no_number(store, tmp_path):
+    out = tmp_path / "part.png"
+    answer = run("export", store, "--to", "png", "--label", "one", "-o", out, "--opacity", "nan")
+    assert answer.exit_code == 1
+    assert "opacity nan" in answer.output
+    assert not out.exists()
 
 
 def test_several_labels_need_a_name(store):

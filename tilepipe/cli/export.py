@@ -142,18 +142,22 @@ def _label(store: Store, name: str | None) -> Label:
 
 def _kept(label: Label, text: str | None) -> frozenset[int] | None:
     from tilepipe.errors import ExportError
+    from tilepipe.export.figures import holds_instances
 
     if text is None:
         return None
+    # Objects have ids of their own, and a label of others need not name every class it holds.
+    open_ids = holds_instances(label) or not label.read_record()
     by_name = {one.name: value for value, one in enumerate(label.classes)}
     kept = set()
     for part in (one.strip() for one in text.split(",")):
         if part in by_name:
             kept.add(by_name[part])
-        elif part.isdecimal():
+        elif part.isdecimal() and (open_ids or int(part) < len(label.classes)):
             kept.add(int(part))
         else:
-            raise ExportError(f"no class {part!r}; there are: {', '.join(by_name)}")
+            known = ", ".join(f"{value} {name}" for name, value in by_name.items())
+            raise ExportError(f"{label.name}: no class {part!r}; there are: {known}")
     return frozenset(kept)
 
 

@@ -47,6 +47,8 @@ def render_view(
             f"region {asked} is not inside the slide of {store.extent[0]} x {store.extent[1]} px "
             "(y, x); give Y0,X0,Y1,X1 in level-0 px"
         )
+    if not 0 <= opacity <= 1:
+        raise ExportError(f"opacity {opacity}: a number from 0 to 1 is wanted")
     if show != "image" and label is None:
         raise ExportError(f"{store.location}: no label to draw; use --show image")
     factor = _fitting(store, label, asked, longest_px, with_image=show != "mask")
