@@ -31,19 +31,13 @@ from tilepipe.spec import JobSpec
 @options.debug_option
 def command(slide: str, output: str | None, as_json: bool, quiet: bool, **flags: Any) -> None:
     """Copy SLIDE into a chunked OME-Zarr, bit for bit, with its pyramid."""
-    import os
-
     from tilepipe.cli.console import Console, summary_text
     from tilepipe.pipeline.run import Request, run_one
 
     given = {key: value for key, value in flags.items() if value is not None}
     spec = JobSpec.checked(given, source="ingest")
-    try:
-        with Console(quiet=quiet or as_json) as console:
-            result = run_one(Request(slide, output, spec), segment=False, on_event=console)
-    except KeyboardInterrupt:
-        click.echo("Interrupted. The same command goes on from here.", err=True)
-        os._exit(130)
+    with Console(quiet=quiet or as_json) as console:
+        result = run_one(Request(slide, output, spec), segment=False, on_event=console)
     if as_json:
         click.echo(json.dumps(result.summary))
     elif not quiet:

@@ -174,8 +174,6 @@ def _bill(requests: list[Request], *, as_json: bool) -> None:
 def _run(
     requests: list[Request], status: Path | None, trace: Path | None, *, quiet: bool
 ) -> list[RunResult]:
-    import os
-
     from tilepipe.cli.console import Console
     from tilepipe.pipeline.run import run_many
 
@@ -186,16 +184,8 @@ def _run(
         if status is not None:
             write_status(status, requests, known)
 
-    console = Console(quiet=quiet)
-    try:
-        with console:
-            return run_many(requests, trace=trace, on_event=console, on_result=keep)
-    except KeyboardInterrupt:
-        click.echo(
-            "Interrupted. What was written is kept; the same command goes on from there.", err=True
-        )
-        # A forward in a thread cannot be stopped; nothing half-written can be left behind.
-        os._exit(130)
+    with Console(quiet=quiet) as console:
+        return run_many(requests, trace=trace, on_event=console, on_result=keep)
 
 
 def write_status(path: Path, requests: list[Request], results: list[RunResult]) -> None:

@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM end every command alike: one line, exit code 130, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start ``tilepipe`` with a temporary folder of its own; wait for a first line on a stream."""
+
+    def call(stream, *arguments):
+        scratch = tmp_path / "scratch"
+        scratch.mkdir(exist_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tilepipe", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(scratch)},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        assert getattr(process, stream).readline()
+        return process, scratch
+
+    return call
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_bench_leaves_no_slide_behind(start, number):
+    process, scratch = start(
+        "stderr", "bench", "--size", 2048, "--base", 4, "--no-tune", "--precision", "fp32"
+    )
+    assert list(scratch.iterdir())
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "Interrupted."
+    assert "Traceback" not in out + err
+    assert not list(scratch.glob("tilepipe-bench-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_train_says_how_it_goes_on(start, tmp_path, number):
+    for part in ("img", "lab"):
+        (tmp_path / part).mkdir()
+        for index in range(2):
+            pixels = np.full((40, 40), index, np.uint8)
+            pixels[:20] = 1 - index
+            Image.fromarray(pixels).save(tmp_path / part / f"{index}.png")
+    process, _ = start(
+        "stdout", "train", "--images", tmp_path / "img", "--labels", tmp_path / "lab",
+        "-o", tmp_path / "w.safetensors", "--minutes", 9, "--base", 2, "--option", "depth=2",
+        "--batch", 1, "--output-px", 24, "--precision", "fp32", "--device", "cpu",
+        "--val-share", 0,
+    )  # fmt: skip
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "With --resume the same command goes on" in err
+    assert "Traceback" not in out + err
