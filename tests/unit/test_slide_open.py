@@ -40,6 +40,17 @@ def test_things_that_are_not_slides(tmp_path):
     refuse("s3://bucket/slide.tif", "local disks")
 
 
+def test_a_pipe_is_refused_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    # In a process of its own: what waits for a pipe cannot be ended from within.
+    code = "import sys; from tilepipe.slide import open_slide; open_slide(sys.argv[1])"
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "pipe")],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert "pipe: is a pipe; slides are read from files" in result.stderr
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_unreadable_file(tmp_path):
     path = tmp_path / "a.tif"

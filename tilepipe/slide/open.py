@@ -89,6 +89,9 @@ def open_slide(
 
 
 def _read_head(name: str) -> bytes:
+    # A pipe would be waited for, maybe for good, and pixels are read from anywhere in a file.
+    if Path(name).is_fifo() or Path(name).is_socket():
+        raise SlideError(f"{name}: is a pipe; slides are read from files: write it to one first")
     try:
         with Path(name).open("rb") as file:
             return file.read(64)
