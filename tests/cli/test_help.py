@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from tilepipe.cli.main import COMMANDS, main
 
@@ -19,6 +20,7 @@ def test_a_command_has_help_and_is_in_the_readme(name):
     result = CliRunner().invoke(main, [name, "--help"])
     assert result.exit_code == 0, result.output
     assert "Usage: " in result.output
+    assert "\\b" not in result.output
     assert f"tilepipe {name}" in README.read_text()
 
 
@@ -49,3 +51,16 @@ def test_help_imports_nothing_heavy():
 def test_wrong_usage_exits_with_2():
     assert CliRunner().invoke(main, ["run", "--nonsense"]).exit_code == 2
     assert CliRunner().invoke(main, ["fly"]).exit_code == 2
+
+
+def test_a_full_disk_under_stdout_is_one_message(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    Image.new("L", (64, 64)).save(tmp_path / "s.tif")
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "tilepipe", "inspect", str(tmp_path / "s.tif"), "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr == "Error: No space left on device\n"

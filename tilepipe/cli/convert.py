@@ -60,7 +60,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    r"""Turn IN (.pth, .pt or .safetensors state dict) into weights OUT (.safetensors).
+    """Turn IN (.pth, .pt or .safetensors state dict) into weights OUT (.safetensors).
 
     Nothing in IN is executed; a file that would is refused and what it calls is named.
 
@@ -75,9 +75,9 @@ def command(
       [prefix]                       the longest that fits, once
       "module." = ""
       [[regex]]                      then these, in order
-      from = '^enc(\d)'
-      to = 'encoders.\1'
-    """
+      from = '^enc(\\d)'
+      to = 'encoders.\\1'
+    """  # noqa: D301 - click wants the character itself
     from tilepipe.errors import CheckpointError
     from tilepipe.models.convert import KeyMap, convert
     from tilepipe.models.normalisation import Normalisation

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -132,9 +133,10 @@ def fail(error: Exception) -> None:
                 f"unexpected {type(error).__name__}: {message}\n"
                 "This is a bug in tilepipe; the same command with --debug shows where."
             )
-    if "--json" in sys.argv:
-        click.echo(json.dumps({"error": message, "kind": type(error).__name__}))
     click.echo(f"Error: {message}", err=True)
+    if "--json" in sys.argv:
+        with suppress(OSError):  # What failed may be stdout itself.
+            click.echo(json.dumps({"error": message, "kind": type(error).__name__}))
     sys.exit(1)
 
 
