@@ -52,6 +52,13 @@ class LabelClass(BaseModel):
         return color
 
 
+def unlike(names: Sequence[str]) -> None:
+    """Raise ValueError if two classes have one name: areas and scores are told by name."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two classes are called {twice[:80]!r}; each needs a name of its own")
+
+
 def default_classes(count: int) -> tuple[LabelClass, ...]:
     """Return ``count`` classes named background, class 1, … in well-told-apart colours."""
     return tuple(

@@ -7,7 +7,10 @@ from click.testing import CliRunner
 
 from tilepipe.cli import run
 from tilepipe.cli.main import main
+from tilepipe.errors import CheckpointError, SpecError
+from tilepipe.models.header import Header
 from tilepipe.spec import JobSpec
+from tilepipe.train.spec import TrainSpec
 
 
 @pytest.fixture
@@ -74,3 +77,16 @@ def test_a_word_in_a_job_file_stays_a_word(tmp_path, key, value):
     job = tmp_path / "job.toml"
     job.write_text(f'{key} = "{value}"\n')
     assert getattr(JobSpec.from_toml(job), key) == value
+
+
+def test_two_classes_of_one_name_are_refused_before_a_step_is_learnt():
+    given = {"images": "i", "labels": "l", "out": "w.safetensors", "steps": 1}
+    with pytest.raises(SpecError, match="two classes are called 'cell'"):
+        TrainSpec.checked({**given, "class_names": ("cell", "cell")})
+
+
+def test_weights_with_two_classes_of_one_name_are_refused():
+    classes = [{"name": "cell", "color": (0, 0, 0, 0)}] * 2
+    values = {"architecture": "unet", "in_channels": 1, "outputs": 2, "classes": classes}
+    with pytest.raises(CheckpointError, match="two classes are called 'cell'"):
+        Header.checked(values, source="w.safetensors")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tilepipe.errors import CheckpointError, ModelError
 from tilepipe.models.locality import Locality
 from tilepipe.models.normalisation import Normalisation
-from tilepipe.spec import LabelClass, explain
+from tilepipe.spec import LabelClass, explain, unlike
 
 KEY = "tilepipe"
 VERSION = 1
@@ -54,12 +54,13 @@ class Header(BaseModel):
         return values
 
     def model_post_init(self, context: Any, /) -> None:
-        """Hold classes against outputs, and means against channels."""
+        """Hold classes against outputs and one another, and means against channels."""
         wanted = 2 if self.outputs == 1 else self.outputs
         if len(self.classes) != wanted:
             raise ValueError(
                 f"{len(self.classes)} classes for {self.outputs} outputs; wanted {wanted}"
             )
+        unlike([entry.name for entry in self.classes])
         normalisation_of(self.normalisation).check_channels(self.in_channels)
 
     def to_metadata(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tilepipe.errors import SpecError
 from tilepipe.models.header import MAX_MPP
-from tilepipe.spec import ClassName, explain, is_path, read_toml
+from tilepipe.spec import ClassName, explain, is_path, read_toml, unlike
 from tilepipe.train.augment import AugmentSpec
 from tilepipe.train.targets import Target
 
@@ -102,6 +102,12 @@ class TrainSpec(BaseModel):
         if out.suffix != ".safetensors":
             raise ValueError("weights are called .safetensors")
         return out
+
+    @field_validator("class_names")
+    @classmethod
+    def _unlike(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unlike(names)
+        return names
 
     @model_validator(mode="after")
     def _class_weights(self) -> TrainSpec:
