@@ -113,3 +113,18 @@ def test_a_lost_object_and_another_image_on_s3(bucket, env, zygote, slide, flags
     other = bucket.client.get_object(Bucket="slides", Key="lost.zarr/0/c/0/0/0")["Body"].read()
     bucket.client.put_object(Bucket="slides", Key=key, Body=other)
     assert "of another job" in zygote.run("run", there, *flags, code=1, env=env)
+
+
+def test_what_became_of_several_slides_stands_beside_them(
+    bucket, env, zygote, slide, flags, tmp_path
+):
+    (tmp_path / "other.tif").write_bytes(slide.read_bytes())
+    here = tmp_path / "here"
+    here.mkdir()
+    command = ["run", slide, tmp_path / "other.tif", "-o", "s3://slides/many", *flags]
+    process = zygote.start("tilepipe", *command, env=env, cwd=here)
+    assert process.wait() == 0, process.text()
+    body = bucket.client.get_object(Bucket="slides", Key="many/status.csv")["Body"].read()
+    rows = body.decode().splitlines()
+    assert [row.split(",")[2] for row in rows] == ["state", "done", "done"]
+    assert not list(here.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 
 from tilepipe.cli import options
 from tilepipe.cli.requests import requests_of
-from tilepipe.errors import StoreError, TilepipeError
+from tilepipe.errors import TilepipeError
 from tilepipe.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -134,9 +135,9 @@ def command(
         _bill(requests, as_json=as_json)
         return
     several = manifest is not None or len(requests) > 1
-    status = Path(output or ".") / "status.csv" if several else None
-    results = _run(requests, status, Path(trace) if trace else None, quiet=quiet or as_json)
-    _tell(results, several=several, status=status, as_json=as_json, quiet=quiet)
+    folder = (output or ".") if several else None
+    results = _run(requests, folder, Path(trace) if trace else None, quiet=quiet or as_json)
+    _tell(results, folder=folder, as_json=as_json, quiet=quiet)
 
 
 def _number(key: str, text: str) -> int:
@@ -172,7 +173,7 @@ def _bill(requests: list[Request], *, as_json: bool) -> None:
 
 
 def _run(
-    requests: list[Request], status: Path | None, trace: Path | None, *, quiet: bool
+    requests: list[Request], folder: str | None, trace: Path | None, *, quiet: bool
 ) -> list[RunResult]:
     from tilepipe.cli.console import Console
     from tilepipe.pipeline.run import run_many
@@ -181,42 +182,38 @@ def _run(
 
     def keep(result: RunResult) -> None:
         known.append(result)
-        if status is not None:
-            write_status(status, requests, known)
+        if folder is not None:
+            write_status(folder, requests, known)
 
     with Console(quiet=quiet) as console:
         return run_many(requests, trace=trace, on_event=console, on_result=keep)
 
 
-def write_status(path: Path, requests: list[Request], results: list[RunResult]) -> None:
-    """Write ``status.csv``: a row a slide, whole or not at all."""
+def write_status(folder: str, requests: list[Request], results: list[RunResult]) -> None:
+    """Write ``status.csv`` into the folder of the outputs: a row a slide, whole or not at all."""
+    from tilepipe.store import open_files
+
     by_slide = {(result.slide, result.output): result for result in results}
-    temporary = path.with_suffix(".csv.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["slide", "output", "state", "reason", "units", "seconds"])
-            for request in requests:
-                result = by_slide.get((request.slide, str(request.output)))
-                if result is None:
-                    writer.writerow([request.slide, request.output, "waiting", "", "", ""])
-                    continue
-                units = sum(row["done"] for row in result.summary.get("units", {}).values())
-                seconds = result.summary.get("elapsed_s")
-                writer.writerow([
-                    request.slide, request.output,
-                    "done" if result.ok else "failed",
-                    result.reason, units or "", f"{seconds:.2f}" if seconds else "",
-                ])  # fmt: skip
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["slide", "output", "state", "reason", "units", "seconds"])
+    for request in requests:
+        result = by_slide.get((request.slide, str(request.output)))
+        if result is None:
+            writer.writerow([request.slide, request.output, "waiting", "", "", ""])
+            continue
+        units = sum(row["done"] for row in result.summary.get("units", {}).values())
+        seconds = result.summary.get("elapsed_s")
+        writer.writerow([
+            request.slide, request.output,
+            "done" if result.ok else "failed",
+            result.reason, units or "", f"{seconds:.2f}" if seconds else "",
+        ])  # fmt: skip
+    # A name may hold bytes that are no text.
+    open_files(folder).put("status.csv", table.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def _tell(
-    results: list[RunResult], *, several: bool, status: Path | None, as_json: bool, quiet: bool
-) -> None:
+def _tell(results: list[RunResult], *, folder: str | None, as_json: bool, quiet: bool) -> None:
     from tilepipe.cli.console import summary_text
     from tilepipe.pipeline.run import failure
 
@@ -226,7 +223,7 @@ def _tell(
              "state": result.state, "reason": result.reason}
             for result in results
         ]  # fmt: skip
-        click.echo(json.dumps(facts if several else facts[0]))
+        click.echo(json.dumps(facts if folder is not None else facts[0]))
     elif not quiet:
         for result in results:
             if result.ok:
@@ -234,7 +231,7 @@ def _tell(
     broken = [result for result in results if not result.ok]
     if not broken:
         return
-    if not several:
+    if folder is None:
         error: TilepipeError = failure(broken[0])
         if as_json:
             click.echo(f"Error: {error}", err=True)
@@ -243,7 +240,8 @@ def _tell(
     for result in broken:
         click.echo(f"Error: {failure(result)}", err=True)
     click.echo(
-        f"{len(broken)} of {len(results)} slides failed; the reasons stand in {status}, and the "
+        f"{len(broken)} of {len(results)} slides failed; the reasons stand in "
+        f"{folder.rstrip('/')}/status.csv, and the "
         "same command tries them again",
         err=True,
     )
