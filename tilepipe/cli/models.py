@@ -22,7 +22,7 @@ def command(as_json: bool) -> None:
 
     rows = list_models()
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(rows))
         return
     _print(rows)
 
