@@ -236,11 +236,12 @@ def explain(error: ValidationError) -> str:
     """Say in one line which settings are wrong and why."""
     parts = []
     for problem in error.errors(include_url=False)[:5]:
-        where = ".".join(str(part) for part in problem["loc"])[:200] or "settings"
+        where = ".".join(str(part) for part in problem["loc"])[:200]
+        what = problem["msg"].removeprefix("Value error, ")[:300]
         if problem["type"] == "extra_forbidden":
             parts.append(f"{where}: no such setting")
+        elif not where:
+            parts.append(what)  # about several settings: all of them would be said
         else:
-            parts.append(
-                f"{where}: {problem['msg'][:300]} (got {str(problem.get('input'))[:80]!r})"
-            )
+            parts.append(f"{where}: {what} (got {str(problem.get('input'))[:80]!r})")
     return "; ".join(parts)

@@ -53,6 +53,13 @@ def test_wrong_usage_exits_with_2():
     assert CliRunner().invoke(main, ["fly"]).exit_code == 2
 
 
+def test_a_misspelt_command_is_told_what_is_like_it():
+    result = CliRunner().invoke(main, ["--", "ingset", "s.tif"])
+    assert result.exit_code == 2
+    assert "No such command 'ingset'. Did you mean ingest or inspect?" in result.output
+    assert "Did you mean" not in CliRunner().invoke(main, ["xyzzy"]).output
+
+
 def test_a_full_disk_under_stdout_is_one_message(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")

@@ -133,6 +133,16 @@ def test_a_new_mask_does_not_keep_the_old_objects(slide, tmp_path):
     assert pixels(out, "labels/unet-instances/0").max() == n
 
 
+def test_objects_do_not_take_the_place_of_a_mask_that_has_their_name(slide, tmp_path):
+    out = tmp_path / "named.zarr"
+    run = ["run", slide, "-o", out, *RANDOM, "--unit", 160, "--quiet"]
+    tilepipe(*run, "--name", "a-instances")
+    mask = pixels(out, "labels/a-instances/0")
+    text = tilepipe(*run, "--name", "a", "--instances", "--overwrite", code=1)
+    assert "give the mask another --name" in text
+    np.testing.assert_array_equal(pixels(out, "labels/a-instances/0"), mask)
+
+
 def test_a_mask_with_a_border_class_is_separated_as_in_training(tmp_path):
     generator = np.random.default_rng(3)
     field = ndimage.gaussian_filter(generator.random((150, 130)), 2.5)

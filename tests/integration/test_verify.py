@@ -327,6 +327,17 @@ def test_what_is_lost_is_not_handed_on_as_background(with_all, tmp_path, place):
         open_result(store, "unet")
 
 
+def test_the_viewer_shows_what_is_there_and_says_what_is_lost(with_all, tmp_path, monkeypatch):
+    monkeypatch.setattr("tilepipe.view.server.ViewServer.serve_forever", lambda *_, **__: None)
+    store = Path(shutil.copytree(with_all, tmp_path / "waves.zarr"))
+    view = ["view", store, "--no-browser"]
+    assert "Warning" not in tilepipe(*view).output
+    shard(store, "labels/unet/0").unlink()
+    said = tilepipe(*view).output
+    assert "Warning: " in said
+    assert "label unet lacks 1 units that were written" in said
+
+
 def test_a_mask_that_is_not_finished_is_handed_on_with_a_warning(with_all, tmp_path):
     store = Path(shutil.copytree(with_all, tmp_path / "waves.zarr"))
     label = open_store(str(store), writable=True).label("unet")

@@ -90,3 +90,10 @@ def test_weights_with_two_classes_of_one_name_are_refused():
     values = {"architecture": "unet", "in_channels": 1, "outputs": 2, "classes": classes}
     with pytest.raises(CheckpointError, match="two classes are called 'cell'"):
         Header.checked(values, source="w.safetensors")
+
+
+def test_what_is_wrong_between_settings_is_said_without_all_of_them():
+    arguments = ("train", "--images", "i", "--labels", "l", "-o", "w.safetensors")
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "one of steps, epochs, minutes is needed: when to stop\n" in result.output

@@ -1,4 +1,4 @@
-"""``check_masks``: what a command that hands a mask on looks at first."""
+"""What a command that hands a mask on, or shows it, looks at first."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ import click
 
 if TYPE_CHECKING:
     from tilepipe.store import Label, Store
+
+
+def tell_lost(store: Store) -> None:
+    """Say on stderr what lost files leave out, for a command that shows what is there."""
+    from tilepipe.errors import TilepipeError
+    from tilepipe.pipeline.stored import check_kept
+
+    for labels in ((), *((store.label(name),) for name in store.labels)):
+        try:
+            check_kept(store, labels, image=not labels)
+        except TilepipeError as error:
+            click.echo(f"Warning: {error}", err=True)
 
 
 def check_masks(store: Store, labels: Sequence[Label], *, image: bool, quiet: bool) -> None:

@@ -8,6 +8,7 @@ import webbrowser
 import click
 
 from tilepipe.cli import options
+from tilepipe.cli.masks import tell_lost
 
 
 @click.command("view")
@@ -46,9 +47,10 @@ def command(
     from tilepipe.view.server import ViewServer
 
     server = ViewServer(list(stores), port=port, cache_bytes=cache_mib << 20)
-    for reason in (one for source in server.sources for one in source.left_out):
-        if not quiet:
+    for source in server.sources if not quiet else ():
+        for reason in source.left_out:
             click.echo(f"Warning: not shown: {reason}", err=True)
+        tell_lost(source.store)
     if as_json:
         click.echo(json.dumps({"url": server.url, "stores": list(stores)}))
     elif not quiet:
