@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -148,7 +149,7 @@ class JobSpec(BaseModel):
     def _nameable(cls, text: str | None) -> str | None:
         if text is not None and "://" not in text and not is_path(text):
             raise ValueError("no file can have such a name")
-        return text
+        return text if text is None else at_home(text)
 
     @field_validator("options")
     @classmethod
@@ -184,7 +185,7 @@ class JobSpec(BaseModel):
         values = read_toml(path)
         for key, value in values.items():
             if isinstance(value, str) and is_path(value) and _names_file(key, value):
-                values[key] = str((path.parent / value).resolve())
+                values[key] = str((path.parent / at_home(value)).resolve())
         return cls.checked({**values, **flags}, source=str(path))
 
     def replace(self, **changes: Any) -> JobSpec:
@@ -204,6 +205,11 @@ def _names_file(key: str, value: str) -> bool:
         or (key == "tissue" and value not in ("auto", "off"))
         or (key == "scheduler" and value != "local")
     )
+
+
+def at_home(path: str) -> str:
+    """Return a path with the home folder for ``~``, which no shell has put there in a call."""
+    return os.path.expanduser(path)  # noqa: PTH111 - leaves the rest as it is spelled
 
 
 def is_path(text: str) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner
 
 from tilepipe.cli import run
 from tilepipe.cli.main import main
 from tilepipe.errors import CheckpointError, SpecError
 from tilepipe.models.header import Header
+from tilepipe.pipeline.source import open_source
+from tilepipe.slide import open_slide
 from tilepipe.spec import JobSpec
 from tilepipe.train.spec import TrainSpec
 
@@ -97,3 +101,17 @@ def test_what_is_wrong_between_settings_is_said_without_all_of_them():
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
     assert "one of steps, epochs, minutes is needed: when to stop\n" in result.output
+
+
+def test_a_tilde_is_the_home_folder_in_calls_and_job_files_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((32, 32), np.uint8))
+    assert open_slide("~/s.tif").path == str(tmp_path / "s.tif")
+    assert open_source("~/s.tif", None, JobSpec()).slide.path == str(tmp_path / "s.tif")
+    assert JobSpec(weights="~/w.safetensors").weights == str(tmp_path / "w.safetensors")
+    (tmp_path / "jobs").mkdir()
+    job = tmp_path / "jobs" / "job.toml"
+    job.write_text('weights = "~/w.safetensors"\ntissue = "t.png"\n')
+    spec = JobSpec.from_toml(job)
+    assert spec.weights == str(tmp_path / "w.safetensors")
+    assert spec.tissue == str(tmp_path / "jobs" / "t.png")

@@ -12,7 +12,7 @@ from tilepipe.pipeline.stored import StoredImage, check_whole
 from tilepipe.slide import Slide, open_slide
 from tilepipe.slide.pixels import exact_dtype
 from tilepipe.slide.tissue import Image
-from tilepipe.spec import JobSpec
+from tilepipe.spec import JobSpec, at_home
 from tilepipe.store import Store, open_files, open_store, overlap, what_is_at
 from tilepipe.tiling import Shape
 from tilepipe.tiling.grid import level_extents
@@ -82,6 +82,7 @@ def open_source(slide: str, output: str | None, spec: JobSpec) -> Source:
     Raises SlideError or StoreError for what cannot be read as it is, an image of ours that is not
     all there among it; PlanError where the output would lie around or inside the input.
     """
+    slide = at_home(slide)
     alone = output is None or _same(slide, output)
     if not alone and overlap(slide, str(output)):
         raise PlanError(

@@ -10,6 +10,7 @@ from tilepipe.slide import openslide_input
 from tilepipe.slide.tiff_open import CACHE_BYTES, OverlapError, open_tiff
 from tilepipe.slide.types import OnDamage, Slide
 from tilepipe.slide.zarr_input import is_zarr, open_ome_zarr
+from tilepipe.spec import at_home
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _OTHERS = (
@@ -57,7 +58,7 @@ def open_slide(
     SlideError
         Names the file, what is wrong, and what to do.
     """
-    name = str(path)
+    name = at_home(str(path))
     if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
         raise SlideError(f"{name}: {mpp} µm is not a pixel size")
     if "://" in name:
