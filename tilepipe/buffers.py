@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 LEAST_BYTES = 1 << 20
 """Smaller arrays are malloc's: it keeps their memory by itself."""
-WAITING_BYTES = 64 << 20
+WAITING_BYTES = 32 << 20
 """Of memory between two uses, where no job says otherwise."""
 _STEP_BYTES = 1 << 20
 _MOST_WASTE = 1.5

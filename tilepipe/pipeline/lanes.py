@@ -53,7 +53,7 @@ def waiting_bytes(kept_bytes: int) -> int:
 
     ``kept_bytes`` is what it keeps of units (``recent_bytes``): lanes and processes count alike.
     """
-    return kept_bytes // 4
+    return kept_bytes // 8
 
 
 def slack_bytes(spec: JobSpec, forward_bytes: int, lanes: int = LANES) -> int:
