@@ -52,7 +52,7 @@ class Buffers:
         """Return an array as ``np.empty`` does; its memory comes back with the last view of it."""
         kind = np.dtype(dtype)
         n_bytes = prod(shape) * kind.itemsize
-        if n_bytes < LEAST_BYTES or kind.hasobject:
+        if n_bytes < LEAST_BYTES:
             return np.empty(shape, kind)
         whole_bytes = -(-n_bytes // _STEP_BYTES) * _STEP_BYTES
         memory = self._take(whole_bytes)

@@ -12,10 +12,11 @@ import numpy as np
 
 from tilepipe.errors import StoreError, VerifyError
 from tilepipe.infer.checks import Tell, check_levels, check_slide, slide_of
-from tilepipe.infer.origin import Read, model_of, reader_of, settings_of
+from tilepipe.infer.origin import model_of, reader_of, settings_of
 from tilepipe.infer.recompute import Comparison, compare_place, computed_px, places
 from tilepipe.infer.settings import Settings
 from tilepipe.models import Model
+from tilepipe.slide import Read
 from tilepipe.store import Journal, Label, Store, open_store
 
 REDUCED_FLIPS = 0.01

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import TilepipeError, VerifyError
 from tilepipe.infer.settings import Settings
 from tilepipe.models import Model, load_model
-from tilepipe.slide import Slide
+from tilepipe.slide import Read, Slide, spread
 from tilepipe.spec import JobSpec
 from tilepipe.store import Label, Store
 from tilepipe.tiling import Box
-
-Read = Callable[[Box], NDArray[Any]]
 
 
 def settings_of(store: Store, label: Label, record: Mapping[str, Any]) -> tuple[Settings, JobSpec]:
@@ -82,10 +79,4 @@ def reader_of(
         def read(box: Box, slide: Slide = slide, number: int = number) -> NDArray[Any]:
             return slide.read(box, level=number)
 
-    def reader(box: Box) -> NDArray[Any]:
-        pixels = read(box)
-        if pixels.shape[0] == 1 and channels > 1:
-            return np.broadcast_to(pixels, (channels, *pixels.shape[1:]))
-        return pixels
-
-    return reader
+    return spread(read, channels)

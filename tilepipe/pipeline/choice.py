@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tilepipe.errors import PlanError
-from tilepipe.pipeline.context import Read, slide_level, spread
+from tilepipe.pipeline.context import slide_level
 from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.output import (
     unit_for,
@@ -15,6 +15,7 @@ from tilepipe.pipeline.output import (
 from tilepipe.pipeline.source import Source, absolute, open_source, portable, resolve_level
 from tilepipe.pipeline.tissue import asked_tissue
 from tilepipe.schedule.cluster import ask_a_worker
+from tilepipe.slide import Read, spread
 from tilepipe.spec import JobSpec
 from tilepipe.store import open_store
 from tilepipe.tiling import round_up

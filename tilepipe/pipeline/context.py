@@ -5,13 +5,9 @@ from __future__ import annotations
 import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from tilepipe import buffers, malloc
 from tilepipe.errors import ModelError, SlideError, TilepipeError
@@ -19,7 +15,7 @@ from tilepipe.pipeline.instances import Objects
 from tilepipe.pipeline.job import GATE, Ticket
 from tilepipe.pipeline.lanes import waiting_bytes
 from tilepipe.pipeline.tissue import read_tissue
-from tilepipe.slide import Slide, TissueMask, open_slide
+from tilepipe.slide import Read, Slide, TissueMask, open_slide, spread
 from tilepipe.spec import JobSpec
 from tilepipe.store import Journal, Label, RecentUnits, Store, open_store
 from tilepipe.tiling import Box, TilePlan
@@ -27,7 +23,6 @@ from tilepipe.tiling import Box, TilePlan
 if TYPE_CHECKING:
     from tilepipe.infer import Engine, Settings
 
-Read = Callable[[Box], NDArray[Any]]
 SEGMENTS_BYTES = 128 << 20
 """Decoded tiles that a slide keeps for units whose tiles overlap."""
 _MOST_CONTEXTS = 4
@@ -132,18 +127,6 @@ class Context:
             number = slide_level(self.slide, self.ticket.level)
             return spread(partial(self.slide.read, level=number), self.ticket.in_channels)
         return spread(self.store.image(self.ticket.level).read, self.ticket.in_channels)
-
-
-def spread(read: Read, channels: int) -> Read:
-    """Show a single channel to a network that takes several; otherwise read as it is."""
-
-    def reader(box: Box) -> NDArray[Any]:
-        pixels = read(box)
-        if pixels.shape[0] == 1 and channels > 1:
-            return np.broadcast_to(pixels, (channels, *pixels.shape[1:]))
-        return pixels
-
-    return reader
 
 
 def slide_level(slide: Slide, level: int) -> int:

@@ -56,19 +56,19 @@ def open_instances(
         mask.write_record({**kept, "spec": {**kept["spec"], "instances": True}})
     if name in store.labels:
         found = store.label(name).read_record()
-        if overwrite and found and found.get("instances_of") != mask.name:
+        if not overwrite and found.get("fingerprint") == mark:
+            return mark
+        if not overwrite:
+            raise MismatchError(
+                f"{store.location}: the label {name!r} is of another job; make it anew with "
+                "--overwrite, or keep both with another --name"
+            )
+        if found and found.get("instances_of") != mask.name:
             raise MismatchError(
                 f"{store.location}: the label {name!r} is no label of the objects of "
                 f"{mask.name!r}, and --overwrite would take it away for them; give the mask "
                 "another --name"
             )
-        if not overwrite and found.get("fingerprint") == mark:
-            return mark
-    if name in store.labels and not overwrite:
-        raise MismatchError(
-            f"{store.location}: the label {name!r} is of another job; make it anew with "
-            "--overwrite, or keep both with another --name"
-        )
     finest = mask.level(0)
     label = store.create_label(
         name,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tilepipe.errors import MismatchError, PlanError, StoreError
 from tilepipe.pipeline.cells import Rule
-from tilepipe.pipeline.choice import Segmentation, asked, choose
+from tilepipe.pipeline.choice import Segmentation, choose
 from tilepipe.pipeline.context import forget
 from tilepipe.pipeline.events import Note, OnEvent, Warned
-from tilepipe.pipeline.instances import forget_instances, instances_of, open_instances
+from tilepipe.pipeline.instances import instances_of, open_instances
 from tilepipe.pipeline.job import (
     FIND,
-    GATE,
     INGEST,
     JOIN,
     LABEL_REDUCE,
@@ -29,9 +26,9 @@ from tilepipe.pipeline.job import (
     is_whole,
 )
 from tilepipe.pipeline.lanes import lanes_of, recent_bytes, slack_bytes
+from tilepipe.pipeline.mask import open_mask
 from tilepipe.pipeline.output import (
     exclusive,
-    is_begun,
     open_image,
     running,
     versions,
@@ -167,7 +164,7 @@ def _open_job(
     )
     label_mark = ""
     if chosen is not None:
-        label_mark, begins = _open_label(source, store, spec, chosen, mark)
+        label_mark, begins = open_mask(source, store, spec, chosen, mark)
         if tissue is not None:
             mask = keep_tissue(store, chosen.name, tissue, anew=begins)
             on_event(Note(source.name, mask.note))
@@ -289,76 +286,3 @@ def _halved(extent: Shape, count: int) -> tuple[Shape, ...]:
         y, x = extents[-1]
         extents.append((-(-y // 2), -(-x // 2)))
     return tuple(extents)
-
-
-def _open_label(
-    source: Source, store: Store, spec: JobSpec, chosen: Segmentation, image_mark: str
-) -> tuple[str, bool]:
-    """Create the label or take up the one that is there; return its fingerprint, and which."""
-    wanted = asked(spec, chosen.model, chosen.level)
-    mark = fingerprint(image=image_mark, asked=wanted, settings=chosen.settings.to_json())
-    name = chosen.name
-    # Stopped between the label's creation and its first record: it begins anew.
-    begun = name in store.labels and is_begun(store, name)
-    if name in store.labels and not spec.overwrite and not begun:
-        record = store.label(name).read_record()
-        if record.get("fingerprint") == mark:
-            return mark, False
-        then = record.get("asked")
-        then = then if isinstance(then, dict) else {}
-        changed = sorted(key for key in wanted if then.get(key) != wanted[key])
-        told = ", ".join(f"{key} {_short(then.get(key))} then, {_short(wanted[key])} now"
-                         for key in changed)  # fmt: skip
-        raise MismatchError(
-            f"{source.output}: the label {name!r} is of another job "
-            f"({told or 'the plan or the input differ'}); make it anew with --overwrite, or keep "
-            "both with another --name"
-        )
-    forget_instances(store, name)
-    label = store.create_label(
-        name,
-        classes=chosen.model.classes,
-        level=chosen.level,
-        unit_px=chosen.settings.plan.unit_px,
-        probabilities=spec.probabilities,
-        overwrite=spec.overwrite or begun,
-    )
-    label.write_record(
-        {
-            "fingerprint": mark,
-            "asked": wanted,
-            # `finish` may be called in another folder.
-            "spec": portable(spec).replace(overwrite=False, part=None).to_json(),
-            "settings": chosen.settings.to_json(),
-            "plan": chosen.settings.plan.to_json(),
-            "model": {
-                "name": chosen.model.name,
-                "arguments": chosen.model.arguments,
-                "sha256": chosen.model.sha256,
-                "identity": chosen.model.identity,
-                "source": chosen.model.source,
-                "locality": chosen.model.locality.kind,
-                "context_px": chosen.model.locality.context_px,
-            },
-            "in_store": source.store is not None,
-            "versions": versions(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "state": "running",
-        }
-    )
-    return mark, True
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:12] + "…" if len(text) > 40 else text
-
-
-_STAGE_WORDS = {INGEST: "ingest", REDUCE: "image pyramid", GATE: "gate", SEGMENT: "segment",
-                LABEL_REDUCE: "mask pyramid", FIND: "find objects", JOIN: "join objects",
-                PAINT: "instances", OBJECT_REDUCE: "instance pyramid"}  # fmt: skip
-
-
-def stage_word(stage: Stage) -> str:
-    """Name a stage as the user sees it; all levels of a pyramid have one word."""
-    return _STAGE_WORDS[stage.name]

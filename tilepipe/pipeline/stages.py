@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tilepipe.pipeline.instances import object_stages
-from tilepipe.pipeline.job import GATE, INGEST, LABEL_REDUCE, REDUCE, SEGMENT
+from tilepipe.pipeline.job import (
+    FIND,
+    GATE,
+    INGEST,
+    JOIN,
+    LABEL_REDUCE,
+    OBJECT_REDUCE,
+    PAINT,
+    REDUCE,
+    SEGMENT,
+)
 from tilepipe.schedule import Stage
 from tilepipe.schedule.dag import all_of_it
 from tilepipe.tiling import Box, Grid, Shape, TilePlan, Unit
@@ -174,3 +184,13 @@ def _under(number: int, grid: Grid, plan: TilePlan) -> Callable[[Unit], Iterable
             yield number, grid.index(near.iy, near.ix)
 
     return under
+
+
+_STAGE_WORDS = {INGEST: "ingest", REDUCE: "image pyramid", GATE: "gate", SEGMENT: "segment",
+                LABEL_REDUCE: "mask pyramid", FIND: "find objects", JOIN: "join objects",
+                PAINT: "instances", OBJECT_REDUCE: "instance pyramid"}  # fmt: skip
+
+
+def stage_word(stage: Stage) -> str:
+    """Name a stage as the user sees it; all levels of a pyramid have one word."""
+    return _STAGE_WORDS[stage.name]

@@ -13,7 +13,8 @@ from tilepipe.infer.account import account_json, merge_seconds
 from tilepipe.pipeline.events import Finished, OnEvent, Progress, StageProgress
 from tilepipe.pipeline.instances import close_instances
 from tilepipe.pipeline.job import GATE, INGEST, LABEL_REDUCE, REDUCE, SEGMENT, Ticket
-from tilepipe.pipeline.prepare import Job, stage_word
+from tilepipe.pipeline.prepare import Job
+from tilepipe.pipeline.stages import stage_word
 from tilepipe.schedule import Dag, Outcome
 from tilepipe.schedule.cluster import LANES
 from tilepipe.spec import distinct_names

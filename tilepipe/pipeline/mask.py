@@ -1,0 +1,81 @@
+"""``open_mask``: the label that a job's mask is written to, created or taken up again."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tilepipe.errors import MismatchError
+from tilepipe.pipeline.choice import Segmentation, asked
+from tilepipe.pipeline.instances import forget_instances
+from tilepipe.pipeline.job import fingerprint
+from tilepipe.pipeline.output import is_begun, versions
+from tilepipe.pipeline.source import Source, portable
+from tilepipe.spec import JobSpec
+from tilepipe.store import Store
+
+
+def open_mask(
+    source: Source, store: Store, spec: JobSpec, chosen: Segmentation, image_mark: str
+) -> tuple[str, bool]:
+    """Create the label or take up the one there; return its fingerprint, and whether it is new.
+
+    Raises MismatchError if a label of that name is of another job.
+    """
+    wanted = asked(spec, chosen.model, chosen.level)
+    mark = fingerprint(image=image_mark, asked=wanted, settings=chosen.settings.to_json())
+    name = chosen.name
+    # Stopped between the label's creation and its first record: it begins anew.
+    begun = name in store.labels and is_begun(store, name)
+    if name in store.labels and not spec.overwrite and not begun:
+        record = store.label(name).read_record()
+        if record.get("fingerprint") == mark:
+            return mark, False
+        then = record.get("asked")
+        then = then if isinstance(then, dict) else {}
+        changed = sorted(key for key in wanted if then.get(key) != wanted[key])
+        told = ", ".join(f"{key} {_short(then.get(key))} then, {_short(wanted[key])} now"
+                         for key in changed)  # fmt: skip
+        raise MismatchError(
+            f"{source.output}: the label {name!r} is of another job "
+            f"({told or 'the plan or the input differ'}); make it anew with --overwrite, or keep "
+            "both with another --name"
+        )
+    forget_instances(store, name)
+    label = store.create_label(
+        name,
+        classes=chosen.model.classes,
+        level=chosen.level,
+        unit_px=chosen.settings.plan.unit_px,
+        probabilities=spec.probabilities,
+        overwrite=spec.overwrite or begun,
+    )
+    label.write_record(
+        {
+            "fingerprint": mark,
+            "asked": wanted,
+            # `finish` may be called in another folder.
+            "spec": portable(spec).replace(overwrite=False, part=None).to_json(),
+            "settings": chosen.settings.to_json(),
+            "plan": chosen.settings.plan.to_json(),
+            "model": {
+                "name": chosen.model.name,
+                "arguments": chosen.model.arguments,
+                "sha256": chosen.model.sha256,
+                "identity": chosen.model.identity,
+                "source": chosen.model.source,
+                "locality": chosen.model.locality.kind,
+                "context_px": chosen.model.locality.context_px,
+            },
+            "in_store": source.store is not None,
+            "versions": versions(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "state": "running",
+        }
+    )
+    return mark, True
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] + "…" if len(text) > 40 else text
