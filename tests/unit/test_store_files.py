@@ -127,3 +127,14 @@ def test_unfinished_files_of_other_machines_and_programs(files):
     assert files.clean_partial() == 1  # zarr's own; one of another machine may still be written
     os.utime(other, (time.time() - 7200,) * 2)
     assert files.clean_partial() == 1
+
+
+def test_what_goes_while_a_folder_is_listed_is_left_out(tmp_path):
+    files = LocalFiles(str(tmp_path))
+    for name in "abc":
+        files.put(f"folder/{name}", b"1")
+    listed = files.entries("folder")
+    first = next(listed).name
+    gone, kept = sorted({"a", "b", "c"} - {first})
+    files.delete(f"folder/{gone}")
+    assert [entry.name for entry in listed] == [kept]

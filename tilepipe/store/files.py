@@ -250,7 +250,10 @@ class LocalFiles:
                 raise error from error
         with scan:
             for found in scan:
-                facts = found.stat(follow_symlinks=False)
+                try:
+                    facts = found.stat(follow_symlinks=False)
+                except FileNotFoundError:  # another process has just renamed or removed it
+                    continue
                 if not stat.S_ISLNK(facts.st_mode):
                     yield Entry(found.name, stat.S_ISDIR(facts.st_mode), facts.st_size)
 
