@@ -86,13 +86,13 @@ def test_a_clock_that_jumps(job, slide, right, tmp_path, monkeypatch):
             jumps.append(chance.choice([-1, 0, 1]) * chance.uniform(0, 90_000))
             return time.time() + jumps[-1]
 
-    import tilepipe.pipeline.prepare
+    import tilepipe.pipeline.mask
     import tilepipe.pipeline.work
     import tilepipe.pipeline.worker
     import tilepipe.store.files
 
     for room in (
-        tilepipe.pipeline.prepare,
+        tilepipe.pipeline.mask,
         tilepipe.pipeline.work,
         tilepipe.pipeline.worker,
         tilepipe.store.files,
