@@ -12,11 +12,19 @@ from tilepipe.infer.network import TileNetwork
 
 
 class FakeEvent:
+    looks = 0
+    """How often it is not there yet when it is looked at."""
+
     def __init__(self, log, name) -> None:
         self.log, self.name = log, name
 
     def synchronize(self) -> None:
         self.log.append(f"wait for {self.name}")
+
+    def query(self) -> bool:
+        self.log.append(f"look at {self.name}")
+        self.looks -= 1
+        return self.looks < 0
 
 
 class FakeStream:
@@ -112,7 +120,7 @@ class FakeCuda:
         with Recorder(graph.calls):
             yield
 
-    def synchronize(self) -> None:
+    def synchronize(self, device) -> None:
         self.log.append("all is done")
 
     def empty_cache(self) -> None:

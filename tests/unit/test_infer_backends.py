@@ -160,6 +160,43 @@ def test_a_processor_computes_two_batches_at_once_and_mixes_none(name, threads):
     assert len({one.tobytes() for one in found[1]}) == len(tiles)
 
 
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_a_processor_tells_whether_a_batch_is_done(name):
+    if name == "openvino" and openvino_fits("cpu", "fp32"):
+        pytest.skip(openvino_fits("cpu", "fp32"))
+    model, plan = model_and_plan(tile=1084, base=16)
+    backend = make_backend(
+        name, model, plan, batch=1, dtype=np.dtype(np.uint8), device="cpu", precision="fp32",
+        threads=2,
+    )  # fmt: skip
+    tile = np.ones((model.in_channels, plan.input_px, plan.input_px), np.uint8)
+    account = Account()
+    tickets = [backend.submit([tile], account) for _ in range(backend.depth)]
+    # A forward takes a tenth of a second and more, and the last has to wait for two others.
+    assert not backend.is_done(tickets[-1], within_s=0.005)
+    assert all(backend.is_done(ticket, within_s=120) for ticket in tickets)
+    values = [backend.collect(ticket, account).values for ticket in tickets]
+    assert torch.equal(values[0], values[-1])
+    backend.close()
+
+
+def test_cuda_backend_looks_at_a_batch_until_it_is_done():
+    model, plan = model_and_plan()
+    cuda = FakeCuda()
+    backend = fake_cuda(cuda)(
+        "torch", model, plan, batch=1, dtype=np.dtype(np.uint8), precision="fp32"
+    )
+    tile = np.zeros((model.in_channels, plan.input_px, plan.input_px), np.uint8)
+    slot, _ = ticket = backend.submit([tile], Account())
+    slot.done.looks = 3
+    assert not backend.is_done(ticket, within_s=0)
+    assert backend.is_done(ticket, within_s=20)
+    assert [line for line in cuda.log if line.startswith("look")] == [
+        f"look at {slot.done.name}"
+    ] * 4
+    backend.close()
+
+
 def test_openvino_computes_one_batch_at_once_where_two_take_much_memory():
     model, plan = model_and_plan(base=4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,6 +33,8 @@ class Fake:
     submitted: list[int] = field(default_factory=list)
     fails_at: tuple[int, ...] = ()
     closed: bool = False
+    done: threading.Event | None = None
+    """Nothing is computed before it is set; None: all at once."""
 
     def submit(self, tiles, account):
         assert not self.closed
@@ -41,6 +44,12 @@ class Fake:
         self.submitted.append(value)
         assert len(self.under_way) <= self.depth
         return value
+
+    def is_done(self, ticket, *, within_s):
+        assert ticket == self.under_way[0]
+        if ticket in self.fails_at:
+            raise RuntimeError("told when it is collected")
+        return self.done is None or self.done.wait(within_s)
 
     def collect(self, ticket, account):
         assert self.under_way.pop(0) == ticket
@@ -94,6 +103,32 @@ def test_a_unit_follows_while_the_last_batches_of_the_one_before_are_under_way(d
     assert done == [3, 3]
     # All but the first find the others there: nothing was drained between the units.
     assert [len(before) for before in fake.before_submit] == [min(n, depth - 1) for n in range(6)]
+
+
+def test_a_unit_that_comes_while_one_is_computed_does_not_wait_for_it():
+    fake, into = Fake(depth=3, done=threading.Event()), [[], []]
+    queue, second = DeviceQueue(), threading.Event()
+    submit = fake.submit
+
+    def watched(tiles, account):
+        ticket = submit(tiles, account)
+        if ticket == 11:
+            second.set()
+        return ticket
+
+    fake.submit = watched
+    units = [queue.submit(lambda: job(fake, (1,), into[0]))]
+    deadline_s = time.monotonic() + 20
+    while not fake.under_way and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    units.append(queue.submit(lambda: job(fake, (11,), into[1])))
+    # Both are under way before the first is done: no stream of the device is idle.
+    assert second.wait(20)
+    assert fake.under_way == [1, 11]
+    fake.done.set()
+    assert [unit.result(20).ids[0, 0] for unit in units] == [1, 1]
+    assert into == [[1], [11]]
+    queue.close()
 
 
 def test_a_unit_of_another_backend_waits_until_nothing_is_under_way():

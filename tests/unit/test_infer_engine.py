@@ -227,6 +227,9 @@ class Limited:
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
         return self.inner.submit(tiles, account)
 
+    def is_done(self, ticket, *, within_s):
+        return self.inner.is_done(ticket, within_s=within_s)
+
     def collect(self, ticket, account):
         return self.inner.collect(ticket, account)
 

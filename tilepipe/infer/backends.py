@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -45,6 +45,10 @@ class Backend(Protocol):
 
     def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> Any:
         """Start on tiles (C, Y, X), at most the batch; returns a ticket."""
+        ...
+
+    def is_done(self, ticket: Any, *, within_s: float) -> bool:
+        """Wait so long for a ticket at the most; tell whether ``collect`` would not wait."""
         ...
 
     def collect(self, ticket: Any, account: Account) -> BatchResult:
@@ -142,6 +146,10 @@ class TorchCpuBackend:
         with torch.inference_mode():
             result: tuple[torch.Tensor, ...] = self._network(pixels)
             return result
+
+    def is_done(self, ticket: Future[tuple[torch.Tensor, ...]], *, within_s: float) -> bool:
+        """Wait so long for a batch at the most; tell whether it is computed."""
+        return bool(wait((ticket,), within_s).done)
 
     def collect(self, ticket: Future[tuple[torch.Tensor, ...]], account: Account) -> BatchResult:
         """Wait until a batch is computed."""

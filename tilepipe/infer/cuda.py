@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,10 @@ from tilepipe.infer.network import TileNetwork
 
 SWITCH_S = 0.0005
 """How long a thread that computes in Python may keep the one that feeds the device waiting."""
+
+LOOK_S = 0.0005
+"""Between two looks at whether a batch is done. CUDA cannot wait for a while only, and its own way
+to wait keeps a core busy."""
 
 
 @dataclass(slots=True)
@@ -53,7 +58,7 @@ class _Recorded:
             with cuda.stream(stream):
                 for _ in range(2):  # what is made at first use may not be made while recording
                     network(self._pixels)
-            cuda.synchronize()
+            cuda.synchronize(pixels.device)  # not the current one, which may be another
             self._graph = cuda.CUDAGraph()
             with cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._results = network(self._pixels)
@@ -113,7 +118,7 @@ class CudaBackend:
             torch.backends.cuda.matmul.allow_tf32 = False
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         # Weights and buffers are made on the default stream, which the others do not wait for.
-        cuda.synchronize()
+        cuda.synchronize(device)
         self._run = self._recorded() or self._network
 
     @property
@@ -135,7 +140,7 @@ class CudaBackend:
             logging.getLogger(__name__).debug("forwards are not recorded", exc_info=True)
             return None
         finally:
-            self._cuda.synchronize()
+            self._cuda.synchronize(self.device)
             self._cuda.empty_cache()  # of the plain forwards
         return record if same else None
 
@@ -167,6 +172,15 @@ class CudaBackend:
                         tensor.record_stream(self._copy_out)
                 slot.done = self._copy_out.record_event()
         return slot, len(tiles)
+
+    def is_done(self, ticket: tuple[_Slot, int], *, within_s: float) -> bool:
+        """Wait so long for a batch at the most; tell whether it is back."""
+        until_s = time.monotonic() + within_s
+        while not ticket[0].done.query():
+            if time.monotonic() >= until_s:
+                return False
+            time.sleep(LOOK_S)
+        return True
 
     def collect(self, ticket: tuple[_Slot, int], account: Account) -> BatchResult:
         """Wait until a batch is back."""

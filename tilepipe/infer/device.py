@@ -17,6 +17,8 @@ from tilepipe.infer.maps import Maps
 from tilepipe.tiling import Tile
 
 T = TypeVar("T")
+LOOK_S = 0.005
+"""How long the device's thread waits for a batch before it looks for a new unit."""
 Batch = tuple[Sequence[Tile], list[NDArray[Any]]]
 
 
@@ -48,8 +50,8 @@ class _Running:
 class DeviceQueue:
     """Runs units in the order of arrival, as many batches at once as their back-end takes.
 
-    A unit that waits already follows while the last batches of the one before are under way: no
-    stream of the device is idle at a unit's end.
+    A unit that waits already, or comes meanwhile, follows while the last batches of the one before
+    are under way: no stream of the device is idle at a unit's end.
     """
 
     def __init__(self) -> None:
@@ -90,7 +92,8 @@ class DeviceQueue:
         else:
             self._start(_Running(job, outcome))
         while self._pending and not self._waiting:
-            self._finish()
+            if self._is_oldest_done():
+                self._finish()
 
     def _start(self, unit: _Running) -> None:
         job = unit.job
@@ -115,6 +118,15 @@ class DeviceQueue:
     def _drain(self) -> None:
         while self._pending:
             self._finish()
+
+    def _is_oldest_done(self) -> bool:
+        """Wait for the oldest batch, but not so long that a unit that comes now waits with it."""
+        unit, _, ticket = self._pending[0]
+        try:
+            with unit.job.account.span("compute"):
+                return unit.job.backend.is_done(ticket, within_s=LOOK_S)
+        except Exception:  # collecting it tells what it is
+            return True
 
     def _finish(self) -> None:
         """Take the oldest batch back."""

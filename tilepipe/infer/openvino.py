@@ -144,6 +144,10 @@ class OpenVinoBackend:
                 self._any_refused = True
         return slot.any_shape
 
+    def is_done(self, ticket: tuple[Any, int], *, within_s: float) -> bool:
+        """Wait so long for a batch at the most; tell whether it is computed."""
+        return bool(ticket[0].wait_for(round(within_s * 1000)))
+
     def collect(self, ticket: tuple[Any, int], account: Account) -> BatchResult:
         """Wait until a batch is computed."""
         request, count = ticket
