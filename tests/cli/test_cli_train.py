@@ -65,6 +65,17 @@ def test_train_from_a_job_as_json(folders):
     assert len(values["sha256"]) == 64
 
 
+def test_train_asks_before_it_writes_over_weights(folders):
+    flags = (
+        "train", "--images", folders / "img", "--labels", folders / "lab", "-o",
+        folders / "w.safetensors", *SMALL,
+    )  # fmt: skip
+    call(*flags, "--quiet")
+    assert "train anew in its place with --overwrite" in call(*flags, code=1).output
+    call(*flags, "--overwrite", "--quiet")
+    assert "give one of them" in call(*flags, "--overwrite", "--resume", code=2).output
+
+
 def test_train_says_what_is_missing(folders):
     assert "--images, --labels and -o are needed" in call("train", "--steps", 1, code=2).output
     wrong = call(

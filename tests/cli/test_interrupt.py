@@ -64,5 +64,5 @@ def test_train_says_how_it_goes_on(start, tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert "With --resume the same command goes on" in err
+    assert "With --resume (not --overwrite) the same command goes on" in err
     assert "Traceback" not in out + err

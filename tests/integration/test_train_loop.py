@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from tilepipe.errors import ModelError, SpecError, TilepipeError, TrainError
 from tilepipe.models import checkpoint, load_model, read_header
+from tilepipe.train import loop
 from tilepipe.train.augment import NO_AUGMENT, AugmentSpec
 from tilepipe.train.events import Started, Stepped, Validated
 from tilepipe.train.loop import train
@@ -199,6 +200,57 @@ def test_state_of_another_training_is_refused(folders):
         train(spec_of(folders), resume=True)
 
 
+def test_nothing_is_trained_over_unless_asked_for(folders):
+    spec = spec_of(folders)
+    with pytest.raises(Killed):
+        train(spec, on_event=kill_after(3))
+    with pytest.raises(TrainError, match=r"did not end; --resume goes on with it, --overwrite"):
+        train(spec)
+    first = train(spec, resume=True)
+    kept = spec.out.read_bytes()
+    with pytest.raises(TrainError, match=r"w\.safetensors: exists already, and the weights would"):
+        train(spec_of(folders, seed=4))
+    assert spec.out.read_bytes() == kept
+    # The log and the curve might be anybody's.
+    for suffix, what in ((".csv", "log"), (".png", "curve")):
+        theirs = folders / f"theirs{suffix}"
+        theirs.write_bytes(b"theirs")
+        with pytest.raises(TrainError, match=rf"theirs\{suffix}: .* the {what} would be written"):
+            train(spec_of(folders, out=folders / "theirs.safetensors"))
+        assert theirs.read_bytes() == b"theirs"
+        theirs.unlink()
+    again = train(spec_of(folders, seed=4), overwrite=True)
+    assert again.sha256 == load_model(spec.out).sha256 != first.sha256
+
+
+@pytest.mark.parametrize("metric", [float("nan"), 0.5])
+def test_weights_of_the_training_before_are_never_the_result(folders, monkeypatch, metric):
+    first = train(spec_of(folders))
+    monkeypatch.setattr(loop, "overall", lambda scores: metric)
+    again = train(spec_of(folders, seed=4), overwrite=True)
+    assert again.sha256 == load_model(folders / "w.safetensors").sha256 != first.sha256
+    # The time is up between a step and the first validation.
+    shares = iter((0.0, 0.0, 0.0, 1.0))
+    monkeypatch.setattr(loop.Training, "progress", lambda self, elapsed_s: next(shares))
+    again = train(spec_of(folders, seed=5), overwrite=True)
+    assert read_header(folders / "w.safetensors")["extra"]["settings"]["seed"] == 5
+    assert again.sha256 == load_model(folders / "w.safetensors").sha256
+
+
+def test_overwriting_leaves_no_state_of_another_training(folders):
+    spec = spec_of(folders)
+    with pytest.raises(Killed):
+        train(spec, on_event=kill_after(3))
+    with pytest.raises(Killed):  # before it wrote one of its own
+        train(spec, overwrite=True, on_event=kill_after(1))
+    with pytest.raises(TrainError, match="no state beside it to resume"):
+        train(spec, resume=True)
+    spec.out.unlink()
+    started = []
+    train(spec, resume=True, on_event=started.append)
+    assert started[0].resumed_step == 0
+
+
 def test_a_damaged_log_beside_a_good_state_is_named(folders):
     spec = spec_of(folders)
     with pytest.raises(Killed):
@@ -314,7 +366,9 @@ def test_settings_that_are_refused(folders, changes, message):
 def test_class_weights_have_a_say_where_they_are_taken(folders, loss):
     def losses(**changes):
         events = []
-        train(spec_of(folders, steps=1, loss=loss, **changes), on_event=events.append)
+        train(
+            spec_of(folders, steps=1, loss=loss, **changes), overwrite=True, on_event=events.append
+        )
         return [event.loss for event in events if isinstance(event, Stepped)]
 
     assert losses(class_weights=(0.1, 9.0)) != losses()

@@ -43,7 +43,10 @@ AFTER_A_STOP = {
     "run": _GOES_ON,
     "ingest": _GOES_ON,
     "finish": _GOES_ON,
-    "train": "With --resume the same command goes on from the state that was saved last.",
+    "train": (
+        "With --resume (not --overwrite) the same command goes on from the state that was "
+        "saved last."
+    ),
 }
 """Command → what to do once it was interrupted; the others leave nothing to go on from."""
 

@@ -56,10 +56,11 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--seed", type=click.IntRange(0))
 @click.option("--no-augment", is_flag=True, help="Learn from images as they are.")
 @click.option("--resume", is_flag=True, help="Go on where a killed training was.")
+@click.option("--overwrite", is_flag=True, help="Train anew in the place of what lies there.")
 @options.json_option
 @options.quiet_option
 @options.debug_option
-def command(as_json: bool, quiet: bool, resume: bool, **flags: Any) -> None:
+def command(as_json: bool, quiet: bool, resume: bool, overwrite: bool, **flags: Any) -> None:
     """Train a network on annotated images and write the best weights by validation.
 
     Beside the weights: a CSV log and a PNG curve.
@@ -70,6 +71,8 @@ def command(as_json: bool, quiet: bool, resume: bool, **flags: Any) -> None:
     from tilepipe.train.loop import train
     from tilepipe.train.spec import TrainSpec
 
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on and --overwrite begins anew: give one of them")
     given = _given(flags)
     job = given.pop("job", None)
     try:
@@ -79,12 +82,12 @@ def command(as_json: bool, quiet: bool, resume: bool, **flags: Any) -> None:
             raise click.UsageError("--images, --labels and -o are needed, or --job") from error
         raise
     if as_json or quiet:
-        result = train(spec, resume=resume)
+        result = train(spec, resume=resume, overwrite=overwrite)
         if as_json:
             click.echo(json.dumps(result.to_json()))
         return
     with _Display() as display:
-        result = train(spec, resume=resume, on_event=display.show)
+        result = train(spec, resume=resume, overwrite=overwrite, on_event=display.show)
     _summary(result)
 
 

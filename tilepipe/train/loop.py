@@ -21,6 +21,7 @@ from tilepipe.train.pixels import check_pair
 from tilepipe.train.predict import autocast, choose_precision
 from tilepipe.train.schedule import make_optimizer, rate
 from tilepipe.train.setup import (
+    check_nothing_there,
     check_outputs,
     choose_arguments,
     choose_classes,
@@ -44,13 +45,17 @@ def train(
     spec: TrainSpec,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> TrainResult:
     """Train, and write the best weights by validation, a CSV log and a curve beside them.
 
-    Raises TrainError for settings and data that do not fit.
+    ``overwrite``: a new training takes the place of what lies there, its weights from the first
+    validation on. Raises TrainError for settings and data that do not fit, and where something
+    lies there and neither ``resume`` nor ``overwrite`` is asked for.
     """
-    return Training(spec, resume=resume, on_event=on_event or _ignore).run()
+    training = Training(spec, resume=resume, overwrite=overwrite, on_event=on_event or _ignore)
+    return training.run()
 
 
 def _ignore(event: Event) -> None:
@@ -60,7 +65,14 @@ def _ignore(event: Event) -> None:
 class Training:
     """One training: the parts, and the steps."""
 
-    def __init__(self, spec: TrainSpec, *, resume: bool, on_event: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        spec: TrainSpec,
+        *,
+        resume: bool,
+        overwrite: bool,
+        on_event: Callable[[Event], None],
+    ) -> None:
         self.spec, self.on_event = spec, on_event
         self.device = choose_device(spec.device)
         self.precision = choose_precision(spec.precision, self.device)
@@ -68,6 +80,8 @@ class Training:
         if not training:
             raise TrainError(f"{spec.images}: no image is left to learn from")
         check_outputs(spec, (*training, *self.validation))
+        if not resume and not overwrite:
+            check_nothing_there(spec)
         self.classes = choose_classes(spec)
         self.arguments = choose_arguments(spec)
         channels = spec.in_channels or open_raster(training[0].image).channels
@@ -115,6 +129,8 @@ class Training:
         self.fingerprint = fingerprint_of(spec, self.data_hash)
         if resume:
             self._resume()
+        else:
+            self.state_path.unlink(missing_ok=True)  # of another: --resume would take it up
         spec.out.parent.mkdir(parents=True, exist_ok=True)
         self.log.start(self.counters.step)
         self.on_event(
@@ -132,8 +148,8 @@ class Training:
         if not self.state_path.is_file():
             if self.spec.out.is_file():
                 raise TrainError(
-                    f"{self.spec.out}: no state beside it to resume: that training is finished; "
-                    "without --resume a new one begins"
+                    f"{self.spec.out}: no state beside it to resume: that training is finished, or "
+                    "the one in its place was stopped before it saved any; --overwrite begins anew"
                 )
             return
         self.counters = load_state(
@@ -144,6 +160,11 @@ class Training:
             scaler=self.scaler,
             fingerprint=self.fingerprint,
         )
+
+    @property
+    def _has_kept(self) -> bool:
+        """Whether the weights that lie there are this training's, not those of one before."""
+        return bool(self.counters.sha256) and self.spec.out.is_file()
 
     @property
     def total_steps(self) -> int | None:
@@ -197,7 +218,7 @@ class Training:
                 counters.elapsed_s = time.monotonic() - started_s
                 self.save()
                 saved_s = time.monotonic()
-        if not self.spec.out.is_file():
+        if not self._has_kept:
             self.validate(0.0)
         self.state_path.unlink(missing_ok=True)
         return TrainResult(
@@ -272,7 +293,7 @@ class Training:
         loss = counters.loss_sum / max(1, counters.loss_count)
         # Without validation images the last weights are as good as any.
         metric = overall(scores)
-        best = not scores or metric > counters.best or not self.spec.out.is_file()
+        best = not scores or metric > counters.best or not self._has_kept
         if best:
             counters.best_step = counters.step
             counters.best = metric if scores else counters.best

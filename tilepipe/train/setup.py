@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +45,36 @@ def check_outputs(spec: TrainSpec, pairs: Sequence[Pair]) -> None:
     """Raise TrainError where a training would write over its input, or over what is no file."""
     inputs = {path.resolve() for pair in pairs for path in (pair.image, pair.labels)}
     inputs |= {path.resolve() for path in (spec.kinds, spec.exclude) if path is not None}
-    for what, path in (
-        ("weights", spec.out),
-        ("log", log_path(spec)),
-        ("curve", curve_path(spec)),
-        ("state", state_path(spec)),
-    ):
+    for what, path in _outputs(spec):
         if path.resolve() in inputs:
             raise TrainError(
                 f"{path}: the {what} would be written over this input; choose another -o"
             )
         if path.exists() and not path.is_file():
             raise TrainError(f"{path}: the {what} cannot be written: that is not a regular file")
+
+
+def check_nothing_there(spec: TrainSpec) -> None:
+    """Raise TrainError where a new training would write over what another one, or anyone, made."""
+    if state_path(spec).is_file():
+        raise TrainError(
+            f"{spec.out}: a training began there and did not end; --resume goes on with it, "
+            "--overwrite begins anew in its place, another -o keeps both"
+        )
+    for what, path in _outputs(spec):
+        if path.exists():
+            raise TrainError(
+                f"{path}: exists already, and the {what} would be written over it; choose another "
+                "-o, or train anew in its place with --overwrite"
+            )
+
+
+def _outputs(spec: TrainSpec) -> Iterator[tuple[str, Path]]:
+    """Yield what a training writes and where."""
+    yield "weights", spec.out
+    yield "log", log_path(spec)
+    yield "curve", curve_path(spec)
+    yield "state", state_path(spec)
 
 
 def log_path(spec: TrainSpec) -> Path:
