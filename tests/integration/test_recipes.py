@@ -130,7 +130,8 @@ def test_kubernetes_manifests():
         assert {arg for arg in args[name] if arg.startswith("-")} <= options
 
 
-def test_several_gpus(commands):
+def test_several_gpus(commands, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     script = WORKFLOWS / "multi-gpu" / "run.sh"
     [command] = commands(script, "results", "a.svs", "b c.svs")
     assert command[:6] == ["tilepipe", "run", "a.svs", "b c.svs", "-o", "results"]

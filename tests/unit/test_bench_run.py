@@ -17,7 +17,7 @@ from tilepipe.bench.plot import plot
 from tilepipe.bench.run import _scaling, _toml, drawn_tissue, write_slide
 from tilepipe.cli.bench import table
 from tilepipe.cli.main import main
-from tilepipe.errors import ExportError
+from tilepipe.errors import ExportError, ModelError, ScheduleError
 from tilepipe.infer.account import account_json
 from tilepipe.models import load_model
 from tilepipe.slide import open_slide
@@ -75,6 +75,7 @@ def test_without_the_pipeline_itself(monkeypatch, tmp_path):
                 "settings": settings}  # fmt: skip
 
     monkeypatch.setattr(room, "_pipeline", pipeline)
+    monkeypatch.setattr(room, "gpu_numbers", str)
     told: list[str] = []
     found = room.bench(spec, size_px=300, gpus=(1, 2), tell=told.append)
     assert found["pipeline_share"] == pytest.approx(2.0 / found["bare_mpix_per_s"])
@@ -138,6 +139,18 @@ def test_gpus_must_be_counts():
     done = CliRunner().invoke(main, ["bench", "--gpus", "one"])
     assert done.exit_code == 1
     assert "say how many devices" in done.output
+
+
+def test_what_cannot_be_measured_is_told_before_a_slide_is_made(monkeypatch):
+    def write(path, size_px):
+        raise AssertionError("a slide was made")
+
+    monkeypatch.setattr(room, "write_slide", write)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ModelError, match="nope"):
+        room.bench(JobSpec(model="nope", weights="random:0"))
+    with pytest.raises(ScheduleError, match="2 GPUs are visible"):
+        room.bench(JobSpec(weights="random:0"), gpus=(1, 4))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tilepipe.schedule import Dag, Outcome, Stage
 from tilepipe.schedule import cluster as cluster_room
 from tilepipe.schedule import crew as crew_room
 from tilepipe.schedule import pace as pace_room
-from tilepipe.schedule.cluster import ask_a_worker, connect, gpu_worker_specs
+from tilepipe.schedule.cluster import ask_a_worker, connect, gpu_numbers, gpu_worker_specs
 from tilepipe.schedule.stream import drive
 from tilepipe.tiling import Grid
 
@@ -371,7 +371,8 @@ def test_workers_are_not_asked_for_where_the_cluster_has_its_own():
         pass
 
 
-def test_each_gpu_has_a_process_that_sees_it_alone():
+def test_each_gpu_has_a_process_that_sees_it_alone(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     specs = gpu_worker_specs([0, 3], 5)
     assert list(specs) == ["gpu0", "gpu3"]
     for number, spec in zip([0, 3], specs.values(), strict=True):
@@ -379,6 +380,29 @@ def test_each_gpu_has_a_process_that_sees_it_alone():
         assert spec["options"]["env"]["MALLOC_ARENA_MAX"] == "1"
         assert spec["options"]["resources"] == {"GPU": 1}
         assert spec["options"]["nthreads"] == 5
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [("4,6", ["4", "6"]), ("GPU-aa, GPU-bb", ["GPU-aa", "GPU-bb"]), ("2,-1,3", ["2"])],
+)
+def test_workers_see_the_gpus_that_a_batch_system_gave_this_job(monkeypatch, visible, names):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    numbers = gpu_numbers("all")
+    seen = [
+        spec["options"]["env"]["CUDA_VISIBLE_DEVICES"]
+        for spec in gpu_worker_specs(numbers).values()
+    ]
+    assert seen == names
+    with pytest.raises(ScheduleError, match=f"{len(names)} GPUs are visible here"):
+        gpu_numbers("0,2")
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "-1,0"])
+def test_no_gpu_is_visible_where_the_environment_says_so(monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ScheduleError, match="no NVIDIA GPU is visible"):
+        gpu_numbers("all")
 
 
 @pytest.mark.parametrize("gpus", ["x", "0,0", "-1", ""])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import default_rng
 from numpy.typing import NDArray
 
 from tilepipe.bench.bare import Speed, bare_speeds, engine_speed
@@ -23,6 +24,7 @@ from tilepipe.errors import ScheduleError
 from tilepipe.infer.settings import Settings, choose_settings
 from tilepipe.malloc import keep_memory
 from tilepipe.models import Model, load_model
+from tilepipe.schedule.cluster import gpu_numbers
 from tilepipe.slide import open_slide
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import Box
@@ -49,9 +51,13 @@ def bench(
     command of its own, so that start, memory and speed are what a user gets. ``gpus`` repeats it
     with so many devices.
     """
+    for count in gpus:
+        gpu_numbers(_first(count))  # told before anything is measured
     keep_memory()
     with tempfile.TemporaryDirectory(dir=folder, prefix="tilepipe-bench-") as made:
         place = Path(made)
+        # What is wrong with the model is told before minutes go into a slide, which has 3 channels.
+        model = _load(spec, channels=3) if slide is None else None
         if slide is None:
             slide = place / "slide.tif"
             tell(f"writing a JPEG slide of {size_px} x {size_px} px")
@@ -60,14 +66,7 @@ def bench(
         extent, dtype = opened.levels[0].shape, opened.dtype
         side = min(ENGINE_PX, *extent)
         image = opened.read(Box(0, 0, side, side))
-        model = load_model(
-            spec.model,
-            weights=spec.weights,
-            in_channels=opened.channels if (spec.weights or "").startswith("random:") else None,
-            classes=spec.classes,
-            base=spec.base,
-            options=spec.options,
-        )
+        model = model or _load(spec, channels=opened.channels)
         tell("choosing settings")
         started_s = time.perf_counter()
         settings = choose_settings(
@@ -84,8 +83,7 @@ def bench(
         runs = [_pipeline(slide, place / "out.zarr", spec, extent, None)]
         for count in gpus:
             tell(f"the whole pipeline on {count} devices")
-            devices = ",".join(str(number) for number in range(count))
-            runs.append(_pipeline(slide, place / f"gpu{count}.zarr", spec, extent, devices))
+            runs.append(_pipeline(slide, place / f"gpu{count}.zarr", spec, extent, _first(count)))
     same = [speed for speed in speeds if speed.precision == runs[0]["settings"]["precision"]]
     best = max(same or speeds, key=lambda speed: speed.mpix_per_s)
     main = runs[0]
@@ -115,6 +113,22 @@ def bench(
         "choosing_s": round(tuning_s, 3),
         "machine": machine_facts(settings.device),
     }
+
+
+def _load(spec: JobSpec, *, channels: int) -> Model:
+    return load_model(
+        spec.model,
+        weights=spec.weights,
+        in_channels=channels if (spec.weights or "").startswith("random:") else None,
+        classes=spec.classes,
+        base=spec.base,
+        options=spec.options,
+    )
+
+
+def _first(count: int) -> str:
+    """Return the numbers of the first ``count`` devices, as ``--gpus`` takes them."""
+    return ",".join(str(number) for number in range(count))
 
 
 def _bare(model: Model, settings: Settings, spec: JobSpec, dtype: np.dtype[Any]) -> list[Speed]:
@@ -242,7 +256,7 @@ def write_slide(path: Path, side_px: int, *, tile_px: int = 256, seed: int = 0) 
 
 def drawn_tissue(side_px: int, seed: int = 0) -> NDArray[np.uint8]:
     """Return (side, side, 3) uint8: nuclei on pink tissue, with grain."""
-    rng = np.random.default_rng(seed)
+    rng = default_rng(seed)
     rows, columns = np.mgrid[0:side_px, 0:side_px].astype(np.float32)
     image = np.empty((side_px, side_px, 3), np.float32)
     image[:] = (228, 178, 205)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -188,27 +189,40 @@ def _local_cluster(workers: int | None, gpus: str | None, lanes: int) -> Any:
 
 def gpu_numbers(gpus: str) -> list[int]:
     """Return the numbers of ``all`` or ``0,1``; ScheduleError for what makes no sense here."""
+    visible = _visible_gpus()
     if gpus == "all":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible:
-            return list(range(len(visible.split(","))))
-        found = sorted(Path("/proc/driver/nvidia/gpus").glob("*"))
-        if not found:
+        if not visible:
             raise ScheduleError("--gpus all: no NVIDIA GPU is visible here; leave --gpus out")
-        return list(range(len(found)))
+        return list(range(len(visible)))
     try:
         numbers = [int(part) for part in gpus.split(",")]
     except ValueError:
         raise ScheduleError(f"--gpus {gpus}: give 'all' or numbers such as 0,1") from None
     if len(set(numbers)) != len(numbers) or min(numbers) < 0:
         raise ScheduleError(f"--gpus {gpus}: each number once, none negative")
+    if visible and max(numbers) >= len(visible):
+        raise ScheduleError(f"--gpus {gpus}: {len(visible)} GPUs are visible here, numbered from 0")
     return numbers
+
+
+def _visible_gpus() -> list[str]:
+    """Return what CUDA calls the GPUs that this process may use, as torch numbers them.
+
+    A batch system gives a job some of a machine's: those that ``CUDA_VISIBLE_DEVICES`` names, by
+    number or by UUID, up to the first that it does not know (CUDA's programming guide).
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+    names = [name.strip() for name in named.split(",")]
+    return list(takewhile(lambda name: name and not name.startswith("-"), names))
 
 
 def gpu_worker_specs(numbers: list[int], lanes: int = LANES) -> dict[str, dict[str, Any]]:
     """Dask worker specifications, one a GPU, each process seeing that device alone."""
     from distributed import Nanny
 
+    names = dict(enumerate(_visible_gpus()))
     return {
         f"gpu{number}": {
             "cls": Nanny,
@@ -216,7 +230,7 @@ def gpu_worker_specs(numbers: list[int], lanes: int = LANES) -> dict[str, dict[s
                 "nthreads": lanes,
                 "memory_limit": 0,
                 "resources": {"GPU": 1},
-                "env": {**ONE_ARENA, "CUDA_VISIBLE_DEVICES": str(number)},
+                "env": {**ONE_ARENA, "CUDA_VISIBLE_DEVICES": names.get(number, str(number))},
             },
         }
         for number in numbers
