@@ -31,8 +31,8 @@ PRECISIONS = supported_precisions(DEVICE) if HAS_GPU else ("fp32",)
 UINT8 = np.dtype(np.uint8)
 
 
-def planned(name="unet", *, base=8, tile=572, extent=(700, 900)):
-    model = load_model(name, weights="random:0", base=base)
+def planned(name="unet", *, base=8, tile=572, extent=(700, 900), channels=3):
+    model = load_model(name, weights="random:0", base=base, in_channels=channels)
     plan, _ = plan_for(model, extent, JobSpec(tile=model.next_legal(tile)), unit_px=1024)
     return model, plan
 
@@ -65,6 +65,15 @@ def test_bias_and_relu_go_in_one_pass_here(precision):
     pixels = torch.from_numpy(image_of((plan.input_px, plan.input_px))[None]).to(DEVICE)
     with torch.inference_mode():
         assert torch.equal(network(pixels)[0], plain(pixels)[0])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_one_channel_lies_as_three_do(precision):
+    model, plan = planned(channels=1)
+    image = image_of(plan.extent)[:1]
+    here = segment(model, plan, image, device=DEVICE, precision=precision).ids
+    there = segment(model, plan, image).ids
+    assert (here != there).mean() < (1e-4 if precision == "fp32" else 1e-2)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -174,6 +174,39 @@ def test_a_gpu_gets_bias_and_relu_in_one_pass_and_the_same_bits(name, monkeypatc
     torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=2e-5)
 
 
+def lies_channels_last(x):
+    """As torch judges it, which decides how cuDNN answers: by the strides, even of one channel."""
+    strides = [x.stride(axis) for axis in (1, 3, 2, 0)]
+    return strides == sorted(strides) and x.stride(0) > x.stride(1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gpu_is_given_pixels_that_lie_channels_last(channels, precision):
+    model = load_model("unet", weights="random:3", in_channels=channels, base=2)
+    plan, _ = plan_for(model, (4096, 4096), JobSpec(tile=model.next_legal(300)), unit_px=1024)
+    network = TileNetwork(
+        model, plan, dtype=np.dtype(np.uint8), precision=precision, output="logits"
+    )
+    for batch in (1, 2):
+        pixels = torch.zeros((batch, channels, 17, 19), dtype=torch.uint8)
+        assert lies_channels_last(network.normalise(pixels))
+
+
+def test_a_map_that_a_convolution_lays_out_otherwise_is_laid_out_anew(monkeypatch):
+    def counted(x, bias):
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        return torch_layers(x, bias)
+
+    stand_in(monkeypatch, counted)
+    conv = nn.Conv2d(2, 3, 3)
+    plain = functional.conv2d
+    monkeypatch.setattr(functional, "conv2d", lambda *given: plain(*given).contiguous())
+    with torch.inference_mode():
+        x = torch.randn(1, 2, 9, 9)
+        torch.testing.assert_close(ConvBiasRelu(conv)(x), torch.relu(conv(x)))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

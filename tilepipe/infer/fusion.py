@@ -54,7 +54,8 @@ class ConvBiasRelu(nn.Module):
             x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups
         )
         assert self.conv.bias is not None
-        return add_bias_relu(out, self.conv.bias)
+        # What computes a map that is too large for cuDNN lays it out in its own way.
+        return add_bias_relu(out.contiguous(memory_format=torch.channels_last), self.conv.bias)
 
 
 def fuse(module: nn.Module, dtype: torch.dtype) -> None:

@@ -146,7 +146,9 @@ class TileNetwork(nn.Module):
         x = pixels.to(torch.float32) / self.divisor
         if self.mean_std:
             x = (x - self.mean) / self.std
-        return x.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
+        # Not by contiguous(): one channel lies both ways and would be left as it is, and cuDNN
+        # would take that for channels-first and answer so.
+        return x.to(self.compute_dtype, memory_format=torch.channels_last)
 
     def _normalised_rows(self, pixels: Tensor) -> Tensor:
         """Do the same in place, a row at once: torch is slow where three channels lie innermost."""
