@@ -118,6 +118,53 @@ def test_cuda_backend_does_without_a_record_that_fails_or_computes_something_els
     assert torch.equal(ids(FakeCuda(), recorded=False), wanted)
 
 
+class OneStream(FakeCuda):
+    """Knows the current stream; a recording that fails leaves its own, as torch's does."""
+
+    current = at_recording = None
+
+    @contextmanager
+    def stream(self, stream):
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph, *, stream, **_):
+        self.at_recording, self.current = self.current, stream
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_recording_is_made_on_the_streams_device_and_leaves_no_stream_behind():
+    model, plan = model_and_plan()
+    cuda = OneStream()
+    make = {"batch": 1, "dtype": np.dtype(np.uint8), "precision": "fp32"}
+    backend = fake_cuda(cuda)("torch", model, plan, **make)
+    assert not backend.is_recorded
+    assert cuda.at_recording is backend._forward
+    assert cuda.current is None
+
+
+def test_a_record_and_a_plain_forward_hold_no_memory_at_once(monkeypatch):
+    model, plan = model_and_plan()
+    cuda = FakeCuda()
+    forward = TileNetwork.forward
+
+    def logged(self, pixels):
+        cuda.log.append("plain")
+        return forward(self, pixels)
+
+    monkeypatch.setattr(TileNetwork, "forward", logged)
+    make = {"batch": 1, "dtype": np.dtype(np.uint8), "precision": "fp32"}
+    backend = fake_cuda(cuda)("torch", model, plan, **make)
+    assert backend.is_recorded
+    began = next(n for n, entry in enumerate(cuda.log) if entry.startswith("recording"))
+    assert cuda.log[began + 1 :] == ["plain", "replayed", "all is done", "emptied"]
+
+
 def test_cuda_backend_blends_on_the_device():
     model = load_model("unet-dilated", weights="random:0", base=2)
     plan, _ = plan_for(model, (300, 240), JobSpec(tile=260, halo=40), unit_px=512)

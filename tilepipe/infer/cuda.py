@@ -54,11 +54,12 @@ class _Recorded:
 
     def __init__(self, cuda: Any, network: TileNetwork, pixels: torch.Tensor, stream: Any) -> None:
         self._pixels = torch.zeros_like(pixels)
-        with torch.inference_mode():
-            with cuda.stream(stream):
-                for _ in range(2):  # what is made at first use may not be made while recording
-                    network(self._pixels)
-            cuda.synchronize(pixels.device)  # not the current one, which may be another
+        # All of it on this stream and its device: torch's recording waits for the current device
+        # alone, and one that fails leaves its stream the current one.
+        with torch.inference_mode(), cuda.stream(stream):
+            for _ in range(2):  # what is made at first use may not be made while recording
+                network(self._pixels)
+            cuda.synchronize(pixels.device)
             self._graph = cuda.CUDAGraph()
             with cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._results = network(self._pixels)
@@ -131,18 +132,22 @@ class CudaBackend:
         pixels = torch.zeros_like(self._slots[0].pixels)
         draw = torch.Generator().manual_seed(0)
         pixels.copy_(torch.randint(0, 255, pixels.shape, generator=draw, dtype=torch.uint8))
+        record: _Recorded | None = None
         try:
-            record = _Recorded(self._cuda, self._network, pixels, self._forward)
             with torch.inference_mode(), self._cuda.stream(self._forward):
-                wanted, found = self._network(pixels), record(pixels)
-                same = all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+                # To the host, and before there is a record: one of the two holds memory at a time.
+                wanted = [result.cpu() for result in self._network(pixels)]
+                record = _Recorded(self._cuda, self._network, pixels, self._forward)
+                found = [result.cpu() for result in record(pixels)]
+            if not all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True)):
+                record = None
         except RuntimeError:  # a network that waits for a number, or too little memory
             logging.getLogger(__name__).debug("forwards are not recorded", exc_info=True)
-            return None
+            record = None
         finally:
             self._cuda.synchronize(self.device)
-            self._cuda.empty_cache()  # of the plain forwards
-        return record if same else None
+            self._cuda.empty_cache()  # of the plain forwards, and of a record that is not used
+        return record
 
     def submit(self, tiles: Sequence[NDArray[Any]], account: Account) -> tuple[_Slot, int]:
         """Put a batch on its way; returns at once."""

@@ -42,8 +42,8 @@ _LAPS = 2
 RACE_BYTES = 640 << 20
 """What the activations of two ways may take that are open at once: little more than a job's."""
 MEMORY_SHARE = 0.4
-"""Part of the free memory that a forward may take: one that was recorded on a GPU is compared with
-a plain one while both hold theirs."""
+"""Part of the free memory that a forward may take: there are the layers' workspaces, too, and units
+that are redone in float32."""
 
 
 def tuned(
