@@ -165,6 +165,14 @@ def test_a_record_and_a_plain_forward_hold_no_memory_at_once(monkeypatch):
     assert cuda.log[began + 1 :] == ["plain", "replayed", "all is done", "emptied"]
 
 
+def test_cuda_sums_in_one_order_always(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    model, plan = model_and_plan()
+    make = {"batch": 1, "dtype": np.dtype(np.uint8), "precision": "fp32"}
+    fake_cuda(FakeCuda())("torch", model, plan, **make)
+    assert torch.backends.cudnn.deterministic
+
+
 def test_cuda_backend_blends_on_the_device():
     model = load_model("unet-dilated", weights="random:0", base=2)
     plan, _ = plan_for(model, (300, 240), JobSpec(tile=260, halo=40), unit_px=512)

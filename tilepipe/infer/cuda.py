@@ -117,6 +117,8 @@ class CudaBackend:
             # TF32 keeps 10 bits: that would not be float32.
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
+        # Some of cuDNN's transposed convolutions add in the order in which threads come.
+        torch.backends.cudnn.deterministic = True
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         # Weights and buffers are made on the default stream, which the others do not wait for.
         cuda.synchronize(device)
