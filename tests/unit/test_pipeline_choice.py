@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import torch
+
+from tilepipe.errors import ModelError
+from tilepipe.infer.backends import device_here
 from tilepipe.pipeline import choice
+from tilepipe.pipeline.bill import bill
 from tilepipe.pipeline.context import forget
 from tilepipe.pipeline.events import ignore
 from tilepipe.pipeline.job import SEGMENT
 from tilepipe.pipeline.prepare import prepare
+from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import open_source
 from tilepipe.pipeline.worker import run_units
 from tilepipe.spec import JobSpec
@@ -56,3 +63,39 @@ def test_another_network_than_the_job_was_planned_with_is_refused(small_slide, t
     assert fits.ok, fits.error
     assert not other.ok
     assert "not the network here that the job was planned with" in other.error
+
+
+@pytest.mark.parametrize(
+    ("chosen", "asked", "count", "here"),
+    [
+        ("cpu", "auto", 0, "cpu"),
+        ("cuda:0", "auto", 1, "cuda:0"),
+        ("cuda:1", "auto", 2, "cuda:1"),
+        ("cuda:1", "cuda:0", 2, "cuda:0"),  # gone on with on another
+        ("cuda:1", "cuda:1", 1, "cuda:0"),  # --gpus: a worker sees one
+        ("cuda:3", "cuda", 4, "cuda:0"),
+        ("cuda:3", "cpu", 4, "cuda:3"),
+    ],
+)
+def test_a_gpus_number_is_nothing_of_a_job(chosen, asked, count, here, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert device_here(chosen, asked) == here
+
+
+def test_a_job_of_a_gpu_is_refused_at_once_where_there_is_none(small_slide, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    chosen = choice._settings
+
+    def settings(*given):
+        return replace(chosen(*given), device="cuda:0")
+
+    monkeypatch.setattr(choice, "_settings", settings)
+    spec = JobSpec(weights="random:0", base=2, tune=False)
+    out = str(tmp_path / "out.zarr")
+    with pytest.raises(ModelError, match="torch finds none here; go on where there is one"):
+        prepare(str(small_slide), out, spec, on_event=ignore)
+    # What a cluster's GPUs will do is planned on a machine without.
+    facts = bill(Request(str(small_slide), str(tmp_path / "other.zarr"), spec))
+    assert any("network's time is left out" in note for note in facts["notes"])
+    assert facts["settings"]["device"] == "cuda:0"

@@ -214,6 +214,25 @@ def resolve_device(asked: str) -> str:
     return asked
 
 
+def device_here(chosen: str, asked: str) -> str:
+    """Return what computes here for settings whose device is ``chosen``.
+
+    Which of its machine's GPUs is nothing of a job: it goes on with another number, or where
+    ``--gpus`` shows each process its own alone. Raises ModelError where there is no GPU at all.
+    """
+    if not chosen.startswith("cuda"):
+        return chosen
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for name in (asked, chosen, "cuda:0"):
+        kind, _, number = name.partition(":")
+        if kind == "cuda" and int(number or 0) < count:
+            return f"cuda:{int(number or 0)}"
+    raise ModelError(
+        "the label is computed on a GPU, whose last bits are its own, and torch finds none here; "
+        "go on where there is one, or make the label anew with --overwrite --device cpu"
+    )
+
+
 def make_backend(
     name: str,
     model: Model,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from tilepipe.errors import ModelError
 from tilepipe.pipeline.choice import choose
 from tilepipe.pipeline.events import Event, Note, Warned
 from tilepipe.pipeline.lanes import lanes_of, processes_of, recent_bytes, slack_bytes, waiting_bytes
@@ -42,6 +44,7 @@ def bill(request: Request) -> dict[str, Any]:
     given_tissue(source.extents[0], spec)  # one that cannot be used fails here as it would later
     chosen = choose(source, spec, listen)
     from tilepipe.infer import cores, estimate_memory, estimate_seconds
+    from tilepipe.infer.backends import device_here
 
     extents = source.extents
     plan = chosen.settings.plan
@@ -58,7 +61,14 @@ def bill(request: Request) -> dict[str, Any]:
         probabilities=spec.probabilities,
         skips=spec.tissue != "off",
     )
-    tile_s = estimate_seconds(chosen.model, chosen.settings, dtype=source.dtype)
+    tile_s = 0.0
+    try:
+        here = device_here(chosen.settings.device, spec.device)
+        tile_s = estimate_seconds(
+            chosen.model, replace(chosen.settings, device=here), dtype=source.dtype
+        )
+    except ModelError:  # a cluster's workers have it, or a job is gone on with elsewhere
+        notes.append("warning: the network's time is left out: its GPU is not on this machine")
     channels = len(chosen.model.classes) - 1 if spec.probabilities else 0
     # A unit of probabilities as computed, as cut into chunks, and as compressed.
     planes_bytes = 3 * channels * min(unit_px, max(extents[chosen.level])) ** 2

@@ -175,10 +175,12 @@ def forget(output: str) -> None:
 
 def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
     from tilepipe.infer import Engine
+    from tilepipe.infer.backends import device_here
     from tilepipe.models import load_model
 
+    device = device_here(settings.device, spec.device)
     key = repr((spec.model, spec.weights, spec.classes, spec.base, spec.options, ticket.in_channels,
-                ticket.network, ticket.settings, spec.probabilities))  # fmt: skip
+                ticket.network, ticket.settings, spec.probabilities, device))  # fmt: skip
     with _engine_lock:
         if key not in _engines:
             malloc.suit(settings.backend)
@@ -201,7 +203,7 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
             _engines[key] = Engine(
                 model,
                 plan=settings.plan,
-                device=settings.device,
+                device=device,
                 precision=settings.precision,
                 backend=settings.backend,
                 batch=settings.batch,

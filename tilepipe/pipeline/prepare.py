@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from tilepipe.errors import MismatchError, PlanError, StoreError
+from tilepipe.errors import MismatchError, ModelError, PlanError, StoreError
 from tilepipe.pipeline.cells import Rule
 from tilepipe.pipeline.choice import Segmentation, choose
 from tilepipe.pipeline.context import forget
@@ -225,6 +225,17 @@ def _open_job(
         ]
     for journal in (image_journal, label_journal, object_journal):
         rejected += journal.rejected if journal is not None else []
+    warms = any(
+        stage.name == SEGMENT and len(list(recorded[number])) < len(stage.grid)
+        for number, stage in enumerate(stages)
+    )
+    if warms and chosen is not None and spec.scheduler == "local":
+        from tilepipe.infer.backends import device_here
+
+        try:
+            device_here(chosen.settings.device, spec.device)
+        except ModelError as error:  # told once, not by every unit
+            raise ModelError(f"{source.output}: {error}") from error
     ticket = Ticket(
         slide=absolute(source.slide.path) if source.slide is not None else None,
         output=absolute(source.output),
@@ -245,10 +256,7 @@ def _open_job(
         shared_tiles=spec.in_place
         or tile is None
         or any(layout.unit_px % px or px > layout.unit_px for px in tile),
-        warms=any(
-            stage.name == SEGMENT and len(list(recorded[number])) < len(stage.grid)
-            for number, stage in enumerate(stages)
-        ),
+        warms=warms,
     )
     for reason in rejected:
         on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
