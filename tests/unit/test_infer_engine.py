@@ -320,6 +320,11 @@ def test_words_that_mean_out_of_memory():
     assert means_out_of_memory(MemoryError())
     assert means_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert means_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    for told in (
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+    ):
+        assert means_out_of_memory(RuntimeError(told))
     assert not means_out_of_memory(RuntimeError("shape mismatch"))
     assert not means_out_of_memory(ValueError("out of memory"))
 

@@ -65,7 +65,10 @@ class OutOfDeviceMemoryError(RuntimeError):
 
 
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad alloc",
-                 "bad_alloc", "failed to allocate", "could not create a memory")  # fmt: skip
+                 "bad_alloc", "failed to allocate", "could not create a memory",
+                 "alloc_failed",  # cuBLAS and cuDNN
+                 "unable to find an engine")  # fmt: skip
+"""The last is what torch says where cuDNN's workspace fits for no algorithm."""
 
 
 def means_out_of_memory(error: BaseException) -> bool:
