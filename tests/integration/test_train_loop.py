@@ -327,6 +327,14 @@ def test_border_target_has_three_classes(folders):
     assert result.scores[0].f1 is not None
 
 
+@pytest.mark.parametrize(("count", "told"), [(0, "no"), (2, "2")])
+def test_a_gpu_that_is_not_there(folders, count, told, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(TrainError, match=f"device cuda:2: torch sees {told} CUDA devices here"):
+        train(spec_of(folders, device="cuda:2"))
+
+
 def test_what_cannot_be_trained(folders):
     with pytest.raises(SpecError, match="one of steps, epochs, minutes"):
         spec_of(folders, steps=None)

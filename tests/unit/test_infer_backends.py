@@ -30,6 +30,7 @@ from tilepipe.infer.plans import plan_for
 from tilepipe.models import load_model
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import Box
+from tilepipe.train.predict import choose_precision
 
 
 def model_and_plan(tile=None, base=2, **options):
@@ -398,6 +399,16 @@ def test_staging_keeps_bytes_and_widens_the_rest():
 def test_fp32_is_always_supported():
     assert "fp32" in supported_precisions("cpu")
     assert "fp16" not in supported_precisions("cpu")
+
+
+@pytest.mark.parametrize(("has_bf16", "reduced"), [(True, ["fp16", "bf16"]), (False, ["fp16"])])
+def test_a_gpu_that_only_emulates_bf16_is_not_given_it(has_bf16, reduced, monkeypatch):
+    def supported(including_emulation=True):
+        return including_emulation or has_bf16
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert list(supported_precisions("cuda:0")) == ["fp32", *reduced]
+    assert choose_precision("auto", torch.device("cuda:0")) == reduced[-1]
 
 
 @needs_openvino

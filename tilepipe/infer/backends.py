@@ -188,7 +188,9 @@ def seconds_a_batch(
 def supported_precisions(device: str) -> tuple[str, ...]:
     """Return the precisions that ``device`` computes faster than, or as, fp32."""
     if device.startswith("cuda"):
-        return ("fp32", "fp16", "bf16") if torch.cuda.is_bf16_supported() else ("fp32", "fp16")
+        # Older GPUs have it too, but convert back and forth for it.
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("fp32", "fp16", "bf16") if has_bf16 else ("fp32", "fp16")
     return ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
 
 

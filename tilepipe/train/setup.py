@@ -142,8 +142,13 @@ def choose_device(name: str) -> torch.device:
     """Resolve ``auto``; TrainError for a GPU that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TrainError(f"device {name}: this torch sees no CUDA device; use --device cpu")
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(name.partition(":")[2] or 0) >= count:
+            raise TrainError(
+                f"device {name}: torch sees {count or 'no'} CUDA devices here, numbered from 0; "
+                "use one of them, or --device cpu"
+            )
     return torch.device(name)
 
 
