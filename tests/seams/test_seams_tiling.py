@@ -205,6 +205,18 @@ def _gate64(model: Model, image, plan: TilePlan) -> float:
     return max(found)
 
 
+def test_the_gate_is_float32_on_a_gpu_too(monkeypatch):
+    """``for_gpu`` has TF32 switched off, which is no float32."""
+    model = load_model("unet3plus-cgm", weights="random:1", base=2)
+    plan = plan_of(model, (150, 120), unit_px=128, tile_px=288, cgm="slide")
+    tiles = list(plan.tiles(Box(0, 0, 128, 120)))
+    pixels = np.zeros((3, 600, 600), np.uint8)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with pytest.raises((AssertionError, RuntimeError)):  # there is no such GPU
+        gate_of(model, plan, tiles, hull_of(tiles), pixels, Account(), "cuda:99")
+    assert not torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("name", "options"), EXACT)

@@ -113,12 +113,6 @@ class CudaBackend:
         self._copy_in = cuda.Stream(device)
         self._forward = cuda.Stream(device)
         self._copy_out = cuda.Stream(device)
-        if precision == "fp32":
-            # TF32 keeps 10 bits: that would not be float32.
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
-        # Some of cuDNN's transposed convolutions add in the order in which threads come.
-        torch.backends.cudnn.deterministic = True
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         # Weights and buffers are made on the default stream, which the others do not wait for.
         cuda.synchronize(device)

@@ -27,10 +27,11 @@ def gate_of(
 ) -> float:
     """Return the largest gate logit of ``tiles``, whose pixels (c, y, x) start at ``hull``."""
     network = TileNetwork(model, plan, dtype=pixels.dtype, precision=precision, output="ids")
+    if device.startswith("cuda"):
+        network.for_gpu(device)
     gate_map: Any = network.network.gate_map
     largest = -float("inf")
     with account.span("compute"), torch.inference_mode():
-        network.to(device)
         for tile in tiles:
             rows, columns = tile.padded.shift(-hull.y0, -hull.x0).slices
             cut = np.ascontiguousarray(pixels[None, :, rows, columns])

@@ -134,6 +134,12 @@ class TileNetwork(nn.Module):
 
     def for_gpu(self, device: str) -> TileNetwork:
         """Move it to a GPU and have torch run it there as fast as it can; returns itself."""
+        if self.compute_dtype == torch.float32:
+            # TF32 keeps 10 bits: that would not be float32.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+        # Some of cuDNN's transposed convolutions add in the order in which threads come.
+        torch.backends.cudnn.deterministic = True
         fuse_on_gpu(self.network, self.compute_dtype, device)
         return self.to(device).channels_last()
 
