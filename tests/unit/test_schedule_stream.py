@@ -1,5 +1,6 @@
 """The bounded stream through a real Dask client in this process."""
 
+import asyncio
 import threading
 import time
 from collections import Counter
@@ -361,6 +362,42 @@ def test_a_worker_is_asked_and_what_it_raises_is_raised_here(connection, monkeyp
     monkeypatch.setattr(cluster_room, "ASK_S", 0.05)
     with pytest.raises(ScheduleError, match="could say how to run the network"):
         ask_a_worker(address, told_by, "nothing")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "told"), [(None, "has none"), ("0.0.1", r"has 0\.0\.1"), ("ours", None)]
+)
+def test_workers_with_another_tilepipe_or_none_are_refused(connection, monkeypatch, theirs, told):
+    from distributed import Client
+
+    asked = Client._get_versions
+
+    async def versions(self, **options):
+        found = await asked(self, **options)
+        assert found["workers"]
+        if theirs != "ours":
+            for worker in found["workers"].values():
+                worker["packages"] = {"tilepipe": theirs}
+        return found
+
+    monkeypatch.setattr(Client, "_get_versions", versions)
+    address = connection.client.scheduler.address
+    if told is None:
+        with connect(address):
+            return
+    with pytest.raises(ScheduleError, match=told), connect(address):
+        pass
+
+
+def test_a_worker_that_does_not_say_its_version_holds_nothing_up(connection, monkeypatch):
+    from distributed import Client
+
+    async def hangs(self, **_):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(Client, "_get_versions", hangs)
+    with connect(connection.client.scheduler.address, timeout_s=1):
+        pass
 
 
 def test_workers_are_not_asked_for_where_the_cluster_has_its_own():

@@ -276,4 +276,33 @@ def _remote_client(scheduler: str, timeout_s: float) -> Client:
             f"the scheduler at {scheduler} has no worker after {2 * timeout_s:.0f} s; start some "
             f"with `dask worker {scheduler}`"
         ) from None
+    try:
+        _check_workers(client, scheduler, timeout_s)
+    except BaseException:
+        _close(client)
+        raise
     return client
+
+
+def _check_workers(client: Client, scheduler: str, timeout_s: float) -> None:
+    """Raise ScheduleError if workers have no tilepipe, or another: a task that it cannot read ends
+    a worker, one after the other, and another version's units are other units.
+
+    Dask itself asks for the versions: a function of ours would be such a task.
+    """
+    try:
+        found = client.sync(client._get_versions, packages=["tilepipe"], callback_timeout=timeout_s)
+    except TimeoutError:  # one that hangs; its units will go elsewhere
+        return
+    ours = found["client"]["packages"]["tilepipe"]
+    theirs = {
+        address: worker["packages"].get("tilepipe") for address, worker in found["workers"].items()
+    }
+    others = {address: version for address, version in theirs.items() if version != ours}
+    if others:
+        address, version = min(others.items())
+        raise ScheduleError(
+            f"{len(others)} of the {len(theirs)} workers at {scheduler} have another tilepipe than "
+            f"this process, which has {ours or 'no version'}: {address} has {version or 'none'}; "
+            "install the same in the environment of all workers and start them again"
+        )
