@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 
 from tilepipe.cli.main import main
 from tilepipe.spec import default_classes
-from tilepipe.store import create_store
+from tilepipe.store import create_store, open_store
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,25 @@ def test_classes_by_name_or_id(store, tmp_path):
         assert wrong.exit_code == 1
         assert f"no class '{name[-1] if ',' in name else name}'" in wrong.output
         assert "there are: 0 background, 1 class 1, 2 class 2" in wrong.output
+
+
+def test_objects_are_kept_by_their_numbers(store, tmp_path):
+    own = shutil.copytree(store, tmp_path / "own.zarr")
+    opened = open_store(str(own), writable=True)
+    label = opened.create_label("many", classes=default_classes(2), unit_px=512, dtype="int32")
+    label.write_record({"state": "done"})
+    mask = np.zeros((300, 400), dtype=np.int32)
+    mask[10:20, 10:30], mask[50:60, 10:30], mask[90:99, 10:30] = 1, 2, 7
+    level = label.level(0)
+    level.write_unit(level.grid.unit(0, 0), mask)
+    out = tmp_path / "objects.csv"
+    arguments = ["export", own, "--to", "csv", "--label", "many", "-o", out, "--classes"]
+    kept = run(*arguments, "2, 7")
+    assert kept.output.startswith(f"{out}: 2 objects")
+    for wrong in ("class 1", "0", "background"):
+        answer = run(*arguments, wrong, "--overwrite")
+        assert answer.exit_code == 1
+        assert f"many: holds objects, and '{wrong}' is the number of none" in answer.output
 
 
 def test_a_region_as_picture(store, tmp_path):

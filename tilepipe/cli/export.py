@@ -36,7 +36,11 @@ _SUFFIXES = {
 @click.option("-o", "--output", help="File (or folder) to write; default beside STORE.")
 @click.option("--label", help="Label to export; needed where there are several.")
 @click.option("--image", "as_image", is_flag=True, help="ome-tiff: the image, not the mask.")
-@click.option("--classes", help="geojson, csv: class names or ids to keep, with commas between.")
+@click.option(
+    "--classes",
+    help="geojson, csv: class names or ids to keep, with commas between; of a label of objects, "
+    "the numbers of the objects.",
+)
 @click.option(
     "--object-type",
     type=click.Choice(["annotation", "detection"]),
@@ -146,8 +150,10 @@ def _kept(label: Label, text: str | None) -> frozenset[int] | None:
 
     if text is None:
         return None
-    # Objects have ids of their own, and a label of others need not name every class it holds.
-    open_ids = holds_instances(label) or not label.read_record()
+    if holds_instances(label):
+        return _numbers(label, text)
+    # A label of others need not name every class it holds.
+    open_ids = not label.read_record()
     by_name = {one.name: value for value, one in enumerate(label.classes)}
     kept = set()
     for part in (one.strip() for one in text.split(",")):
@@ -159,6 +165,19 @@ def _kept(label: Label, text: str | None) -> frozenset[int] | None:
             known = ", ".join(f"{value} {name}" for name, value in by_name.items())
             raise ExportError(f"{label.name}: no class {part!r}; there are: {known}")
     return frozenset(kept)
+
+
+def _numbers(label: Label, text: str) -> frozenset[int]:
+    """Return the numbers of objects; a class keeps all of them or none, and was not meant."""
+    from tilepipe.errors import ExportError
+
+    parts = [one.strip() for one in text.split(",")]
+    if wrong := [part for part in parts if not part.isdecimal() or int(part) == 0]:
+        raise ExportError(
+            f"{label.name}: holds objects, and {wrong[0]!r} is the number of none; give numbers "
+            "from 1, or leave --classes out for all of them"
+        )
+    return frozenset(int(part) for part in parts)
 
 
 def _geojson(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
