@@ -11,6 +11,7 @@ import json
 import random
 import socket
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 from tilepipe.errors import StoreError
 from tilepipe.spec import default_classes
 from tilepipe.store import create_store, reduce_image, reduce_label
+from tilepipe.view import objects
 from tilepipe.view.objects import _parts
 from tilepipe.view.server import ViewServer
 from tilepipe.view.source import open_sources
@@ -173,6 +175,26 @@ def test_next_and_previous_object(server):
     assert end["found"] is False
     back, _ = step("previous", cursor)
     assert back["box"] == second["box"]
+
+
+def test_the_area_of_an_object_that_goes_on_in_the_next_region_is_not_told_as_whole(monkeypatch):
+    class Mask:
+        def __init__(self, mask) -> None:
+            self.mask, self.levels = mask, [SimpleNamespace(shape=mask.shape, downsample=1)]
+
+        def read(self, level, box):
+            return self.mask[box.slices]
+
+    monkeypatch.setattr(objects, "REGION_PX", 64)
+    mask = np.zeros((100, 100), np.uint8)
+    mask[10:20, 10:90] = mask[70:100, 10:20] = 1
+    found, cursor = [], (0, -1)
+    while (one := objects.find_object(Mask(mask), classes=None, cursor=cursor, backwards=False))[
+        "found"
+    ]:
+        found.append((one["box"], one["whole"]))
+        cursor = tuple(one["cursor"])
+    assert found == [([10, 10, 20, 64], False), ([70, 10, 100, 20], True)]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def find_object(
     """Look for the object after (or before) ``cursor`` = (region, place in it).
 
     Objects are numbered region by region in reading order; one that crosses regions counts in
-    the first. Looks at a bounded number of regions: ``found`` None says to go on at ``cursor``.
+    the first, and is measured there alone: it is not ``whole``. Looks at a bounded number of
+    regions: ``found`` None says to go on at ``cursor``.
     """
     grid = Grid(pyramid.levels[0].shape, REGION_PX)
     region, place = cursor
@@ -58,6 +59,7 @@ class _Objects:
         # One line more above and to the left shows what began in an earlier region.
         wide = Box(max(0, box.y0 - 1), max(0, box.x0 - 1), box.y1, box.x1)
         self._wide = wide
+        self._level_shape = pyramid.levels[0].shape
         self._factor = pyramid.levels[0].downsample
         self._layers = list(_parts(pyramid.read(0, wide), classes))
         found = []
@@ -80,8 +82,16 @@ class _Objects:
         ys, xs = np.nonzero(inside)
         top, left, factor = self._wide.y0 + y0, self._wide.x0 + x0, self._factor
         height, width = inside.shape
+        ends = top + height, left + width
+        goes_on = any(
+            end == edge < side
+            for end, edge, side in zip(
+                ends, (self._wide.y1, self._wide.x1), self._level_shape, strict=True
+            )
+        )
         return {
             "value": values[number - 1],
+            "whole": not goes_on,
             "area_px": len(ys) * factor * factor,
             "y": (top + float(ys.mean()) + 0.5) * factor,
             "x": (left + float(xs.mean()) + 0.5) * factor,

@@ -259,7 +259,7 @@ class App {
         const [y0, x0, y1, x1] = answer.box, size = Math.max(y1 - y0, x1 - x0, 24);
         const view = this.paneA.view(), zoom = Math.min(4, Math.min(view.width, view.height) / (size * 3));
         this.goTo(answer.y, answer.x, Math.max(zoom, Math.min(view.zoom, 4)));
-        note.textContent = `${answer.class}, ${area(answer.area_px, this.source.mpp)}, at ${Math.round(answer.y)}, ${Math.round(answer.x)}`;
+        note.textContent = `${answer.class}, ${answer.whole ? "" : "at least "}${area(answer.area_px, this.source.mpp)}, at ${Math.round(answer.y)}, ${Math.round(answer.x)}`;
         this.redraw();
         return;
       }
