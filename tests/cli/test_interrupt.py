@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 
@@ -66,3 +68,29 @@ def test_train_says_how_it_goes_on(start, tmp_path, number):
     assert process.returncode == 130, err
     assert "With --resume (not --overwrite) the same command goes on" in err
     assert "Traceback" not in out + err
+
+
+def test_worker_processes_leave_ctrl_c_to_the_one_that_started_them(tmp_path):
+    """A terminal sends it to all of them."""
+    slide, out = tmp_path / "slide.tif", tmp_path / "out.zarr"
+    pixels = np.random.default_rng(0).integers(0, 256, (2048, 2048, 3)).astype(np.uint8)
+    tifffile.imwrite(slide, pixels, tile=(256, 256), photometric="rgb")
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "tilepipe", "run", slide, "-o", out, "--weights", "random:0",
+            "--base", "16", "--unit", "256", "--no-tune", "--precision", "fp32", "--workers", "2",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while not list(out.glob("tilepipe/journal/unet/segment/0/*.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Interrupted. What was written is kept" in err
+    assert "Traceback" not in err

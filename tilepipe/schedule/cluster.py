@@ -183,8 +183,16 @@ def _local_cluster(workers: int | None, gpus: str | None, lanes: int) -> Any:
         threads_per_worker=lanes,
         host="127.0.0.1",
         env=dict(ONE_ARENA),
+        preload=_preload(),
         **common,
     )
+
+
+def _preload() -> list[str]:
+    """Return what worker processes load: what Dask's configuration says, and ours."""
+    import dask
+
+    return [*dask.config.get("distributed.worker.preload", []), "tilepipe.schedule.deaf"]
 
 
 def gpu_numbers(gpus: str) -> list[int]:
@@ -230,6 +238,7 @@ def gpu_worker_specs(numbers: list[int], lanes: int = LANES) -> dict[str, dict[s
                 "nthreads": lanes,
                 "memory_limit": 0,
                 "resources": {"GPU": 1},
+                "preload": _preload(),
                 "env": {**ONE_ARENA, "CUDA_VISIBLE_DEVICES": names.get(number, str(number))},
             },
         }
