@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -164,6 +166,31 @@ def test_a_record_and_a_plain_forward_hold_no_memory_at_once(monkeypatch):
     assert backend.is_recorded
     began = next(n for n, entry in enumerate(cuda.log) if entry.startswith("recording"))
     assert cuda.log[began + 1 :] == ["plain", "replayed", "all is done", "emptied"]
+
+
+def test_no_thread_waits_for_a_device_on_which_another_records():
+    model, plan = model_and_plan()
+
+    class Strict(FakeCuda):
+        recording = False
+
+        @contextmanager
+        def graph(self, graph, *, stream, **given):
+            with super().graph(graph, stream=stream, **given):
+                self.recording = True
+                time.sleep(0.3)
+                yield
+            self.recording = False
+
+        def synchronize(self, device):
+            if self.recording:
+                raise RuntimeError("operation not permitted when stream is capturing")
+
+    cuda = Strict()
+    make = {"batch": 1, "dtype": np.dtype(np.uint8), "precision": "fp32"}
+    with ThreadPoolExecutor(3) as threads:
+        made = [threads.submit(fake_cuda(cuda), "torch", model, plan, **make) for _ in range(3)]
+        assert all(one.result().is_recorded for one in made)
 
 
 def test_cuda_sums_in_one_order_always(monkeypatch):

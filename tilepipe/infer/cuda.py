@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ SWITCH_S = 0.0005
 LOOK_S = 0.0005
 """Between two looks at whether a batch is done. CUDA cannot wait for a while only, and its own way
 to wait keeps a core busy."""
+
+
+_RECORDING = threading.Lock()
+"""CUDA does not wait for a device while another thread records on it, and that record is lost:
+the next slide's settings may be measured while the first one's network is made ready."""
 
 
 @dataclass(slots=True)
@@ -114,9 +120,10 @@ class CudaBackend:
         self._forward = cuda.Stream(device)
         self._copy_out = cuda.Stream(device)
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
-        # Weights and buffers are made on the default stream, which the others do not wait for.
-        cuda.synchronize(device)
-        self._run = self._recorded() or self._network
+        with _RECORDING:
+            # Weights and buffers are made on the default stream, for which the others do not wait.
+            cuda.synchronize(device)
+            self._run = self._recorded() or self._network
 
     @property
     def is_recorded(self) -> bool:
