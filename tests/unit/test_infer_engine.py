@@ -286,6 +286,37 @@ def test_lanes_that_meet_out_of_memory_together_shrink_once():
     assert done.count("batch 4 -> 2") == 1
 
 
+def test_what_ran_the_larger_batch_gives_its_memory_back():
+    """A device with room for one back-end of four tiles, and the unit is redone by a second."""
+    model = model_of(Overflowing())
+    plan = plan_of(model, (64, 64), unit_px=64, input_px=32)
+    open_batches = []
+
+    class Held:
+        def __init__(self, inner, batch) -> None:
+            self.inner, self.batch = inner, batch
+            open_batches.append(batch)
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def close(self) -> None:
+            open_batches.remove(self.batch)
+            self.inner.close()
+
+    def make(name, model, plan, **options):
+        if sum(open_batches) + options["batch"] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Held(make_backend(name, model, plan, **options), options["batch"])
+
+    engine = Engine(model, plan=plan, precision="bf16", batch=4, make=make)
+    result = engine.segment(zeros, Box(0, 0, 64, 64))
+    assert result.facts["oom_events"] == ["batch 4 -> 2"]
+    assert open_batches == [2]
+    engine.close()
+    assert open_batches == []
+
+
 def test_other_errors_pass_through():
     model = model_of(Sum(1, 3))
 
