@@ -46,6 +46,15 @@ def test_every_value_survives(tmp_path, dtype, becomes):
     assert any(note.startswith("warning:") for note in slide.notes) == unknown
 
 
+@pytest.mark.parametrize("on_damage", ["error", "fill"])
+def test_colours_of_one_bit_a_sample(tmp_path, on_damage):
+    image = np.random.default_rng(0).random((3, 40, 50)) > 0.5
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", planarconfig="separate")
+    with open_slide(tmp_path / "a.tif", on_damage=on_damage) as slide:
+        assert slide.rgb
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 40, 50)), image)
+
+
 @pytest.mark.parametrize(
     "dtype", [np.uint32, np.int32, np.uint64, np.int64, np.float64, np.complex64, np.complex128]
 )

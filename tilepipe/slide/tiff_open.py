@@ -140,7 +140,7 @@ class _Opener:
         if slide.rgb and meaning.palette is None:
             for each in (page for level in levels for page in level.pages):
                 # Damage on a bright-field slide looks like glass, not like ink.
-                each.fill = 1.0 if each.dtype.kind == "f" else np.iinfo(each.dtype).max
+                each.fill = np.iinfo(each.dtype).max if each.dtype.kind in "iu" else 1
         self._check_complete(level0, slide)
         return slide
 
