@@ -16,6 +16,7 @@ from tilepipe.cli.main import main
 from tilepipe.export import copy_store
 from tilepipe.pipeline.stored import content_of, lost_units
 from tilepipe.store import create_store, open_store
+from tilepipe.store.layout import OWN
 
 NETWORK = ["--model", "unet", "--weights", "random:0", "--base", "2", "--option", "depth=1",
            "--precision", "fp32", "--backend", "torch", "--no-tune"]  # fmt: skip
@@ -160,6 +161,18 @@ def test_finish_makes_what_was_lost_and_knows_masks_of_the_store_itself(store, s
     call("finish", store, "-q")
     assert (2, 3) in files_of(store)
     assert open_store(str(store)).label("again").read_record()["state"] == "done"
+
+
+def test_finish_leaves_labels_of_other_programs_alone(store):
+    """One beside ours, drawn by hand, say, is nothing that a job has to finish."""
+    call("run", store, *NETWORK, "--unit", UNIT, "--name", "theirs", "-q")
+    del zarr.open_group(str(store / "labels" / "theirs"), mode="r+").attrs[OWN]
+    before = mask(store, "theirs")
+    call("run", store, *NETWORK, "--unit", UNIT, "--part", "0/2", "-q")
+    call("finish", store, "-q")
+    assert open_store(str(store)).label("unet").read_record()["state"] == "done"
+    np.testing.assert_array_equal(mask(store, "theirs"), before)
+    assert "does not say how it was made" in call("finish", store, "--label", "theirs", code=1)
 
 
 def test_finish_knows_the_pixel_size_that_was_given(slide, tmp_path):

@@ -21,9 +21,10 @@ def finish(location: str, *, label: str | None = None, on_event: OnEvent = ignor
     record = store.read_record()
     if label is not None and label not in store.labels:
         raise StoreError(f"{location}: has no label {label!r}; it has {', '.join(store.labels)}")
-    wanted = [label] if label is not None else list(store.labels)
-    # The objects of a mask are made by the job of that mask.
-    masks = [store.label(name).read_record().get("instances_of", name) for name in wanted]
+    wanted = [store.label(name) for name in ([label] if label is not None else store.labels)]
+    # The objects of a mask are made by the job of that mask; of other programs' labels none is.
+    masks = [each.read_record().get("instances_of", each.name)
+             for each in wanted if each.own or label is not None]  # fmt: skip
     source = record.get("source")
     slide = source.get("path") if isinstance(source, dict) else location
     if not isinstance(slide, str):
