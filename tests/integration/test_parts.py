@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tilepipe.pipeline.job import SEGMENT
 from tilepipe.pipeline.output import running
 from tilepipe.store import open_store
 from tilepipe.tiling import Box
@@ -64,6 +65,40 @@ def test_a_label_is_not_taken_away_from_those_that_write_parts_of_it(
         zygote.run(*anew, "--name", "other")
     zygote.run(*anew)
     equal(store / "labels" / "unet", store / "labels" / "other")
+
+
+@pytest.mark.parametrize("in_store", [False, True])
+def test_overwrite_given_to_every_part_keeps_the_others_work(
+    zygote, slide, flags, equal, tmp_path, in_store
+):
+    """As ``submit.sh … --overwrite`` gives it, and again when a task of the array is requeued."""
+    store, other = tmp_path / "out.zarr", ["--name", "other"]
+    image = store if in_store else slide
+    zygote.run("run", slide, "-o", store, *flags)
+    anew = ["run", image, "-o", store, *flags, "--weights", "random:7"]
+    zygote.run(*anew, "--overwrite", "--part", "0/3")
+    with running(str(store), "unet"):  # nor does it wait for other parts
+        for share in (1, 2, 1):
+            zygote.run(*anew, "--overwrite", "--part", f"{share}/3")
+    label = open_store(str(store)).label("unet")
+    journal = open_store(str(store)).journal("unet", label.read_record()["fingerprint"])
+    assert len(journal.recorded(SEGMENT, 0)) == len(label.level(0).grid) == 20
+    zygote.run("finish", store, "--label", "unet", "--quiet")
+    zygote.run(*anew, *other)
+    equal(store / "labels" / "unet", store / "labels" / "other")
+
+
+def test_overwrite_makes_the_units_of_a_part_anew(zygote, slide, flags, tmp_path):
+    store = tmp_path / "out.zarr"
+    command = ["run", slide, "-o", store, *flags, "--part", "0/20"]
+    zygote.run(*command)
+    shard = store / "labels" / "unet" / "0" / "c" / "0" / "0"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-8] + bytes(8))
+    zygote.run(*command)
+    assert shard.read_bytes() != whole
+    zygote.run(*command, "--overwrite")
+    assert shard.read_bytes() == whole
 
 
 @pytest.mark.parametrize("part", ["3/3", "0/0", "-1/3", "x"])

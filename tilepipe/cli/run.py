@@ -99,7 +99,9 @@ if TYPE_CHECKING:
 @click.option(
     "--job", type=click.Path(dir_okay=False), help="TOML file with any of these; flags win."
 )
-@click.option("--overwrite", is_flag=True, default=None, help="Make the output anew.")
+@click.option(
+    "--overwrite", is_flag=True, default=None, help="Make the output anew; with --part, its share."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and its bill; write nothing.")
 @click.option("--trace", type=click.Path(dir_okay=False), help="Write a timeline for Perfetto.")
 @options.json_option

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 from tilepipe.errors import PlanError
 from tilepipe.pipeline.context import slide_level
 from tilepipe.pipeline.events import Note, OnEvent, Warned
+from tilepipe.pipeline.job import fingerprint
 from tilepipe.pipeline.output import (
     unit_for,
 )
 from tilepipe.pipeline.source import Source, absolute, open_source, portable, resolve_level
+from tilepipe.pipeline.stored import content_of
 from tilepipe.pipeline.tissue import asked_tissue
 from tilepipe.schedule.cluster import ask_a_worker
 from tilepipe.slide import Read, spread
 from tilepipe.spec import JobSpec
-from tilepipe.store import open_store
+from tilepipe.store import Store, open_store
 from tilepipe.tiling import round_up
 
 if TYPE_CHECKING:
@@ -153,7 +155,7 @@ def _recorded_settings(
     source: Source, name: str, spec: JobSpec, model: Model, level: int
 ) -> dict[str, Any] | None:
     """Settings of the run that is taken up again: measured choices must not change half-way."""
-    if spec.overwrite:
+    if spec.overwrite and spec.part is None:
         return None
     try:
         store = source.store or open_store(source.output)
@@ -163,7 +165,20 @@ def _recorded_settings(
     if record.get("asked") != asked(spec, model, level):
         return None
     settings = record.get("settings")
-    return settings if isinstance(settings, dict) else None
+    if not isinstance(settings, dict) or (
+        spec.overwrite and not _same_input(source, store, record)
+    ):
+        return None
+    return settings
+
+
+def _same_input(source: Source, store: Store, record: dict[str, Any]) -> bool:
+    """Tell whether the mask with this record is of the pixels that are to be segmented."""
+    if source.slide is not None:
+        return bool(store.read_record().get("input") == source.slide.fingerprint())
+    image = fingerprint(**content_of(store))
+    mark = fingerprint(image=image, asked=record.get("asked"), settings=record.get("settings"))
+    return bool(record.get("fingerprint") == mark)
 
 
 def asked(spec: JobSpec, model: Model, level: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tilepipe.errors import MismatchError
+from tilepipe.errors import MismatchError, StoreError
 from tilepipe.pipeline.choice import Segmentation, asked
 from tilepipe.pipeline.instances import forget_instances
 from tilepipe.pipeline.job import fingerprint
@@ -16,21 +16,31 @@ from tilepipe.store import Store
 
 
 def open_mask(
-    source: Source, store: Store, spec: JobSpec, chosen: Segmentation, image_mark: str
+    source: Source,
+    store: Store,
+    spec: JobSpec,
+    chosen: Segmentation,
+    image_mark: str,
+    *,
+    sole: bool,
 ) -> tuple[str, bool]:
     """Create the label or take up the one there; return its fingerprint, and whether it is new.
 
-    Raises MismatchError if a label of that name is of another job.
+    ``sole``: no other process writes a part of it. Raises MismatchError if a label of that name is
+    of another job, StoreError if it would be taken away under those that write parts of it: theirs
+    would lie among the new units, of other weights perhaps, and count as done.
     """
     wanted = asked(spec, chosen.model, chosen.level)
     mark = fingerprint(image=image_mark, asked=wanted, settings=chosen.settings.to_json())
     name = chosen.name
     # Stopped between the label's creation and its first record: it begins anew.
     begun = name in store.labels and is_begun(store, name)
-    if name in store.labels and not spec.overwrite and not begun:
+    if name in store.labels and not begun and (spec.part is not None or not spec.overwrite):
         record = store.label(name).read_record()
         if record.get("fingerprint") == mark:
+            # A part makes its own units anew and takes away nothing: the rest is other parts' work.
             return mark, False
+    if name in store.labels and not begun and not spec.overwrite:
         then = record.get("asked")
         then = then if isinstance(then, dict) else {}
         changed = sorted(key for key in wanted if then.get(key) != wanted[key])
@@ -40,6 +50,11 @@ def open_mask(
             f"{source.output}: the label {name!r} is of another job "
             f"({told or 'the plan or the input differ'}); make it anew with --overwrite, or keep "
             "both with another --name"
+        )
+    if spec.overwrite and not sole:
+        raise StoreError(
+            f"{source.output}: another tilepipe process is writing a part of label {name} there, "
+            "and --overwrite would take it away; wait for it or stop it"
         )
     forget_instances(store, name)
     label = store.create_label(

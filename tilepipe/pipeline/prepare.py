@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from tilepipe.errors import MismatchError, ModelError, PlanError, StoreError
+from tilepipe.errors import MismatchError, ModelError, PlanError
 from tilepipe.pipeline.cells import Rule
 from tilepipe.pipeline.choice import Segmentation, choose
 from tilepipe.pipeline.context import forget
@@ -86,27 +86,14 @@ def prepare(
             sole = held.enter_context(running(source.output))
             what = f"label {chosen.name} {spec.part or ''}" if chosen is not None else "the image"
             held.enter_context(exclusive(source.output, what.rstrip()))
-            if chosen is not None and not held.enter_context(running(source.output, chosen.name)):
-                _check_shared(source, spec, chosen)
+            alone = chosen is None or held.enter_context(running(source.output, chosen.name))
             return _open_job(
-                source, spec, chosen, tissue, held, sole=sole, trace=trace, on_event=on_event
-            )
+                source, spec, chosen, tissue, held,
+                sole=sole, alone=alone, trace=trace, on_event=on_event,
+            )  # fmt: skip
     except BaseException:
         held.close()
         raise
-
-
-def _check_shared(source: Source, spec: JobSpec, chosen: Segmentation) -> None:
-    """Raise StoreError if a label would be taken away under those that write parts of it.
-
-    Theirs would lie among the new units, of other weights perhaps, and count as done.
-    """
-    if spec.overwrite:
-        raise StoreError(
-            f"{source.output}: another tilepipe process is writing a part of label {chosen.name} "
-            "there, and --overwrite would take it away; wait for it or stop it (of several parts "
-            "only the first is given --overwrite)"
-        )
 
 
 def _open_job(
@@ -117,6 +104,7 @@ def _open_job(
     held: ExitStack,
     *,
     sole: bool,
+    alone: bool,
     trace: bool,
     on_event: OnEvent,
 ) -> Job:
@@ -164,7 +152,7 @@ def _open_job(
     )
     label_mark = ""
     if chosen is not None:
-        label_mark, begins = open_mask(source, store, spec, chosen, mark)
+        label_mark, begins = open_mask(source, store, spec, chosen, mark, sole=alone)
         if tissue is not None:
             mask = keep_tissue(store, chosen.name, tissue, anew=begins)
             on_event(Note(source.name, mask.note))
@@ -184,7 +172,7 @@ def _open_job(
             store,
             store.label(chosen.name),
             mask_fingerprint=label_mark,
-            overwrite=spec.overwrite,
+            overwrite=spec.overwrite and begins,
             versions=versions(),
         )
     rejected: list[str] = []

@@ -32,7 +32,13 @@ class SlideWork:
         self.ticket: Ticket = job.ticket
         self.dag = Dag(job.stages)
         wanted = part_of(job, part) if part is not None else None
-        self.dag.start(job.recorded, wanted)
+        recorded = job.recorded
+        if wanted is not None and job.ticket.spec.get("overwrite"):
+            recorded = {
+                number: set(units) - wanted[number] if job.stages[number].name == SEGMENT else units
+                for number, units in recorded.items()
+            }
+        self.dag.start(recorded, wanted)
         self._on_event = on_event
         self._at_start = [self.dag.count(number)[0] for number in range(len(job.stages))]
         self._started_s = time.perf_counter()
