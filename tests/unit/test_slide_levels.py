@@ -51,6 +51,15 @@ def test_another_aspect_is_no_overview(tmp_path):
     assert any("another aspect" in note for note in notes)
 
 
+@pytest.mark.parametrize("turn", [np.asarray, np.transpose])
+def test_a_pixel_of_the_shorter_side_is_rounding(tmp_path, turn):
+    """Halved and rounded up, a side of 97 px is 49, 25, …; the longer one tells nothing of it."""
+    long = np.random.default_rng(0).integers(0, 255, (1030, 97), dtype=np.uint8)
+    pages = [np.ascontiguousarray(turn(long[:: 2**k, :: 2**k])) for k in range(4)]
+    write(tmp_path / "a.tif", pages)
+    assert shapes(tmp_path / "a.tif") == ([page.shape for page in pages], ())
+
+
 def test_another_kind_of_pixels_is_no_overview(tmp_path):
     other = GREY[::2, ::2].astype(np.uint16)
     write(tmp_path / "a.tif", [GREY, other, np.stack([GREY[::4, ::4]] * 3, -1)])

@@ -177,7 +177,11 @@ def _why_not(base: Any, finer: Any, level: Any, full: Shape) -> str | None:
         return f"its size {y} x {x} px is not smaller than that of the level before"
     if base.size // (full[0] * full[1]) != level.size // (y * x):
         return "it has another number of channels"
-    wanted = full[0] * x / full[1]
-    if abs(y - wanted) > max(_SLACK_PX, _SLACK_SHARE * y):
+    # A pixel of the shorter side is many of the longer one: either may be as the other says.
+    if not (_is_near(y, full[0] * x / full[1]) or _is_near(x, full[1] * y / full[0])):
         return f"its size {y} x {x} px has another aspect than {full[0]} x {full[1]} px"
     return None
+
+
+def _is_near(side: int, wanted: float) -> bool:
+    return abs(side - wanted) <= max(_SLACK_PX, _SLACK_SHARE * side)
