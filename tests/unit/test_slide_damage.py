@@ -11,6 +11,7 @@ import tifffile
 
 from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide import DamagedTile, open_slide
+from tilepipe.slide.segments import PagePixels, SegmentError
 from tilepipe.tiling import Box
 
 
@@ -199,6 +200,23 @@ def test_damage_of_a_turned_image_is_named_where_it_is_shown(tmp_path):
         assert slide.damage[0].box == Box(0, 0, 64, 64)
         assert (got[:64] == 255).all()
         np.testing.assert_array_equal(got[64:], np.rot90(image, -1)[64:])
+
+
+def test_lanes_that_wait_for_one_damaged_tile_name_one_place(tmp_path, monkeypatch):
+    """They are handed one error by the cache; each turned its box once more."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, texture((64, 192, 3)), tile=(64, 64), photometric="rgb",
+                     compression="zlib", extratags=[(274, 3, 1, 3, True)])  # fmt: skip
+    shared = SegmentError(0, Box(0, 0, 64, 64), "is damaged")
+
+    def decode(pixels, index):
+        raise shared
+
+    monkeypatch.setattr(PagePixels, "_decode", decode)
+    with open_slide(path) as slide:
+        for _ in range(2):
+            with pytest.raises(DamageError, match=re.escape("tile 0 (y 0:64, x 128:192)")):
+                slide.read(Box(0, 128, 64, 192))
 
 
 def test_real_slide_with_half_a_tile(data, tmp_path):

@@ -103,10 +103,12 @@ class TiffSlide:
         return pixels if self.orientation.value == 1 else self.orientation.turn(pixels)
 
     def _read_page(self, page: PagePixels, box: Box, level: int) -> Pixels:
-        def repair(error: SegmentError) -> None:
-            error.box = self.orientation.shown_box(error.box, self.levels[level].shape)
+        def repair(stored: SegmentError) -> None:
+            # All lanes that waited for a tile get one error: it is left as it is.
+            box = self.orientation.shown_box(stored.box, self.levels[level].shape)
+            error = SegmentError(stored.index, box, stored.reason)
             if self._on_damage == "error":
-                raise damage_error(self.path, level, error) from error
+                raise damage_error(self.path, level, error) from stored
             with self._lock:
                 if error.index not in page.filled:
                     # Told before others take the fill for pixels.
