@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -277,6 +278,18 @@ def test_the_classification_gate_in_two_passes(small_slide, tmp_path, gate):
     ungated = pixels(plain, "labels/unet3plus-cgm/0")
     assert np.array_equal(mask, ungated if max(logits) > 0 else np.zeros_like(ungated))
     assert ungated.any()
+
+
+def test_a_half_made_image_whose_units_do_not_suit_the_network_says_the_way(small_slide, tmp_path):
+    out = tmp_path / "half.zarr"
+    tilepipe("ingest", small_slide, "-o", out, "--unit", 100)
+    (out / "0/c/0/2/1").unlink()
+    text = tilepipe("run", small_slide, "-o", out, *RANDOM, code=1)
+    way = re.search(r"complete it first with `tilepipe (ingest .*)`", text)
+    assert way is not None, text
+    tilepipe(*way[1].split())
+    tilepipe("run", small_slide, "-o", out, *RANDOM)
+    assert open_store(str(out)).label("unet").level(0).unit_px % 16 == 0
 
 
 def test_a_half_made_image_is_gone_on_with_in_its_own_units(small_slide, tmp_path):

@@ -125,7 +125,8 @@ def _open_job(
     if chosen is not None and copied and chosen.settings.plan.unit_px != unit_px:
         raise MismatchError(
             f"{source.output}: its image is to be completed in units of {unit_px} px, but the mask "
-            f"asks for {chosen.settings.plan.unit_px}; use --unit {unit_px}"
+            f"asks for {chosen.settings.plan.unit_px}; complete it first with `tilepipe ingest "
+            f"{source.name} -o {source.output}`, then give this command again"
         )
     forget(source.output)
     if sole:
