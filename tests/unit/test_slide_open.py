@@ -176,6 +176,16 @@ def test_unnamed_axis(tmp_path):
     refuse(tmp_path / "a.tif", "an array with an unnamed axis")
 
 
+@pytest.mark.parametrize(
+    "axes, size", [("YXC", (30, 40, 5)), ("XYC", (30, 40, 5)), ("XY", (30, 40))]
+)
+def test_pages_that_hold_no_image(tmp_path, axes, size):
+    """One row of all channels in each page: five of them were taken for an image of 40 x 5 px."""
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros(size, np.uint8), photometric="minisblack",
+                     metadata={"axes": axes})  # fmt: skip
+    refuse(tmp_path / "a.tif", "write it with y and x in each page")
+
+
 def test_pages_of_one_size(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (3, 20, 20), dtype=np.uint8)
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:

@@ -95,6 +95,13 @@ def find_planes(path: str, series: Any, numbers: tuple[int, ...]) -> tuple[Plane
         raise SlideError(
             f"{path}: a page of {keyframe.shaped[1]} focal planes; write one plane to a file"
         )
+    page_sides, wanted = tuple(keyframe.shaped[2:4]), sides(series)
+    if page_sides != wanted:
+        raise SlideError(
+            f"{path}: an image of {wanted[0]} x {wanted[1]} px (y, x) in pages of "
+            f"{page_sides[0]} x {page_sides[1]} (axes {series.axes}, shape {series.shape}); write "
+            "it with y and x in each page, the channels before them or as samples"
+        )
     held = len(series._pages)
     planes = []
     for number in numbers:
