@@ -222,6 +222,21 @@ def test_an_output_around_or_inside_the_input_is_refused(store, tmp_path, monkey
 # -- which image, and which mask of tissue -----------------------------------------------------
 
 
+def test_in_place_may_be_said_of_a_store_too(store):
+    """It is what happens anyway; the units looked for a slide, and failed one by one."""
+    call("run", store, *NETWORK, "--in-place", "-q")
+    call("run", store, *NETWORK, "--name", "again", "-q")
+    np.testing.assert_array_equal(mask(store, "unet"), mask(store, "again"))
+    assert '"resumed": 0' not in call("run", store, *NETWORK, "--json")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_store_has_nothing_to_ingest(store, planes, tmp_path, ours):
+    path = store if ours else foreign(tmp_path / "theirs.zarr", [planes])
+    assert "is an OME-Zarr already" in call("ingest", path, code=1)
+    call("ingest", path, "-o", tmp_path / "copy.zarr", "-q")
+
+
 def test_changed_pixels_and_a_path_spelled_otherwise(tmp_path, planes, monkeypatch):
     path = foreign(tmp_path / "theirs.zarr", [planes])
     monkeypatch.chdir(tmp_path)

@@ -74,6 +74,13 @@ def prepare(
     StoreError if the output belongs to another job or cannot be written.
     """
     source = open_source(slide, output, spec)
+    if source.store is not None:
+        if not segment:
+            raise PlanError(
+                f"{source.output}: is an OME-Zarr already, there is nothing to ingest; to copy it, "
+                "name another place with -o"
+            )
+        spec = spec.replace(in_place=False)  # nothing is copied, and there is no slide to read
     for note in source.notes:
         on_event(Note(source.name, note))
     tissue = look_for_tissue(source.image, source.output, spec) if segment else None
