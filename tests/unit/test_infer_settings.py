@@ -14,7 +14,7 @@ from tilepipe.errors import ModelError, PlanError
 from tilepipe.infer import Settings, choose_settings, guard
 from tilepipe.infer import settings as room
 from tilepipe.infer.backends import resolve_device
-from tilepipe.infer.plans import even_core
+from tilepipe.infer.plans import even_core, plan_for
 from tilepipe.models import Locality, Model, Normalisation, load_model
 from tilepipe.spec import JobSpec, default_classes
 
@@ -208,3 +208,19 @@ def test_samples_are_on_the_alignment_and_where_there_is_texture():
     assert all((box.y0 + plan.halo_px) % 4 == 0 for box in boxes)
     assert boxes[0].y0 > 5000
     assert boxes[0].x0 < 3000
+
+
+@pytest.mark.parametrize(
+    ("unit_px", "tile_px", "extent", "way"),
+    [
+        (512, 228, BIG, "; a larger --tile costs less"),
+        (64, None, BIG, "; a larger --unit costs less"),
+        (64, 400, BIG, "; a larger --unit costs less"),  # a larger tile would cost more still
+        (512, None, (60, 50), " input pixels"),
+    ],
+)
+def test_a_halo_that_costs_much_is_told_with_what_helps(unit_px, tile_px, extent, way):
+    model = toy(context=(100,) * 4, reach_px=100)
+    _, notes = plan_for(model, extent, JobSpec(tile=tile_px), unit_px=unit_px)
+    assert len(notes) == 1
+    assert notes[0].endswith(way)

@@ -110,9 +110,17 @@ def plan_for(
     if mode != "blended" and plan.halo_overhead > 3:
         notes.append(
             f"warning: the halo of {plan.halo_px} px makes each output pixel cost "
-            f"{plan.halo_overhead:.1f} input pixels; a larger --tile costs less"
+            f"{plan.halo_overhead:.1f} input pixels{_what_costs_less(plan)}"
         )
     return plan, notes
+
+
+def _what_costs_less(plan: TilePlan) -> str:
+    """Say what makes the halo's share smaller; nothing does where one tile is the whole level."""
+    if plan.core_px >= max(plan.extent):
+        return ""
+    # A tile writes no more than a unit, however large it is.
+    return f"; a larger --{'unit' if plan.core_px >= plan.unit_px else 'tile'} costs less"
 
 
 def even_core(unit_px: int, extent: Shape, aim_px: int, alignment_px: int) -> int:
