@@ -237,6 +237,16 @@ def test_weights_of_the_training_before_are_never_the_result(folders, monkeypatc
     assert again.sha256 == load_model(folders / "w.safetensors").sha256
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".png"])
+def test_resuming_what_never_began_writes_over_nothing(folders, suffix):
+    spec = spec_of(folders)
+    notes = spec.out.with_suffix(suffix)
+    notes.write_text("mine")
+    with pytest.raises(TrainError, match="exists already"):
+        train(spec, resume=True)
+    assert notes.read_text() == "mine"
+
+
 def test_overwriting_leaves_no_state_of_another_training(folders):
     spec = spec_of(folders)
     with pytest.raises(Killed):
@@ -245,7 +255,8 @@ def test_overwriting_leaves_no_state_of_another_training(folders):
         train(spec, overwrite=True, on_event=kill_after(1))
     with pytest.raises(TrainError, match="no state beside it to resume"):
         train(spec, resume=True)
-    spec.out.unlink()
+    for suffix in (".safetensors", ".csv", ".png"):
+        spec.out.with_suffix(suffix).unlink()
     started = []
     train(spec, resume=True, on_event=started.append)
     assert started[0].resumed_step == 0

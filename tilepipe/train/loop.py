@@ -151,6 +151,7 @@ class Training:
                     f"{self.spec.out}: no state beside it to resume: that training is finished, or "
                     "the one in its place was stopped before it saved any; --overwrite begins anew"
                 )
+            check_nothing_there(self.spec)
             return
         self.counters = load_state(
             self.state_path,
