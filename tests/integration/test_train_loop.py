@@ -237,6 +237,15 @@ def test_weights_of_the_training_before_are_never_the_result(folders, monkeypatc
     assert again.sha256 == load_model(folders / "w.safetensors").sha256
 
 
+def test_what_was_learnt_when_the_time_is_up_is_validated(folders, monkeypatch):
+    # Of the third step the clock says 0.9; then the state is saved, and the time is up.
+    shares = iter((0.0, 0.0, 0.3, 0.3, 0.6, 0.6, 0.9, 1.0))
+    monkeypatch.setattr(loop.Training, "progress", lambda self, elapsed_s: next(shares))
+    assert train(spec_of(folders, steps=100, validate_every=2)).steps == 3
+    with (folders / "w.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "3"]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".png"])
 def test_resuming_what_never_began_writes_over_nothing(folders, suffix):
     spec = spec_of(folders)

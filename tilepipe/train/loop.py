@@ -219,8 +219,10 @@ class Training:
                 counters.elapsed_s = time.monotonic() - started_s
                 self.save()
                 saved_s = time.monotonic()
-        if not self._has_kept:
-            self.validate(0.0)
+        # The time may be up between a step and the next look at the clock: what was learnt since
+        # the last validation may be the best.
+        if counters.loss_count or not self._has_kept:
+            self.validate(rate(self.spec, 1.0))
         self.state_path.unlink(missing_ok=True)
         return TrainResult(
             weights=self.spec.out,
