@@ -152,6 +152,14 @@ def check_arguments(name: str, arguments: Iterable[str]) -> None:
             )
 
 
+def _check_switches(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ModelError for a switch that is neither true nor false: any word would turn it on."""
+    defaults = option_defaults(name)
+    for option, value in options.items():
+        if isinstance(defaults[option], bool) and not isinstance(value, bool | int):
+            raise ModelError(f"{name}: {option} {value!r}; the choices are true and false")
+
+
 def build(
     name: str, *, in_channels: int, classes: int, base: int | None = None, **options: Any
 ) -> Net:
@@ -162,6 +170,7 @@ def build(
     """
     entry = architecture(name)
     check_arguments(name, options)
+    _check_switches(name, options)
     try:
         return entry.net(
             in_channels,
