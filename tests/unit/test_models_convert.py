@@ -150,6 +150,13 @@ def test_the_map_says_what_the_weights_cannot(tmp_path, net):
     assert model.normalisation.mean == (0.5,)
 
 
+@pytest.mark.parametrize("text", ["std = [0.5]", "mean = [0.5]"])
+def test_a_mean_without_a_std_or_the_other_way_round_is_refused(tmp_path, net, text):
+    torch.save(net.state_dict(), tmp_path / "in.pth")
+    with pytest.raises(ModelError, match="needs as many means as stds"):
+        make(tmp_path, net, key_map=toml(tmp_path, text))
+
+
 def test_a_declared_halo_is_held_against_the_probe(tmp_path, net):
     torch.save(net.state_dict(), tmp_path / "in.pth")
     with pytest.warns(UserWarning, match=r"halo of 32 px .* 108 px around it; using 112 px"):

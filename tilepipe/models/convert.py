@@ -148,8 +148,9 @@ def convert(
         )
     fill(net, tensors)
     if normalisation is None:
+        told = bool(rules.mean or rules.std)
         normalisation = (
-            Normalisation("mean-std", rules.mean, rules.std) if rules.mean else Normalisation()
+            Normalisation("mean-std", rules.mean, rules.std) if told else Normalisation()
         )
     locality = locality_of(model, options)
     if rules.declared_halo is not None:
