@@ -180,6 +180,14 @@ def test_a_mismatch_prints_both_sides(tmp_path, net):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.parametrize("replacement", ["e.\\\\2", "e.\\\\g<level>", "e.\\\\q"])
+def test_a_replacement_that_cannot_be_made_is_named(tmp_path, net, replacement):
+    torch.save(net.state_dict(), tmp_path / "in.pth")
+    rules = toml(tmp_path, f'[[regex]]\nfrom = "^enc(.)"\nto = "{replacement}"\n')
+    with pytest.raises(CheckpointError, match="cannot replace from = "):
+        make(tmp_path, net, key_map=rules)
+
+
 def test_two_keys_may_not_become_one(tmp_path, net):
     torch.save({"a.head": torch.zeros(1), "b.head": torch.zeros(1)}, tmp_path / "in.pth")
     with pytest.raises(CheckpointError, match=r"a\.head and b\.head both become head"):

@@ -84,7 +84,13 @@ class KeyMap(BaseModel):
             old = max(fitting, key=len)
             key = self.prefix[old] + key[len(old) :]
         for rule in self.regex:
-            key = re.sub(rule.pattern, rule.replacement, key)
+            try:
+                key = re.sub(rule.pattern, rule.replacement, key)
+            except (re.error, IndexError) as error:  # of a group that the pattern does not have
+                raise CheckpointError(
+                    f"map: [[regex]] to = {rule.replacement!r} cannot replace from = "
+                    f"{rule.pattern!r}: {error}"
+                ) from error
         return key
 
     def apply(self, tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
