@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -267,6 +268,24 @@ def test_what_is_no_pickle(tmp_path, content):
     path = tmp_path / "in.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"in\.pth: cannot be read as a state dict"):
+        read_pickle(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"<html>not found</html>", "begins with b'<html>not found</html>'"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "begins with b'version https://git-lfs"),
+        (b'{"a": 1}', "as nothing does that torch.save writes"),
+        (b"hello\n", "give a state dict saved by torch.save"),
+    ],
+)
+def test_what_is_no_weights_file_is_told_by_how_it_begins(tmp_path, content, reason):
+    """torch says nothing of such files, or the number of a byte."""
+    path = tmp_path / "in.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=re.escape(reason)):
         read_pickle(path)
 
 

@@ -20,6 +20,8 @@ from tilepipe.errors import CheckpointError
 _MAX_BYTES = 16 << 30
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_DEPTH = 4
+_STARTS = (b"PK", b"\x80")
+"""Of a ZIP archive, and of a pickle of protocol 2 or later: what torch.save writes."""
 _USUAL = ("state_dict", "model_state_dict", "model", "net", "params_ema", "params", "module")
 _HARMLESS = re.compile(
     r"(collections\.OrderedDict|torch\.[A-Za-z]+(Storage|Tensor)|torch\.(_utils\._rebuild_\w+"
@@ -54,7 +56,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
                 f"{path}: would execute code: it calls {', '.join(names[:5])}; refused. "
                 f"Save only the state_dict() where it was made"
             ) from error
-        raise CheckpointError(f"{path}: cannot be read as a state dict: {_said(error)}") from error
+        raise CheckpointError(
+            f"{path}: cannot be read as a state dict: {_said(error, path)}"
+        ) from error
     return tensors_in(values, source=str(path))
 
 
@@ -79,12 +83,22 @@ def _tensors_under(values: Mapping[Any, Any], *, depth: int) -> dict[str, Tensor
     return {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
 
 
-def _said(error: Exception) -> str:
-    """Return the one line of torch's message that is about the file."""
+def _said(error: Exception, path: Path) -> str:
+    """Return what is wrong with the file: how it begins, else the line of torch's message on it."""
+    with path.open("rb") as stream:
+        start = stream.read(24)
+    if not start:
+        return "it is empty; copy or download it again"
+    if not start.startswith(_STARTS):
+        return (
+            f"it begins with {start!r}, as nothing does that torch.save writes; give a state dict "
+            "saved by torch.save, or a .safetensors file by that name"
+        )
     lines = str(error).strip().splitlines()
     for line in lines:
-        if "WeightsUnpickler error:" in line:
-            return line.partition("WeightsUnpickler error:")[2].strip()[:200]
+        said = line.partition("WeightsUnpickler error:")[2].strip()
+        if said:
+            return said[:200]
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
