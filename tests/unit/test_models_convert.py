@@ -151,6 +151,15 @@ def test_the_map_says_what_the_weights_cannot(tmp_path, net):
     assert model.normalisation.mean == (0.5,)
 
 
+def test_numbers_beyond_half_precision_are_told_as_such(tmp_path, net):
+    state = net.state_dict()
+    state["encoders.0.0.norm.running_var"] += 1e6  # of images without a full scale
+    torch.save(state, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match="running_var holds numbers beyond fp16; store fp32"):
+        make(tmp_path, net, storage="fp16")
+    make(tmp_path, net)
+
+
 @pytest.mark.parametrize("text", ["std = [0.5]", "mean = [0.5]"])
 def test_a_mean_without_a_std_or_the_other_way_round_is_refused(tmp_path, net, text):
     torch.save(net.state_dict(), tmp_path / "in.pth")

@@ -79,9 +79,10 @@ def save_checkpoint(
         source=str(target),
     )
     weights = weights_of(module)
+    _check_finite(weights, source=str(target))
     if storage == "fp16":
         weights = {key: tensor.to(torch.float16) for key, tensor in weights.items()}
-    _check_finite(weights, source=str(target))
+        _check_finite(weights, source=str(target), found="numbers beyond fp16; store fp32")
     write_tensors(target, weights, metadata=header.to_metadata())
     return hash_weights(weights)
 
@@ -235,7 +236,9 @@ def as_float32(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tenso
     return {key: tensor.detach().to(torch.float32) for key, tensor in tensors.items()}
 
 
-def _check_finite(weights: Mapping[str, Tensor], *, source: str) -> None:
+def _check_finite(
+    weights: Mapping[str, Tensor], *, source: str, found: str = "NaN or infinity"
+) -> None:
     for name, tensor in weights.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{source}: {name} holds NaN or infinity")
+            raise CheckpointError(f"{source}: {name} holds {found}")
