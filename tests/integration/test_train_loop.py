@@ -285,6 +285,20 @@ def test_a_damaged_log_beside_a_good_state_is_named(folders):
     assert train(spec, resume=True).steps == 4
 
 
+def test_half_precision_scales_gradients_on_a_processor_too(folders, monkeypatch):
+    """Small gradients are 0 in fp16 unless the loss is scaled up; torch warned that it was not."""
+    scales = []
+    step = loop.Training.step
+
+    def noted(self, **settings):
+        scales.append(self.scaler.get_scale())
+        return step(self, **settings)
+
+    monkeypatch.setattr(loop.Training, "step", noted)
+    train(spec_of(folders, precision="fp16", steps=1))
+    assert scales[0] > 1000
+
+
 def test_the_state_holds_the_scaler_and_says_when_it_cannot_be_written(folders, monkeypatch):
     spec = spec_of(folders)
     net = torch.nn.Conv2d(1, 1, 1)

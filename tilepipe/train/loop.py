@@ -121,7 +121,7 @@ class Training:
         )
         self.averaged = Averaged(self.net, spec.ema)
         self.optimizer = make_optimizer(spec, self.net)
-        self.scaler = torch.amp.GradScaler(enabled=self.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.data_hash = data_hash((*training, *self.validation))
         self.counters = Counters()
         self.state_path = state_path(spec)
