@@ -435,6 +435,19 @@ def test_options_that_the_network_does_not_have(folders, options, message):
         train(spec_of(folders, options=options))
 
 
+def test_a_batch_that_torch_refuses_says_what_next(folders, monkeypatch):
+    changes = {"batch": 1, "output_px": 4, "model": "unet-same"}
+    with pytest.raises(TrainError, match="try a larger --batch or --output-px"):
+        train(spec_of(folders, **changes))
+
+    def full(self, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+
+    monkeypatch.setattr(loop.Training, "step", full)
+    with pytest.raises(TrainError, match=r"2 samples of .* px a side: try a smaller --batch"):
+        train(spec_of(folders))
+
+
 def test_nothing_is_written_over_an_input(folders):
     (folders / "kinds.csv").write_text("id,kind\n0,a\n1,a\n")
     before = {path: path.read_bytes() for path in folders.rglob("*") if path.is_file()}

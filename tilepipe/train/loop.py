@@ -19,6 +19,7 @@ from tilepipe.train.log import TrainLog
 from tilepipe.train.losses import gate_loss, make_loss, supervised
 from tilepipe.train.pixels import check_pair
 from tilepipe.train.predict import autocast, choose_precision
+from tilepipe.train.refusals import told
 from tilepipe.train.schedule import make_optimizer, rate
 from tilepipe.train.setup import (
     check_nothing_there,
@@ -196,7 +197,8 @@ class Training:
             lr = rate(self.spec, progress)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            loss = self.step(freeze=progress >= self.spec.freeze_norm)
+            with told(self.spec.batch, self.samples.input_px):
+                loss = self.step(freeze=progress >= self.spec.freeze_norm)
             counters.step += 1
             counters.loss_sum += loss
             counters.loss_count += 1
