@@ -115,3 +115,14 @@ def test_a_tilde_is_the_home_folder_in_calls_and_job_files_too(tmp_path, monkeyp
     spec = JobSpec.from_toml(job)
     assert spec.weights == str(tmp_path / "w.safetensors")
     assert spec.tissue == str(tmp_path / "jobs" / "t.png")
+
+
+def test_a_tilde_is_the_home_folder_for_a_training_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    job = tmp_path / "job.toml"
+    job.write_text('images = "~/i"\nlabels = "l"\nout = "~/w.safetensors"\nsteps = 1\n')
+    spec = TrainSpec.from_toml(job)
+    assert (spec.images, spec.labels) == (tmp_path / "i", tmp_path / "l")
+    assert spec.out == tmp_path / "w.safetensors"
+    called = TrainSpec(images="~/i", labels="l", out="w.safetensors", kinds="~/k.csv", steps=1)
+    assert (called.images, called.kinds) == (tmp_path / "i", tmp_path / "k.csv")

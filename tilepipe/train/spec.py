@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tilepipe.errors import SpecError
 from tilepipe.models.header import MAX_MPP
-from tilepipe.spec import ClassName, explain, is_path, read_toml, unlike
+from tilepipe.spec import ClassName, at_home, explain, is_path, read_toml, unlike
 from tilepipe.train.augment import AugmentSpec
 from tilepipe.train.targets import Target
 
@@ -95,6 +95,11 @@ class TrainSpec(BaseModel):
     save_every_s: float = Field(default=60.0, ge=0)
     """Seconds between saves of the state that ``--resume`` reads."""
 
+    @field_validator(*_PATHS)
+    @classmethod
+    def _at_home(cls, path: Path | None) -> Path | None:
+        return path if path is None else Path(at_home(str(path)))
+
     @field_validator("out")
     @classmethod
     def _weights(cls, out: Path) -> Path:
@@ -143,7 +148,7 @@ class TrainSpec(BaseModel):
             if isinstance(values.get(key), str):
                 if not is_path(values[key]):
                     raise SpecError(f"{path}: {key}: no file can have such a name")
-                values[key] = (path.parent / values[key]).resolve()
+                values[key] = (path.parent / at_home(values[key])).resolve()
         return cls.checked({**values, **flags}, source=str(path))
 
     def to_json(self) -> dict[str, Any]:
