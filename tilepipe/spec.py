@@ -186,7 +186,7 @@ class JobSpec(BaseModel):
         for key, value in values.items():
             if isinstance(value, str) and is_path(value) and _names_file(key, value):
                 values[key] = str((path.parent / at_home(value)).resolve())
-        return cls.checked({**values, **flags}, source=str(path))
+        return cls.checked(overridden(values, flags), source=str(path))
 
     def replace(self, **changes: Any) -> JobSpec:
         """Return the settings with some changed, checked again."""
@@ -195,6 +195,19 @@ class JobSpec(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values."""
         return self.model_dump(mode="json")
+
+
+def overridden(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job file's values where no flag wins; of the network's options, one by one.
+
+    >>> overridden({"base": 4, "options": {"depth": 2}}, {"options": {"dropout": 0.1}})
+    {'base': 4, 'options': {'depth': 2, 'dropout': 0.1}}
+    """
+    merged = {**values, **flags}
+    mine, theirs = flags.get("options"), values.get("options")
+    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+        merged["options"] = {**theirs, **mine}
+    return merged
 
 
 def _names_file(key: str, value: str) -> bool:

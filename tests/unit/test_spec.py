@@ -43,6 +43,17 @@ def test_auto_on_the_command_line_wins_over_a_number_in_the_file(tmp_path, spec_
     assert (spec.tile, spec.batch) == (None, 3)
 
 
+def test_an_option_of_the_network_leaves_the_others_of_the_file(tmp_path, spec_of):
+    job = tmp_path / "job.toml"
+    job.write_text('[options]\ndepth = 2\nnorm = "batch"\n')
+    flags = ("--job", job, "--option", "norm=none", "--option", "dropout=0.1")
+    assert spec_of(*flags).options == {"depth": 2, "norm": "none", "dropout": 0.1}
+    paths = 'images = "i"\nlabels = "l"\nout = "w.safetensors"\n'
+    job.write_text(paths + "steps = 1\n[options]\ndepth = 2\n")
+    spec = TrainSpec.from_toml(job, options={"dropout": 0.1})
+    assert spec.options == {"depth": 2, "dropout": 0.1}
+
+
 def test_a_job_file_may_say_auto(tmp_path):
     job = tmp_path / "job.toml"
     job.write_text('tile = "auto"\nbatch = "auto"\n')

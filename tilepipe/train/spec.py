@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tilepipe.errors import SpecError
 from tilepipe.models.header import MAX_MPP
-from tilepipe.spec import ClassName, at_home, explain, is_path, read_toml, unlike
+from tilepipe.spec import ClassName, at_home, explain, is_path, overridden, read_toml, unlike
 from tilepipe.train.augment import AugmentSpec
 from tilepipe.train.targets import Target
 
@@ -149,7 +149,7 @@ class TrainSpec(BaseModel):
                 if not is_path(values[key]):
                     raise SpecError(f"{path}: {key}: no file can have such a name")
                 values[key] = (path.parent / at_home(values[key])).resolve()
-        return cls.checked({**values, **flags}, source=str(path))
+        return cls.checked(overridden(values, flags), source=str(path))
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values; of paths only their last part, no one's folders."""
