@@ -465,6 +465,17 @@ def test_nothing_is_written_over_an_input(folders):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_the_curve_is_not_drawn_among_the_images(folders):
+    """It would be an image without labels when the training goes on."""
+    with pytest.raises(TrainError, match=r"w\.png: the curve would lie among the images"):
+        train(spec_of(folders, out=folders / "img" / "w.safetensors"))
+    assert len(list((folders / "img").iterdir())) == 5
+    shutil.copytree(folders / "img", folders / "val")
+    val = {"val": folders / "val", "val_labels": folders / "lab"}
+    with pytest.raises(TrainError, match="among the images"):
+        train(spec_of(folders, out=folders / "val" / "w.safetensors", **val))
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".csv", ".png", ".safetensors.state"])
 def test_only_regular_files_are_written(folders, suffix):
     os.mkfifo(folders / f"w{suffix}")

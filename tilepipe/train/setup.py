@@ -42,7 +42,7 @@ def gather(spec: TrainSpec) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
 
 
 def check_outputs(spec: TrainSpec, pairs: Sequence[Pair]) -> None:
-    """Raise TrainError where a training would write over its input, or over what is no file."""
+    """Raise TrainError where a training would write over or among its input, or over no file."""
     inputs = {path.resolve() for pair in pairs for path in (pair.image, pair.labels)}
     inputs |= {path.resolve() for path in (spec.kinds, spec.exclude) if path is not None}
     for what, path in _outputs(spec):
@@ -52,6 +52,13 @@ def check_outputs(spec: TrainSpec, pairs: Sequence[Pair]) -> None:
             )
         if path.exists() and not path.is_file():
             raise TrainError(f"{path}: the {what} cannot be written: that is not a regular file")
+    curve = curve_path(spec)
+    for folder in (spec.images, spec.val):
+        if folder is not None and curve.parent.resolve() == folder.resolve():
+            raise TrainError(
+                f"{curve}: the curve would lie among the images, and be taken for one when the "
+                "training goes on; choose another -o"
+            )
 
 
 def check_nothing_there(spec: TrainSpec) -> None:
