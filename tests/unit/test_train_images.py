@@ -314,6 +314,13 @@ def test_what_is_no_array_is_named(tmp_path, content):
         open_raster(path)
 
 
+def test_lists_may_begin_with_the_mark_that_spreadsheets_write(tmp_path):
+    (tmp_path / "kinds.csv").write_bytes(b"\xef\xbb\xbfid,kind\na,x\n")
+    assert read_kinds(tmp_path / "kinds.csv") == {"a": "x"}
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfa\nb\n")
+    assert read_names(tmp_path / "names.txt") == ("a", "b")
+
+
 def test_kinds_of_short_rows_are_named(tmp_path):
     path = tmp_path / "kinds.csv"
     path.write_text("id,kind\na,stained\nb\n")

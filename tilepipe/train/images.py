@@ -19,6 +19,8 @@ from tilepipe.tiling import Box, Shape
 
 PILLOW_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
 SUFFIXES = PILLOW_SUFFIXES | {".tif", ".tiff", ".zarr", ".svs", ".ndpi", ".scn", ".npy"}
+_TEXT = "utf-8-sig"
+"""UTF-8, with the mark in front that spreadsheets write or without."""
 IN_MEMORY_PX = 64 << 20
 """Images up to this many px are read once and kept."""
 
@@ -184,7 +186,7 @@ def find_pairs(
 def read_kinds(path: Path) -> dict[str, str]:
     """Read a CSV with columns ``id`` (file name without suffix) and ``kind``."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding=_TEXT) as file:
             kinds = {row["id"]: row["kind"] for row in csv.DictReader(file)}
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise TrainError(f"{path}: a CSV with columns id and kind wanted: {error!r}") from error
@@ -198,7 +200,7 @@ def read_kinds(path: Path) -> dict[str, str]:
 def read_names(path: Path) -> tuple[str, ...]:
     """Read names, one a line; ``#`` starts a comment."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding=_TEXT).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TrainError(f"{path}: a list of names, one a line, wanted: {error}") from error
     stripped = (line.split("#")[0].strip() for line in lines)
