@@ -483,6 +483,19 @@ def test_only_regular_files_are_written(folders, suffix):
         train(spec_of(folders))
 
 
+def test_kinds_of_no_image_are_named(folders):
+    kinds = folders / "kinds.csv"
+    kinds.write_text("id,kind\n0.png,dark\n1.png,bright\n")
+    with pytest.raises(TrainError, match="its ids are of no image; ids are file names without"):
+        train(spec_of(folders, kinds=kinds))
+    kinds.write_text("id,kind\n0,dark\n1,bright\nelsewhere,other\n")
+    for name in ("drak", "other"):
+        with pytest.raises(TrainError, match=f"no image is of kind '{name}'; the kinds are bright"):
+            train(spec_of(folders, kinds=kinds, kind_weights={name: 3.0}))
+    with pytest.raises(TrainError, match="give them with --kinds"):
+        train(spec_of(folders, kind_weights={"dark": 3.0}))
+
+
 def test_excluded_names_are_neither_learnt_from_nor_chosen_by(folders):
     exclude = folders / "exclude.txt"
     exclude.write_text("1\n4\n")

@@ -26,6 +26,7 @@ def gather(spec: TrainSpec) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     held: tuple[Pair, ...] = ()
     if spec.val is not None and spec.val_labels is not None:
         held = find_pairs(spec.val, spec.val_labels, kinds=kinds)
+    _check_kinds(spec, (*pairs, *held))
     if spec.exclude is not None:
         left_out = set(read_names(spec.exclude))
         unknown = sorted(left_out - {pair.name for pair in (*pairs, *held)})
@@ -39,6 +40,22 @@ def gather(spec: TrainSpec) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     if spec.val is not None:
         return pairs, held
     return split(pairs, share=spec.val_share, seed=spec.seed)
+
+
+def _check_kinds(spec: TrainSpec, pairs: Sequence[Pair]) -> None:
+    """Raise TrainError for kinds that are of no image: they would have no say, without a word."""
+    known = sorted({pair.kind for pair in pairs if pair.kind})
+    if spec.kinds is not None and not known:
+        raise TrainError(
+            f"{spec.kinds}: its ids are of no image; ids are file names without suffix, such as "
+            f"{pairs[0].name!r}"
+        )
+    unknown = sorted(set(spec.kind_weights) - {pair.kind for pair in pairs})
+    if unknown:
+        raise TrainError(
+            f"kind_weights: no image is of kind {unknown[0]!r}; the kinds are "
+            f"{', '.join(known) or 'none: give them with --kinds'}"
+        )
 
 
 def check_outputs(spec: TrainSpec, pairs: Sequence[Pair]) -> None:
