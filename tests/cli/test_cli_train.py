@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tilepipe.cli.main import main
+from tilepipe.spec import LabelClass
 from tilepipe.store import create_store
 from tilepipe.tiling import Box, Grid
 
@@ -74,6 +75,29 @@ def test_train_asks_before_it_writes_over_weights(folders):
     assert "train anew in its place with --overwrite" in call(*flags, code=1).output
     call(*flags, "--overwrite", "--quiet")
     assert "give one of them" in call(*flags, "--overwrite", "--resume", code=2).output
+
+
+def test_kinds_and_classes_may_have_any_names(folders):
+    """Brackets are how the console is told of colours."""
+    (folders / "kinds.csv").write_text("id,kind\n0,[/x]\n1,[/x]\n2,[red]\n")
+    out = folders / "w.safetensors"
+    shown = call(
+        "train", "--images", folders / "img", "--labels", folders / "lab", "-o", out, *SMALL,
+        "--kinds", folders / "kinds.csv",
+    ).output  # fmt: skip
+    assert "[/x]: Dice" in shown
+    label = create_store(
+        str(folders / "s.zarr"), channels=1, dtype=np.dtype("uint8"), extent=(48, 48), mpp=None,
+        channel_names=("grey",), channel_colors=(None,), rgb=False, unit_px=64, chunk_px=32,
+        with_image=False,
+    ).create_label("cells", classes=[
+        LabelClass(name=name, color=(0, 0, 0, 0)) for name in ("[/b]", "[red]")
+    ], unit_px=64)  # fmt: skip
+    for unit in Grid((48, 48), 64):
+        label.level(0).write_unit(unit, np.eye(48, dtype=np.uint8)[unit.box.slices])
+    shown = call("evaluate", folders / "s.zarr", folders / "lab" / "0.png").output
+    assert "[/b]" in shown
+    assert "[red]" in shown
 
 
 def test_train_says_what_is_missing(folders):

@@ -59,7 +59,7 @@ def _show(result: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)  # the names of classes are anyone's words
     table = Table("class", "Dice", "IoU", "precision", "recall", "px true", "px found")
     rows = dict(result.classes)
     if result.compared == "classes":

@@ -123,7 +123,7 @@ class _Display:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console = Console()
+        self.console = Console(markup=False)  # kinds are anyone's words
         self.progress = Progress(
             BarColumn(),
             TextColumn("{task.percentage:3.0f} %"),
