@@ -77,6 +77,20 @@ def test_train_asks_before_it_writes_over_weights(folders):
     assert "give one of them" in call(*flags, "--overwrite", "--resume", code=2).output
 
 
+def test_scores_of_images_without_any_object_are_json(folders):
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    for index in range(3):
+        Image.fromarray(np.zeros((48, 48), np.uint8)).save(folders / "lab" / f"{index}.png")
+    out = folders / "w.safetensors"
+    shown = call(
+        "train", "--images", folders / "img", "--labels", folders / "lab", "-o", out, *SMALL,
+        "--lr", 0.05, "--steps", 12, "--json",
+    ).stdout  # fmt: skip
+    assert json.loads(shown, parse_constant=refuse)["scores"][0]["pooled_dice"] == 1.0
+
+
 def test_kinds_and_classes_may_have_any_names(folders):
     """Brackets are how the console is told of colours."""
     (folders / "kinds.csv").write_text("id,kind\n0,[/x]\n1,[/x]\n2,[red]\n")

@@ -30,7 +30,7 @@ class KindScore:
     dice: float
     """Foreground Dice (every class but 0), mean over the images."""
     pooled_dice: float
-    """The same over all pixels together."""
+    """The same over all pixels together; as of one image, 1 where there is none and none found."""
     mean_class_dice: float
     """Mean Dice over the classes that occur, background left out, pixels together."""
     pixel_accuracy: float
@@ -95,7 +95,7 @@ def to_cells(classes: NDArray[Any], teaching: Teaching) -> NDArray[np.int32]:
 
 
 def _score(kind: str, part: _Sum, teaching: Teaching) -> KindScore:
-    merged = merge_foreground(part.counts)
+    pooled = class_score(merge_foreground(part.counts), 1).dice
     per_class = [class_score(part.counts, value).dice for value in range(1, len(part.counts))]
     present = [value for value in per_class if not np.isnan(value)]
     instances = teaching.target != "classes"
@@ -103,7 +103,7 @@ def _score(kind: str, part: _Sum, teaching: Teaching) -> KindScore:
         kind=kind,
         images=part.images,
         dice=part.dice / part.images,
-        pooled_dice=class_score(merged, 1).dice,
+        pooled_dice=1.0 if np.isnan(pooled) else pooled,
         mean_class_dice=float(np.mean(present)) if present else 1.0,
         pixel_accuracy=float(np.trace(part.counts) / part.counts.sum()),
         f1=part.cells.f1() if instances else None,
