@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tilepipe.errors import StoreError
 from tilepipe.export import Result
 from tilepipe.pipeline.events import OnEvent, ignore
@@ -59,6 +61,8 @@ def open_result(store: str | Path, label: str | None = None) -> Result:
     opened = open_store(str(store))
     if label is None:
         names = opened.masks
+        if not names:
+            raise StoreError(f"{store}: holds no mask; make one with run, or `tilepipe run`")
         if len(names) != 1:
             raise StoreError(
                 f"{store}: has {len(names)} labels ({', '.join(names)}); say which one"
@@ -73,8 +77,17 @@ def verify(store: str | Path, **settings: Any) -> Any:
     """Recompute places of a finished mask and compare; see ``tilepipe verify``."""
     from tilepipe.infer import verify as check
 
-    return check(str(store), **settings)
+    return check(str(store), **{key: _plain(value) for key, value in settings.items()})
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+    """Return paths as text, and numpy's numbers and arrays as Python's own, in mappings too."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(part) for part in value)
+    return value
