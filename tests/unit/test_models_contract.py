@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -246,6 +248,20 @@ def test_a_tile_with_the_full_context_equals_the_whole(name):
         assert error(step, 2 * step) > 0  # the check can fail: with less halo it is not the same
     if side % step == 0 or locality.margin_px:
         assert error(step + step // 2, 0) > 1e-9  # nor off the alignment
+
+
+def test_numbers_of_numpy_make_the_same_network():
+    options = {"depth": np.int64(2), "widths": np.array([2, 4, 8])}
+    got = load_model(
+        "unet", weights="random:0", in_channels=np.int64(1), classes=np.int64(3),
+        base=np.int64(2), options=options,
+    )  # fmt: skip
+    wanted = load_model(
+        "unet", weights="random:0", in_channels=1, classes=3, base=2,
+        options={"depth": 2, "widths": [2, 4, 8]},
+    )  # fmt: skip
+    assert got.identity == wanted.identity
+    assert json.dumps(got.to_json()) == json.dumps(wanted.to_json())
 
 
 def test_options_are_listed_when_one_is_unknown():

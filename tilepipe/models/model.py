@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -134,7 +135,10 @@ def load_model(
     Raises ModelError for an unknown name, CheckpointError for weights that cannot be used.
     """
     name = str(name_or_path)
-    asked = {"in_channels": in_channels, "outputs": classes, "base": base, **(options or {})}
+    # Numbers of numpy are not the same to JSON, by which stores know a network.
+    in_channels, classes, base = _native(in_channels), _native(classes), _native(base)
+    options = {key: _native(value) for key, value in (options or {}).items()}
+    asked = {"in_channels": in_channels, "outputs": classes, "base": base, **options}
     if name not in ARCHITECTURES:
         if weights is not None:
             architecture(name)  # says which names there are
@@ -152,7 +156,7 @@ def load_model(
     seed = parse_seed(str(weights))
     if seed is None:
         return _from_file(Path(weights), source=str(weights), asked=asked, name=name)
-    arguments = {**({} if base is None else {"base": base}), **(options or {})}
+    arguments = {**({} if base is None else {"base": base}), **options}
     check_arguments(name, arguments)
     net = build(name, in_channels=in_channels or 3, classes=classes or 2, **arguments)
     fill_seeded(net, seed)
@@ -269,6 +273,11 @@ def _check_asked(header: Header, asked: Mapping[str, Any], *, source: str) -> No
             raise CheckpointError(
                 f"{source}: its weights have {key} {recorded[key]}; {value} was asked for"
             )
+
+
+def _native(value: Any) -> Any:
+    """Return a number or array of numpy as Python's own."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _plain(value: Any) -> Any:
