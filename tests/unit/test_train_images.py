@@ -1,6 +1,7 @@
 """Pairs, splits, and samples of any image."""
 
 import dataclasses
+import gc
 
 import numpy as np
 import pytest
@@ -147,6 +148,14 @@ def test_images_too_large_to_keep_give_the_same_samples(folders, monkeypatch):
     torch.testing.assert_close(kept.images, read.images, atol=1e-4, rtol=0)
     inside = (kept.targets == read.targets).float().mean()
     assert float(inside) > 0.97  # mirrored cells have rings of their own
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
+def test_images_that_were_read_are_not_held_open(folders, keep_bytes):
+    """Of TIFFs each is an open file, of which a process may have a thousand; of PNGs the pixels."""
+    samples = make_samples(folders, keep_bytes=keep_bytes)
+    samples.batch(0, 12, CPU)
+    assert not [one for one in gc.get_objects() if isinstance(one, images.Raster)]
 
 
 def test_kind_weights_choose(folders):

@@ -135,9 +135,10 @@ class Samples:
         generator = torch.Generator()
         generator.manual_seed(((self.seed * 1_000_003 + step) * 4_099 + place) % (1 << 62))
         index = int(torch.multinomial(self._chances, 1, generator=generator))
-        image, labels = self._open(index)
+        whole = self._whole(index)
+        extent = self._open(index)[0].extent if whole is None else whole.targets.shape
         coordinates = source_coordinates(
-            image.extent,
+            (extent[0], extent[1]),
             self.input_px,
             out_px=self.output_px,
             spec=self.augment,
@@ -147,10 +148,10 @@ class Samples:
         inner = coordinates[
             margin : margin + self.output_px, margin : margin + self.output_px
         ].contiguous()
-        if image.in_memory:
-            kept, origin, inner_origin = self._whole(index), (0, 0), (0, 0)
+        if whole is not None:
+            kept, origin, inner_origin = whole, (0, 0), (0, 0)
         else:
-            kept, origin, inner_origin = self._part(image, labels, coordinates, inner)
+            kept, origin, inner_origin = self._part(*self._open(index), coordinates, inner)
         share = torch.from_numpy(to_share(kept.image, channels=self.channels)).to(device)
         pixels = sample_at(share, coordinates, origin=origin)
         ids = torch.from_numpy(kept.targets)[None].to(device)
@@ -163,9 +164,13 @@ class Samples:
         return varied, target, weight
 
     def _open(self, index: int) -> tuple[Raster, Raster]:
-        if index not in self._rasters:
-            self._rasters[index] = open_pair(self.pairs[index])
-        return self._rasters[index]
+        """Open a pair; only large ones stay open: others hold their pixels, or a file each."""
+        if index in self._rasters:
+            return self._rasters[index]
+        opened = open_pair(self.pairs[index])
+        if not opened[0].in_memory:
+            self._rasters[index] = opened
+        return opened
 
     def _teach(
         self, labels: NDArray[Any], *, source: str
@@ -175,9 +180,12 @@ class Samples:
             return targets, None
         return targets, self.teaching.weights(labels, targets).astype(np.float16)
 
-    def _whole(self, index: int) -> _Kept:
+    def _whole(self, index: int) -> _Kept | None:
+        """Return a whole pair, kept while there is room; None of a large one."""
         if index not in self._kept:
             image, labels = self._open(index)
+            if not image.in_memory:
+                return None
             box = Box.of_shape(image.extent)
             pixels = np.ascontiguousarray(read_pixels(image, box))
             taught = self._teach(read_labels(labels, box), source=labels.path)
