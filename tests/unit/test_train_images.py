@@ -2,9 +2,11 @@
 
 import dataclasses
 import gc
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -156,6 +158,22 @@ def test_images_that_were_read_are_not_held_open(folders, keep_bytes):
     samples = make_samples(folders, keep_bytes=keep_bytes)
     samples.batch(0, 12, CPU)
     assert not [one for one in gc.get_objects() if isinstance(one, images.Raster)]
+
+
+def test_files_are_closed_with_what_was_read_of_them(tmp_path):
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("this system does not list a process's open files")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.ones((32, 32), np.uint8))
+    before = len(list(descriptors.iterdir()))
+    pair = Pair("a", path, path)
+    for _ in range(5):
+        check_pair(pair, channels=1, n_classes=2)
+        load(pair, channels=1)
+    assert len(list(descriptors.iterdir())) == before
+    image, _ = open_pair(pair)
+    assert image.read(Box(0, 0, 32, 32)).all()
 
 
 def test_kind_weights_choose(folders):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,13 +104,16 @@ def _of_slide(path: Path, *, ids: bool) -> Raster:
     # (test_train_images.py::test_ids_of_any_integer_kind).
     widened = dtype.kind == "f" and slide.stored_dtype.kind in "iu"
     stored = slide.stored_dtype if ids and widened else dtype
-    return Raster(
+    raster = Raster(
         path=str(path),
         extent=slide.levels[0].shape,
         channels=slide.channels,
         dtype=stored,
         read=slide.read if stored == dtype else lambda box: slide.read(box).astype(stored),
     )
+    # A slide is an open file, and a process may have a thousand: each validation opens all anew.
+    weakref.finalize(raster, slide.close)
+    return raster
 
 
 def of_array(planes: NDArray[Any], *, path: str = "array") -> Raster:
