@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tilepipe.cli.main import main
-from tilepipe.spec import LabelClass
+from tilepipe.spec import LabelClass, default_classes
 from tilepipe.store import create_store
 from tilepipe.tiling import Box, Grid
 
@@ -172,7 +172,6 @@ def test_evaluate_refuses_other_sizes(folders):
 
 
 def test_evaluate_a_store_in_pieces(folders):
-    from tilepipe.spec import default_classes
     from tilepipe.train.evaluate import evaluate, open_labels
 
     truth = np.kron(np.eye(6, dtype=np.uint8), np.ones((20, 20), np.uint8))
@@ -249,6 +248,20 @@ def test_evaluate_without_a_true_object_has_no_rand_error(tmp_path, truth):
     assert values["rand_error"] is None
     assert values["objects_predicted"] == 2
     assert "Rand error      nan" in call("evaluate", *pair).output
+
+
+def test_evaluate_says_what_a_store_without_a_label_lacks(tmp_path, truth):
+    settings = {
+        "channels": 1, "dtype": np.dtype("uint8"), "extent": truth.shape, "mpp": None,
+        "channel_names": ("grey",), "channel_colors": (None,), "rgb": False, "unit_px": 32,
+        "chunk_px": 32,
+    }  # fmt: skip
+    store = create_store(str(tmp_path / "s.zarr"), **settings)
+    flags = ("evaluate", tmp_path / "t.png", tmp_path / "s.zarr")
+    assert "s.zarr: holds no label; a mask is made by" in call(*flags, code=1).output
+    for name in ("a", "b"):
+        store.create_label(name, classes=default_classes(2), unit_px=32)
+    assert "labels a, b; say which with --label (--truth-label)" in call(*flags, code=1).output
 
 
 @pytest.mark.parametrize("option", ["--label", "--truth-label"])

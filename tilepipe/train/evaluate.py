@@ -126,9 +126,15 @@ def _of_store(location: str, name: str | None) -> LabelImage:
 
     store = open_store(location)
     if name is None:
+        if not store.labels:
+            raise TrainError(
+                f"{location}: holds no label; a mask is made by `tilepipe run`, and ids that are "
+                "an image are compared as a TIFF, PNG or .npy"
+            )
         if len(store.masks) != 1:
             raise TrainError(
-                f"{location}: labels {', '.join(store.labels) or 'none'}; say which with --label"
+                f"{location}: labels {', '.join(store.labels)}; say which with --label "
+                "(--truth-label)"
             )
         name = store.masks[0]
     label = store.label(name)
