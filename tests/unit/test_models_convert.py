@@ -151,6 +151,17 @@ def test_the_map_says_what_the_weights_cannot(tmp_path, net):
     assert model.normalisation.mean == (0.5,)
 
 
+def test_the_input_is_not_written_over(tmp_path, net):
+    path = tmp_path / "in.safetensors"
+    save_file(net.state_dict(), str(path))
+    before = path.read_bytes()
+    (tmp_path / "link.safetensors").symlink_to(path)
+    for target in (path, tmp_path / "link.safetensors"):
+        with pytest.raises(CheckpointError, match="is IN itself"):
+            convert(path, target, model="unet-same", in_channels=1, arguments={"base": 2})
+    assert path.read_bytes() == before
+
+
 def test_numbers_beyond_half_precision_are_told_as_such(tmp_path, net):
     state = net.state_dict()
     state["encoders.0.0.norm.running_var"] += 1e6  # of images without a full scale

@@ -133,6 +133,11 @@ def convert(
     that is too small. Raises CheckpointError with both sides' unmatched
     keys and shapes if the weights do not fit.
     """
+    if target.exists() and source.exists() and target.samefile(source):
+        raise CheckpointError(
+            f"{target}: is IN itself, of which all that the map drops would be lost; choose "
+            "another OUT"
+        )
     rules = key_map or KeyMap()
     options = {**rules.arguments, **(arguments or {})}
     channels = in_channels or rules.in_channels or 3
