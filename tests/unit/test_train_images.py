@@ -176,6 +176,15 @@ def test_files_are_closed_with_what_was_read_of_them(tmp_path):
     assert image.read(Box(0, 0, 32, 32)).all()
 
 
+@pytest.mark.parametrize("class_weights", [(5e-9, 1e-6, 2e-6), (1.0, 1e5, 3e5)])
+def test_class_weights_of_any_size_have_their_say(folders, class_weights):
+    """Such as one over how many px a class has: fp16 holds neither these nor 1e5."""
+    teach = dataclasses.replace(TEACH, class_weights=class_weights, w0=0.0)
+    batch = make_samples(folders, augment=NO_AUGMENT, teaching=teach).batch(0, 4, CPU)
+    wanted = torch.tensor(class_weights)[batch.targets]
+    torch.testing.assert_close(batch.weights, wanted, rtol=1e-2, atol=1e-5 * class_weights[2])
+
+
 def test_kind_weights_choose(folders):
     samples = make_samples(folders)
     pairs = [dataclasses.replace(p, kind=p.name) for p in samples.pairs]

@@ -84,7 +84,7 @@ class _Kept:
     image: NDArray[Any]
     span: tuple[float, float] | None
     targets: NDArray[np.uint8]
-    weights: NDArray[np.float16] | None
+    weights: NDArray[np.float32] | None
 
 
 class Samples:
@@ -174,11 +174,11 @@ class Samples:
 
     def _teach(
         self, labels: NDArray[Any], *, source: str
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float16] | None]:
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         targets = self.teaching.targets(labels, source=source)
         if not self.teaching.weighted:
             return targets, None
-        return targets, self.teaching.weights(labels, targets).astype(np.float16)
+        return targets, self.teaching.weights(labels, targets)
 
     def _whole(self, index: int) -> _Kept | None:
         """Return a whole pair, kept while there is room; None of a large one."""
@@ -190,7 +190,7 @@ class Samples:
             pixels = np.ascontiguousarray(read_pixels(image, box))
             taught = self._teach(read_labels(labels, box), source=labels.path)
             kept = _Kept(pixels, span_of(pixels), *taught)
-            self._keep_bytes -= kept.image.nbytes + 3 * kept.targets.nbytes
+            self._keep_bytes -= kept.image.nbytes + 5 * kept.targets.nbytes
             if self._keep_bytes < 0:
                 return kept
             self._kept[index] = kept
