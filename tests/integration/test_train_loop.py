@@ -397,6 +397,10 @@ def test_what_cannot_be_trained(folders):
         ({"class_names": ("a", "")}, r"class_names\.1: "),
         ({"loss": "dice", "class_weights": (1, 2)}, "class_weights have no say in the loss dice"),
         ({"loss": "bce+iou", "class_weights": (1, 2)}, "class_weights have no say"),
+        ({"class_weights": (-1, 2)}, r"class_weights\.0: .*greater than or equal to 0"),
+        ({"output_weights": (1, -2)}, r"output_weights\.1: .*greater than or equal to 0"),
+        ({"output_weights": (0, 0)}, "output_weights: one of the weights has to be above 0"),
+        ({"kind_weights": {"a": -1}}, r"kind_weights\.a: .*greater than or equal to 0"),
     ],
 )
 def test_settings_that_are_refused(folders, changes, message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -14,6 +14,8 @@ from tilepipe.spec import ClassName, at_home, explain, is_path, overridden, read
 from tilepipe.train.augment import AugmentSpec
 from tilepipe.train.targets import Target
 
+Weight = Annotated[float, Field(ge=0)]
+"""How much something counts; below 0 the network would learn to be wrong."""
 _PATHS = ("images", "labels", "val", "val_labels", "kinds", "exclude", "out")
 
 
@@ -35,7 +37,7 @@ class TrainSpec(BaseModel):
     """File of names, one a line, that are neither learnt from nor chosen by."""
     kinds: Path | None = None
     """CSV ``id,kind``: splits are even over kinds, metrics are reported per kind."""
-    kind_weights: dict[str, float] = Field(default_factory=dict)
+    kind_weights: dict[str, Weight] = Field(default_factory=dict)
     """How much more often an image of a kind is drawn; 1 if not named."""
 
     target: Target = "classes"
@@ -75,10 +77,10 @@ class TrainSpec(BaseModel):
     """Largest gradient norm."""
 
     loss: str = "weighted-ce"
-    class_weights: tuple[float, ...] | None = None
+    class_weights: tuple[Weight, ...] | None = None
     w0: float = Field(default=10.0, ge=0)
     sigma: float = Field(default=5.0, gt=0)
-    output_weights: tuple[float, ...] | None = None
+    output_weights: tuple[Weight, ...] | None = None
     """Deep supervision: the say of each output; None: equal."""
     gate_weight: float = Field(default=1.0, ge=0)
     """UNet 3+ with CGM: weight of its classification loss."""
@@ -113,6 +115,13 @@ class TrainSpec(BaseModel):
     def _unlike(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         unlike(names)
         return names
+
+    @field_validator("class_weights", "output_weights")
+    @classmethod
+    def _not_all_0(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if weights is not None and sum(weights) == 0:
+            raise ValueError("one of the weights has to be above 0")
+        return weights
 
     @model_validator(mode="after")
     def _class_weights(self) -> TrainSpec:
