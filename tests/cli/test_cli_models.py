@@ -86,3 +86,13 @@ def test_help_does_not_import_torch():
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_inspect_knows_weights_by_any_suffix_that_convert_writes(tmp_path):
+    torch.save(build("unet", in_channels=1, classes=2, base=2).state_dict(), tmp_path / "in.pth")
+    out = tmp_path / "W.SAFETENSORS"
+    flags = ("--model", "unet", "--base", 2, "--in-channels", 1)
+    assert call("convert", tmp_path / "in.pth", out, *flags).exit_code == 0
+    result = call("inspect", out, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["kind"] == "weights"

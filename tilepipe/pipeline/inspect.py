@@ -17,7 +17,7 @@ def inspect(path: str, *, slide_mpp: float | None = None) -> dict[str, Any]:
 
     Raises SlideError, StoreError or CheckpointError if it is none of them or damaged.
     """
-    if path.endswith(".safetensors"):
+    if path.lower().endswith(".safetensors"):
         return {"kind": "weights", "path": path, **_weights(path)}
     remote = "://" in path
     if remote or Path(path).is_dir():
