@@ -23,7 +23,7 @@ from tilepipe.bench.machine import PeakMemory, machine_facts
 from tilepipe.errors import ScheduleError
 from tilepipe.infer.settings import Settings, choose_settings
 from tilepipe.malloc import keep_memory
-from tilepipe.models import Model, load_model
+from tilepipe.models import Model, model_for
 from tilepipe.schedule.cluster import gpu_numbers
 from tilepipe.slide import open_slide
 from tilepipe.spec import JobSpec
@@ -57,7 +57,7 @@ def bench(
     with tempfile.TemporaryDirectory(dir=folder, prefix="tilepipe-bench-") as made:
         place = Path(made)
         # What is wrong with the model is told before minutes go into a slide, which has 3 channels.
-        model = _load(spec, channels=3) if slide is None else None
+        model = model_for(spec, image_channels=3) if slide is None else None
         if slide is None:
             slide = place / "slide.tif"
             tell(f"writing a JPEG slide of {size_px} x {size_px} px")
@@ -66,7 +66,7 @@ def bench(
         extent, dtype = opened.levels[0].shape, opened.dtype
         side = min(ENGINE_PX, *extent)
         image = opened.read(Box(0, 0, side, side))
-        model = model or _load(spec, channels=opened.channels)
+        model = model or model_for(spec, image_channels=opened.channels)
         tell("choosing settings")
         started_s = time.perf_counter()
         settings = choose_settings(
@@ -113,17 +113,6 @@ def bench(
         "choosing_s": round(tuning_s, 3),
         "machine": machine_facts(settings.device),
     }
-
-
-def _load(spec: JobSpec, *, channels: int) -> Model:
-    return load_model(
-        spec.model,
-        weights=spec.weights,
-        in_channels=channels if (spec.weights or "").startswith("random:") else None,
-        classes=spec.classes,
-        base=spec.base,
-        options=spec.options,
-    )
 
 
 def _first(count: int) -> str:

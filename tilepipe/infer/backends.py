@@ -203,12 +203,17 @@ def cpu_has_bf16() -> bool:
     return any(check() for check in found)
 
 
+def gpu_count() -> int:
+    """Return how many CUDA devices torch can use here."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def resolve_device(asked: str) -> str:
     """Return ``cpu`` or ``cuda:N`` for what the settings ask; ModelError if it is not there."""
     if asked == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if asked.startswith("cuda"):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count = gpu_count()
         index = int(asked.partition(":")[2] or 0)
         if index >= count:
             raise ModelError(
@@ -227,7 +232,7 @@ def device_here(chosen: str, asked: str) -> str:
     """
     if not chosen.startswith("cuda"):
         return chosen
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = gpu_count()
     for name in (asked, chosen, "cuda:0"):
         kind, _, number = name.partition(":")
         if kind == "cuda" and int(number or 0) < count:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import TilepipeError, VerifyError
 from tilepipe.infer.settings import Settings
-from tilepipe.models import Model, load_model
+from tilepipe.models import Model, model_for
 from tilepipe.slide import Read, Slide, spread
 from tilepipe.spec import JobSpec
 from tilepipe.store import Label, Store
@@ -34,15 +34,8 @@ def model_of(
     store: Store, label: Label, record: Mapping[str, Any], spec: JobSpec, weights: str | None
 ) -> Model:
     """Load the network that the record names; VerifyError if the weights are others."""
-    where = weights or spec.weights
-    model = load_model(
-        spec.model,
-        weights=where,
-        in_channels=store.channels if (where or "").startswith("random:") else None,
-        classes=spec.classes,
-        base=spec.base,
-        options=spec.options,
-    )
+    named = spec.replace(weights=weights) if weights else spec
+    model = model_for(named, image_channels=store.channels)
     kept = record.get("model")
     sha256 = kept.get("sha256") if isinstance(kept, dict) else None
     if sha256 != model.sha256:

@@ -2,7 +2,14 @@
 
 from tilepipe.models.checkpoint import read_header, save_checkpoint
 from tilepipe.models.locality import Locality, check_halo
-from tilepipe.models.model import Model, from_module, from_net, load_model, locality_of
+from tilepipe.models.model import (
+    Model,
+    from_module,
+    from_net,
+    load_model,
+    locality_of,
+    model_for,
+)
 from tilepipe.models.net import InferenceNet, Net, TrainingOutput
 from tilepipe.models.normalisation import Normalisation
 from tilepipe.models.registry import ARCHITECTURES, build, parameters_of
@@ -21,6 +28,7 @@ __all__ = [
     "from_net",
     "load_model",
     "locality_of",
+    "model_for",
     "parameters_of",
     "read_header",
     "save_checkpoint",

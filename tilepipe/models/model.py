@@ -29,7 +29,7 @@ from tilepipe.models.registry import (
     option_defaults,
 )
 from tilepipe.models.seeded import fill_seeded, parse_seed
-from tilepipe.spec import LabelClass, default_classes
+from tilepipe.spec import JobSpec, LabelClass, default_classes
 
 WEIGHTS = Path(__file__).with_name("weights")
 Activation = Literal["softmax", "sigmoid"]
@@ -161,6 +161,23 @@ def load_model(
     net = build(name, in_channels=in_channels or 3, classes=classes or 2, **arguments)
     fill_seeded(net, seed)
     return from_net(net, name=name, arguments=arguments, source=f"random:{seed}")
+
+
+def model_for(spec: JobSpec, *, image_channels: int) -> Model:
+    """Load the network that a job's settings name, for an image of so many channels.
+
+    Random weights are made to fit; those of a file say themselves what they take.
+
+    Raises what ``load_model`` does.
+    """
+    return load_model(
+        spec.model,
+        weights=spec.weights,
+        in_channels=image_channels if (spec.weights or "").startswith("random:") else None,
+        classes=spec.classes,
+        base=spec.base,
+        options=spec.options,
+    )
 
 
 def from_net(

@@ -97,18 +97,10 @@ def settings_there(slide: str, output: str, spec: dict[str, Any]) -> dict[str, A
 
 def _load(source: Source, spec: JobSpec) -> Model:
     """Load the network; PlanError if it does not take the image's channels."""
-    from tilepipe.models import load_model
+    from tilepipe.models import model_for
 
     channels = source.channels
-    model = load_model(
-        spec.model,
-        weights=spec.weights,
-        # Weights of a file say themselves what they take; random ones are made to fit.
-        in_channels=channels if (spec.weights or "").startswith("random:") else None,
-        classes=spec.classes,
-        base=spec.base,
-        options=spec.options,
-    )
+    model = model_for(spec, image_channels=channels)
     if channels not in (1, model.in_channels):
         raise PlanError(
             f"{source.name}: has {channels} channels, but {spec.model} ({model.source}) takes "

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tilepipe.infer.backends import supported_precisions
 from tilepipe.tiling import Box, plan_tiles, read_mirrored, round_up
 from tilepipe.train.losses import probabilities
 
@@ -49,8 +50,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        # Older GPUs have it too, but convert back and forth for it.
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return "bf16" if "bf16" in supported_precisions(str(device)) else "fp16"
     return "bf16" if torch.backends.cpu.get_cpu_capability() == "AMX" or _has_amx() else "fp32"
 
 

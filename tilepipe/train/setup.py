@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tilepipe.errors import TrainError
+from tilepipe.infer.backends import gpu_count
 from tilepipe.models import Normalisation
 from tilepipe.models.registry import check_arguments
 from tilepipe.spec import LabelClass, default_classes
@@ -167,7 +168,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda"):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count = gpu_count()
         if int(name.partition(":")[2] or 0) >= count:
             raise TrainError(
                 f"device {name}: torch sees {count or 'no'} CUDA devices here, numbered from 0; "
