@@ -40,17 +40,14 @@ def open_mask(
         if record.get("fingerprint") == mark:
             # A part makes its own units anew and takes away nothing: the rest is other parts' work.
             return mark, False
-    if name in store.labels and not begun and not spec.overwrite:
-        then = record.get("asked")
-        then = then if isinstance(then, dict) else {}
-        changed = sorted(key for key in wanted if then.get(key) != wanted[key])
-        told = ", ".join(f"{key} {_short(then.get(key))} then, {_short(wanted[key])} now"
-                         for key in changed)  # fmt: skip
-        raise MismatchError(
-            f"{source.output}: the label {name!r} is of another job "
-            f"({told or 'the plan or the input differ'}); make it anew with --overwrite, or keep "
-            "both with another --name"
-        )
+        if not spec.overwrite:
+            then = record.get("asked")
+            changed = _changed(then if isinstance(then, dict) else {}, wanted)
+            raise MismatchError(
+                f"{source.output}: the label {name!r} is of another job "
+                f"({changed or 'the plan or the input differ'}); make it anew with --overwrite, or "
+                "keep both with another --name"
+            )
     if spec.overwrite and not sole:
         raise StoreError(
             f"{source.output}: another tilepipe process is writing a part of label {name} there, "
@@ -89,6 +86,15 @@ def open_mask(
         }
     )
     return mark, True
+
+
+def _changed(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """Say which settings were others then, and which."""
+    return ", ".join(
+        f"{key} {_short(then.get(key))} then, {_short(now[key])} now"
+        for key in sorted(now)
+        if then.get(key) != now[key]
+    )
 
 
 def _short(value: Any) -> str:
