@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tilepipe.cli import options
+from tilepipe.cli.steps import tell_machine
 
 
 @click.command("bench")
@@ -70,7 +72,7 @@ def command(
         slide=Path(slide) if slide else None,
         folder=Path(folder) if folder else None,
         gpus=counts,
-        tell=lambda text: None if quiet or as_json else click.echo(f"… {text}", err=True),
+        tell=partial(_tell, quiet=quiet, as_json=as_json),
     )
     if plot_path is not None:
         from tilepipe.bench.plot import plot
@@ -80,6 +82,15 @@ def command(
         click.echo(json.dumps(result))
     elif not quiet:
         click.echo(table(result))
+
+
+def _tell(text: str, *, quiet: bool, as_json: bool) -> None:
+    if quiet:
+        return
+    if as_json:
+        tell_machine(what=text)
+    else:
+        click.echo(f"… {text}", err=True)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import sys
-import time
+from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tilepipe.cli.steps import NowAndThen, duration, tell_machine
 from tilepipe.pipeline.events import Event, Finished, Note, Opened, Progress, Warned
 
 if TYPE_CHECKING:
     from rich.live import Live
-
-PLAIN_EVERY_S = 5.0
-
-
-def duration(seconds: float | None) -> str:
-    """Return ``4 s``, ``3:05`` or ``2:10:00``."""
-    if seconds is None:
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def size(count: float) -> str:
@@ -39,16 +26,20 @@ def size(count: float) -> str:
 
 
 class Console:
-    """Listens to a run and draws it on stderr; a context manager."""
+    """Listens to a run and draws it on stderr; a context manager.
 
-    def __init__(self, *, quiet: bool) -> None:
+    ``as_json``: where it stands is told in lines of JSON, for a program.
+    """
+
+    def __init__(self, *, quiet: bool, as_json: bool = False) -> None:
         self._quiet = quiet
+        self._as_json = as_json
         self._live: Live | None = None
         self._last: dict[str, Progress] = {}
-        self._plain_s = 0.0
+        self._due = NowAndThen(at_once=not as_json)
 
     def __enter__(self) -> Console:
-        if not self._quiet and sys.stderr.isatty():
+        if not (self._quiet or self._as_json) and sys.stderr.isatty():
             from rich.console import Console as RichConsole
             from rich.live import Live
 
@@ -74,6 +65,9 @@ class Console:
             self._say(f"Warning: {event.slide}: {event.text}", always=True)
         elif self._quiet:
             return
+        elif self._as_json:
+            if isinstance(event, Progress) and self._due:
+                tell_machine(**asdict(event))
         elif isinstance(event, Note):
             self._say(f"{event.slide}: {event.text}")
         elif isinstance(event, Opened):
@@ -98,9 +92,7 @@ class Console:
         if self._live is not None:
             self._live.update(self._table())
             return
-        now_s = time.monotonic()
-        if now_s - self._plain_s >= PLAIN_EVERY_S:
-            self._plain_s = now_s
+        if self._due:
             click.echo(plain_line(event), err=True)
 
     def _table(self) -> Any:

@@ -35,6 +35,7 @@ def command(as_json: bool, quiet: bool, **settings: Any) -> None:
     Per class Dice, IoU, precision and recall; pixel error; foreground-restricted Rand error and
     warping error (ISBI 2012); F1 and AP of cells at IoU 0.5 to 0.95.
     """
+    from tilepipe.cli.steps import Steps
     from tilepipe.train.evaluate import evaluate, open_labels
 
     predicted = open_labels(settings["predicted"], name=settings["label"])
@@ -42,13 +43,15 @@ def command(as_json: bool, quiet: bool, **settings: Any) -> None:
     for one in (predicted, truth):
         if one.stored is not None:
             check_masks(one.stored[0], [one.stored[1]], image=False, quiet=quiet)
-    result = evaluate(
-        predicted,
-        truth,
-        predicted_kind=settings["pred_kind"],
-        truth_kind=settings["truth_kind"],
-        border=settings["border"],
-    )
+    with Steps(settings["predicted"], quiet=quiet, as_json=as_json) as steps:
+        result = evaluate(
+            predicted,
+            truth,
+            predicted_kind=settings["pred_kind"],
+            truth_kind=settings["truth_kind"],
+            border=settings["border"],
+            tell=steps,
+        )
     if as_json:
         click.echo(json.dumps(result.to_json()))
     elif not quiet:

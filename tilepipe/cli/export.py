@@ -12,6 +12,7 @@ from tilepipe.cli import options
 from tilepipe.cli.masks import check_masks
 
 if TYPE_CHECKING:
+    from tilepipe.steps import Tell
     from tilepipe.store import Label, Store
     from tilepipe.tiling import Box
 
@@ -95,6 +96,7 @@ def command(store: str, form: str, output: str | None, **options_given: Any) -> 
     GeoJSON has one feature per object, pixel-exact, joined across tile borders; a name ending in
     .geojson.gz is compressed.
     """
+    from tilepipe.cli.steps import Steps
     from tilepipe.errors import ExportError
     from tilepipe.store import open_store
 
@@ -103,7 +105,8 @@ def command(store: str, form: str, output: str | None, **options_given: Any) -> 
     if "://" in target and form != "ome-zarr-0.4":
         raise ExportError(f"{target}: only --to ome-zarr-0.4 can be written there; name a file")
     _check(opened, form, options_given)
-    told = _WRITERS[form](opened, target, options_given)
+    with Steps(store, quiet=options_given["quiet"], as_json=options_given["as_json"]) as steps:
+        told = _WRITERS[form](opened, target, options_given, steps)
     if options_given["as_json"]:
         click.echo(json.dumps({"output": target, "to": form, **told}))
     elif not options_given["quiet"]:
@@ -180,7 +183,7 @@ def _numbers(label: Label, text: str) -> frozenset[int]:
     return frozenset(int(part) for part in parts)
 
 
-def _geojson(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
+def _geojson(store: Store, target: str, given: dict[str, Any], tell: Tell) -> dict[str, Any]:
     from tilepipe.export import write_geojson
     from tilepipe.export.figures import holds_instances, um2_per_px
     from tilepipe.export.probability import probability_of
@@ -200,11 +203,12 @@ def _geojson(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]
         instances=holds_instances(label),
         probability=probability_of(store, label),
         overwrite=given["overwrite"],
+        tell=tell,
     )
     return {"features": count}
 
 
-def _csv(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
+def _csv(store: Store, target: str, given: dict[str, Any], tell: Tell) -> dict[str, Any]:
     from tilepipe.export import write_csv
     from tilepipe.export.figures import holds_instances, um2_per_px
     from tilepipe.export.probability import probability_of
@@ -222,11 +226,12 @@ def _csv(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
         instances=holds_instances(label),
         probability=probability_of(store, label),
         overwrite=given["overwrite"],
+        tell=tell,
     )
     return {"objects": count, "totals": str(totals)}
 
 
-def _ome_tiff(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
+def _ome_tiff(store: Store, target: str, given: dict[str, Any], tell: Tell) -> dict[str, Any]:
     from tilepipe.export import write_ome_tiff
 
     name = None if given["as_image"] else _label(store, given["label"]).name
@@ -236,11 +241,13 @@ def _ome_tiff(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any
         label=name,
         compression=given["compression"],
         overwrite=given["overwrite"],
+        tell=tell,
     )
     return {"levels": levels}
 
 
-def _png(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
+def _png(store: Store, target: str, given: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    del tell  # a picture is soon drawn, of whatever slide
     from tilepipe.export import render_view, write_png
 
     wants_mask = given["show"] != "image"
@@ -270,11 +277,11 @@ def _region(text: str | None) -> Box | None:
         raise ExportError(f"--region {text}: give Y0,X0,Y1,X1 in level-0 px") from error
 
 
-def _ome_zarr(store: Store, target: str, given: dict[str, Any]) -> dict[str, Any]:
+def _ome_zarr(store: Store, target: str, given: dict[str, Any], tell: Tell) -> dict[str, Any]:
     from tilepipe.export import copy_store
 
     labels = None if given["label"] is None else [given["label"]]
-    units = copy_store(store, target, labels=labels, overwrite=given["overwrite"])
+    units = copy_store(store, target, labels=labels, overwrite=given["overwrite"], tell=tell)
     return {"write_units": units}
 
 

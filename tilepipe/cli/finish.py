@@ -23,7 +23,7 @@ def command(store: str, label: str | None, as_json: bool, quiet: bool) -> None:
     from tilepipe.cli.console import Console, summary_text
     from tilepipe.pipeline.finish import finish
 
-    with Console(quiet=quiet or as_json) as console:
+    with Console(quiet=quiet, as_json=as_json) as console:
         result = finish(store, label=label, on_event=console)
     if as_json:
         click.echo(json.dumps(result.summary))

@@ -36,7 +36,7 @@ def command(slide: str, output: str | None, as_json: bool, quiet: bool, **flags:
 
     given = {key: value for key, value in flags.items() if value is not None}
     spec = JobSpec.checked(given, source="ingest")
-    with Console(quiet=quiet or as_json) as console:
+    with Console(quiet=quiet, as_json=as_json) as console:
         result = run_one(Request(slide, output, spec), segment=False, on_event=console)
     if as_json:
         click.echo(json.dumps(result.summary))

@@ -138,7 +138,8 @@ def command(
         return
     several = manifest is not None or len(requests) > 1
     folder = (output or ".") if several else None
-    results = _run(requests, folder, Path(trace) if trace else None, quiet=quiet or as_json)
+    timeline = Path(trace) if trace else None
+    results = _run(requests, folder, timeline, quiet=quiet, as_json=as_json)
     _tell(results, folder=folder, as_json=as_json, quiet=quiet)
 
 
@@ -175,7 +176,7 @@ def _bill(requests: list[Request], *, as_json: bool) -> None:
 
 
 def _run(
-    requests: list[Request], folder: str | None, trace: Path | None, *, quiet: bool
+    requests: list[Request], folder: str | None, trace: Path | None, *, quiet: bool, as_json: bool
 ) -> list[RunResult]:
     from tilepipe.cli.console import Console
     from tilepipe.pipeline.run import run_many
@@ -187,7 +188,7 @@ def _run(
         if folder is not None:
             write_status(folder, requests, known)
 
-    with Console(quiet=quiet) as console:
+    with Console(quiet=quiet, as_json=as_json) as console:
         return run_many(requests, trace=trace, on_event=console, on_result=keep)
 
 

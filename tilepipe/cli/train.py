@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tilepipe.cli import options
+from tilepipe.cli.steps import NowAndThen, duration, tell_machine
 from tilepipe.errors import SpecError
 
 if TYPE_CHECKING:
@@ -82,7 +85,8 @@ def command(as_json: bool, quiet: bool, resume: bool, overwrite: bool, **flags: 
             raise click.UsageError("--images, --labels and -o are needed, or --job") from error
         raise
     if as_json or quiet:
-        result = train(spec, resume=resume, overwrite=overwrite)
+        hear = (lambda _: None) if quiet else _Lines(as_json=True).show
+        result = train(spec, resume=resume, overwrite=overwrite, on_event=hear)
         if as_json:
             click.echo(json.dumps(result.to_json()))
         return
@@ -116,6 +120,47 @@ def _pair(text: str) -> tuple[str, Any]:
         return key, value
 
 
+class _Lines:
+    """Where a training stands, in a line every few seconds on stderr."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._due = NowAndThen()
+        self._metric: float | None = None
+        self._first: tuple[float, float] | None = None
+        """When the first step was done, and how far the budget was used up then."""
+
+    def show(self, event: Event) -> None:
+        """Hear one event."""
+        from tilepipe.train.events import Stepped, Validated
+
+        if isinstance(event, Validated):
+            self._metric = event.metric if isfinite(event.metric) else None
+        if not isinstance(event, Stepped):
+            return
+        now_s = time.monotonic()
+        if self._first is None:
+            self._first = now_s, event.progress
+        began_s, before = self._first
+        gone = event.progress - before
+        left_s = (now_s - began_s) / gone * (1 - event.progress) if gone > 0 else None
+        if not self._due:
+            return
+        if self._as_json:
+            tell_machine(
+                step=event.step, progress=event.progress, left_s=left_s,
+                loss=event.loss if isfinite(event.loss) else None, metric=self._metric,
+                samples_per_s=event.samples_per_s,
+            )  # fmt: skip
+        else:
+            metric = "" if self._metric is None else f"metric {self._metric:.4f}, "
+            click.echo(
+                f"step {event.step}, {event.progress:.0%}: loss {event.loss:.4f}, {metric}"
+                f"{event.samples_per_s:.1f} samples/s, {duration(left_s)} left",
+                err=True,
+            )
+
+
 class _Display:
     """Live progress: loss, metric, samples/s."""
 
@@ -133,6 +178,7 @@ class _Display:
         )
         self.task = self.progress.add_task("", total=1.0)
         self.metric = float("nan")
+        self.lines = _Lines(as_json=False)
 
     def __enter__(self) -> _Display:
         self.progress.start()
@@ -145,6 +191,8 @@ class _Display:
         """Show one event."""
         from tilepipe.train.events import Started, Stepped
 
+        if not self.console.is_terminal:
+            self.lines.show(event)
         if isinstance(event, Stepped):
             text = (
                 f"step {event.step}  loss {event.loss:.4f}  metric {self.metric:.4f}  "

@@ -10,13 +10,16 @@ import numpy as np
 from tilepipe.export.geojson import class_of
 from tilepipe.export.objects import iter_instances, iter_objects
 from tilepipe.spec import distinct_names
+from tilepipe.steps import Tell, ignore
 from tilepipe.store import Label, Store
 
 SIZE_BINS = 32
 """Bin k of a size histogram counts objects of 2**k up to 2**(k+1) - 1 level px."""
 
 
-def facts(store: Store, label: Label | str, *, objects: bool = True) -> dict[str, Any]:
+def facts(
+    store: Store, label: Label | str, *, objects: bool = True, tell: Tell = ignore
+) -> dict[str, Any]:
     """Areas, fractions, object sizes, plan and certificate of a label, as plain values.
 
     With ``objects`` the finest level is read once, a region at a time, and areas are what its
@@ -31,7 +34,7 @@ def facts(store: Store, label: Label | str, *, objects: bool = True) -> dict[str
     values = range(2) if instances else range(len(found.classes))
     counts = {value: _nothing() for value in values}
     if objects:
-        for one in (iter_instances if instances else iter_objects)(level):
+        for one in (iter_instances if instances else iter_objects)(level, tell=tell):
             # Every object of an instance mask is of one class, "object".
             value = 1 if instances else one.value
             _count(counts.setdefault(value, _nothing()), one.area_px)

@@ -16,6 +16,7 @@ from tilepipe.export.polygons import simplify
 from tilepipe.export.probability import ProbabilityOf
 from tilepipe.export.sink import text_sink
 from tilepipe.spec import LabelClass
+from tilepipe.steps import Tell, ignore
 from tilepipe.tiling import Shape
 
 ObjectType = Literal["annotation", "detection"]
@@ -34,6 +35,7 @@ def iter_features(
     instances: bool = False,
     probability: ProbabilityOf | None = None,
     region_px: int = 2048,
+    tell: Tell = ignore,
 ) -> Iterator[dict[str, Any]]:
     """Yield a GeoJSON feature per object; coordinates are level-0 px (x, y).
 
@@ -47,7 +49,9 @@ def iter_features(
     measurement of its mean.
     """
     objects = iter_instances if instances else iter_objects
-    for found in objects(level, outlines=True, region_px=region_px, probability=probability):
+    for found in objects(
+        level, outlines=True, region_px=region_px, probability=probability, tell=tell
+    ):
         if only is not None and found.value not in only:
             continue
         yield _feature(
@@ -133,6 +137,7 @@ def write_geojson(
     instances: bool = False,
     probability: ProbabilityOf | None = None,
     overwrite: bool = False,
+    tell: Tell = ignore,
 ) -> int:
     """Write a FeatureCollection (gzipped if ``path`` ends in .gz); returns the number of features.
 
@@ -154,6 +159,7 @@ def write_geojson(
             only=only,
             instances=instances,
             probability=probability,
+            tell=tell,
         ):
             file.write(",\n" if count else "\n")
             file.write(json.dumps(feature, separators=(",", ":"), ensure_ascii=False))

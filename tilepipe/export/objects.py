@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tilepipe.export.polygons import Polygon, merge_polygons, split_holes, trace_regions
 from tilepipe.export.probability import ProbabilityOf
 from tilepipe.export.runs import Regions, find_regions
+from tilepipe.steps import Count, Tell, ignore
 from tilepipe.tiling import Box, Shape
 
 
@@ -98,14 +99,16 @@ def iter_objects(
     region_px: int = 2048,
     within: Box | None = None,
     probability: ProbabilityOf | None = None,
+    tell: Tell = ignore,
 ) -> Iterator[MaskObject]:
     """Yield every 4-connected object of ``level`` once; the order is fixed for a region size.
 
     ``within`` limits the search to a box, as if the mask ended there. ``probability`` tells that
-    of a region's pixels, which is summed over each object.
+    of a region's pixels, which is summed over each object. ``tell`` hears of the regions read.
     """
     whole = Box.of_shape(level.shape) if within is None else within
     tracker = _Tracker(whole)
+    told = Count(tell, "objects", whole.area)
     for y0 in range(whole.y0, whole.y1, region_px):
         row = Box(y0, whole.x0, min(y0 + region_px, whole.y1), whole.x1)
         for box in row.split((region_px, region_px)):
@@ -114,6 +117,7 @@ def iter_objects(
             polygons = trace_regions(regions, box) if outlines else None
             weights = regions.sums_of(probability(box, mask)) if probability is not None else None
             yield from tracker.add(box, mask, regions, polygons, weights)
+            told.add(box.area)
         yield from tracker.end_row(last=row.y1 == whole.y1)
 
 
@@ -123,6 +127,7 @@ def iter_instances(
     outlines: bool = False,
     region_px: int = 2048,
     probability: ProbabilityOf | None = None,
+    tell: Tell = ignore,
 ) -> Iterator[MaskObject]:
     """Yield every object of an instance mask once: all pixels of one id, connected or not.
 
@@ -130,12 +135,19 @@ def iter_instances(
     several pieces wait in memory for their last one.
     """
     pieces: Counter[int] = Counter()
-    for one in iter_objects(level, region_px=region_px):
+
+    def tell_count(what: str, done: int, total: int) -> None:
+        del what
+        tell("pieces of objects", done, total)
+
+    for one in iter_objects(level, region_px=region_px, tell=tell_count):
         pieces[one.value] += 1
     missing = {value: count for value, count in pieces.items() if count > 1}
     del pieces
     begun: dict[int, MaskObject] = {}
-    for one in iter_objects(level, outlines=outlines, region_px=region_px, probability=probability):
+    for one in iter_objects(
+        level, outlines=outlines, region_px=region_px, probability=probability, tell=tell
+    ):
         if one.value not in missing:
             yield one
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from tilepipe.errors import ExportError
 from tilepipe.export.sink import whole_path
 from tilepipe.spec import LabelClass
+from tilepipe.steps import Count, Tell, ignore
 from tilepipe.store import Level, Store
 from tilepipe.tiling import Box
 
@@ -31,6 +33,7 @@ def write_ome_tiff(
     label: str | None = None,
     compression: Compression = "deflate",
     overwrite: bool = False,
+    tell: Tell = ignore,
 ) -> int:
     """Write the label ``label``, or the image where it is None; returns the number of levels.
 
@@ -67,13 +70,14 @@ def write_ome_tiff(
         options |= {"photometric": "palette", "colormap": palette(classes)}
     dtype = np.dtype(_NARROWED.get(levels[0].dtype.name, levels[0].dtype))
     planes = 0 if rgb or label is not None else store.channels
+    told = Count(tell, "levels", max(1, planes) * sum(prod(level.shape) for level in levels))
     with whole_path(path, overwrite=overwrite) as part:
         with tifffile.TiffWriter(part, bigtiff=True, byteorder="<", ome=True) as tiff:
             for index, level in enumerate(levels):
                 lead, last = ((planes,) if planes else ()), ((3,) if rgb else ())
                 first = index == 0
                 tiff.write(
-                    _tiles(level, rgb=rgb, planes=planes, dtype=dtype),
+                    _tiles(level, rgb=rgb, planes=planes, dtype=dtype, told=told),
                     shape=(*lead, *level.shape, *last),
                     dtype=dtype,
                     subifds=len(levels) - 1 if first else None,
@@ -103,7 +107,9 @@ def _chain_levels(path: Path) -> None:
             file.write(struct.pack("<Q", following))
 
 
-def _tiles(level: Level, *, rgb: bool, planes: int, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+def _tiles(
+    level: Level, *, rgb: bool, planes: int, dtype: np.dtype[Any], told: Count
+) -> Iterator[NDArray[Any]]:
     """Tiles in file order, filled up to the full size with 0 at the far borders."""
     whole = Box.of_shape(level.shape)
     for plane in range(max(planes, 1)):
@@ -117,6 +123,7 @@ def _tiles(level: Level, *, rgb: bool, planes: int, dtype: np.dtype[Any]) -> Ite
                 filled = np.zeros((TILE_PX, TILE_PX, *pixels.shape[2:]), dtype=pixels.dtype)
                 filled[: box.shape[0], : box.shape[1]] = pixels
                 pixels = filled
+            told.add(box.area)  # nobody comes back after the last one
             yield np.ascontiguousarray(pixels)
 
 

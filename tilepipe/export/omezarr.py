@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, Literal
 
 from numpy.typing import NDArray
 
 from tilepipe.errors import ExportError
+from tilepipe.steps import Count, Tell, ignore
 from tilepipe.store import (
     EXPORTED,
     Label,
@@ -37,6 +39,7 @@ def copy_store(
     ome_zarr: Literal["0.5", "0.4"] = "0.4",
     labels: Sequence[str] | None = None,
     overwrite: bool = False,
+    tell: Tell = ignore,
 ) -> int:
     """Copy image and labels (None: all) to a new store; returns the number of units written.
 
@@ -79,7 +82,7 @@ def copy_store(
     if store.has_image:
         theirs = [store.image(index) for index in range(store.n_levels)]
         mine = [target.image(index) for index in range(target.n_levels)]
-        units += _copy_pyramid(theirs, mine, reduce_image)
+        units += _copy_pyramid(theirs, mine, reduce_image, tell, "image")
     for label in found:
         made = target.create_label(
             label.name,
@@ -89,9 +92,12 @@ def copy_store(
             dtype=str(label.level(0).dtype),
             probabilities=label.probabilities is not None,
         )
-        units += _copy_pyramid(_levels(label), _levels(made), reduce_label)
+        units += _copy_pyramid(_levels(label), _levels(made), reduce_label, tell, label.what)
         if label.probabilities is not None and made.probabilities is not None:
-            _copy_pyramid(_levels(label.probabilities), _levels(made.probabilities), reduce_image)
+            beside = label.probabilities
+            _copy_pyramid(
+                _levels(beside), _levels(made.probabilities), reduce_image, tell, beside.what
+            )
         made.write_record(_of_the_copy(label.read_record(), origin))
     target.write_record(_of_the_copy(store.record, origin))
     return units
@@ -143,8 +149,11 @@ def _levels(pyramid: Beside) -> list[Level]:
     return [pyramid.level(index) for index in range(pyramid.n_levels)]
 
 
-def _copy_pyramid(sources: Sequence[Level], targets: Sequence[Level], reduce: Reduce) -> int:
+def _copy_pyramid(
+    sources: Sequence[Level], targets: Sequence[Level], reduce: Reduce, tell: Tell, what: str
+) -> int:
     """Copy the levels that are of one size and place; make the others from the finer one."""
+    told = Count(tell, what, sum(prod(target.shape) for target in targets))
     for index, target in enumerate(targets):
         place = target.shape, target.downsample
         same = next((one for one in sources if (one.shape, one.downsample) == place), None)
@@ -156,6 +165,7 @@ def _copy_pyramid(sources: Sequence[Level], targets: Sequence[Level], reduce: Re
                 below = unit.box.enlarged(2).intersect(Box.of_shape(finer.shape))
                 pixels = reduce(finer.read(below))
             target.write_unit(unit, pixels)
+            told.add(unit.box.area)
     return sum(len(target.grid) for target in targets)
 
 

@@ -15,6 +15,7 @@ from tilepipe.export.figures import facts
 from tilepipe.export.image import UInt8, render_view, to_png
 from tilepipe.export.page import Entry, count, marked, number, percent, shown, terms, text
 from tilepipe.export.sink import text_sink
+from tilepipe.steps import Tell, ignore
 from tilepipe.store import Label, Store
 
 _PICTURE_PX = 1400
@@ -22,7 +23,12 @@ _DETAIL_PX = 320
 
 
 def write_report(
-    path: Path, store: Store, *, labels: Sequence[str] | None = None, overwrite: bool = False
+    path: Path,
+    store: Store,
+    *,
+    labels: Sequence[str] | None = None,
+    overwrite: bool = False,
+    tell: Tell = ignore,
 ) -> list[dict[str, Any]]:
     """Write the page; returns the facts of each label in it. Raises ExportError."""
     names = store.labels if labels is None else tuple(labels)
@@ -42,7 +48,7 @@ def write_report(
             f"<header><h1>{text(title)}</h1>{_slide_line(store)}</header>\n"
         )
         for name in names:
-            known = facts(store, name)
+            known = facts(store, name, tell=tell)
             told.append(known)
             file.write(_label_section(store, known))
         file.write("<footer>tilepipe report</footer>\n</main></body></html>\n")

@@ -11,6 +11,7 @@ from tilepipe.export.objects import MaskLevel, iter_instances, iter_objects
 from tilepipe.export.probability import ProbabilityOf
 from tilepipe.export.sink import text_sink
 from tilepipe.spec import LabelClass
+from tilepipe.steps import Tell, ignore
 from tilepipe.tiling import Box, Shape
 
 OBJECT_COLUMNS = (
@@ -43,6 +44,7 @@ def write_csv(
     instances: bool = False,
     probability: ProbabilityOf | None = None,
     overwrite: bool = False,
+    tell: Tell = ignore,
 ) -> tuple[int, Path]:
     """Write the objects to ``path`` and the class totals beside it (``NAME.totals.csv``).
 
@@ -64,7 +66,7 @@ def write_csv(
         table = csv.writer(file, lineterminator="\n")
         table.writerow((*OBJECT_COLUMNS, PROBABILITY_COLUMN) if probability else OBJECT_COLUMNS)
         for found in (iter_instances if instances else iter_objects)(
-            level, probability=probability
+            level, probability=probability, tell=tell
         ):
             if only is not None and found.value not in only:
                 continue

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from tilepipe.errors import StoreError, VerifyError
-from tilepipe.infer.checks import Tell, check_levels, check_slide, slide_of
+from tilepipe.infer.checks import check_levels, check_slide, slide_of
 from tilepipe.infer.origin import model_of, reader_of, settings_of
-from tilepipe.infer.recompute import Comparison, compare_place, computed_px, places
+from tilepipe.infer.recompute import SAMPLE_PX, Comparison, compare_place, computed_px, places
 from tilepipe.infer.settings import Settings
 from tilepipe.models import Model
 from tilepipe.slide import Read
+from tilepipe.steps import Tell, ignore
 from tilepipe.store import Journal, Label, Store, open_store
 
 REDUCED_FLIPS = 0.01
@@ -75,7 +76,7 @@ def verify(
     samples: int = SAMPLES,
     slide: str | None = None,
     weights: str | None = None,
-    on_progress: Tell | None = None,
+    tell: Tell = ignore,
 ) -> Certificate:
     """Verify one label of a store (``label`` may be left out where there is only one).
 
@@ -86,11 +87,10 @@ def verify(
     fp16 within 2/255 on average of a place, as single pixels may be anywhere. The certificate is
     stored beside the label.
 
-    ``slide`` and ``weights`` say where they are now, if they moved.
+    ``slide`` and ``weights`` say where they are now, if they moved. ``tell`` hears how far it is.
 
     Raises VerifyError with the first wrong box, or where there is nothing finished to verify.
     """
-    tell = on_progress or (lambda *_: None)
     started_s = time.perf_counter()
     store = open_store(location)
     name = label or _only_label(store)
@@ -269,7 +269,7 @@ def _compare(
                     probabilities=kept,
                 )
             )
-        tell("places", len(found), samples)
+        tell("computed again", len(found) * SAMPLE_PX**2, samples * SAMPLE_PX**2)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import MismatchError, StoreError, TilepipeError, VerifyError
 from tilepipe.slide import Slide, open_slide
+from tilepipe.steps import Count, Tell
 from tilepipe.store import (
     Journal,
     Label,
@@ -22,9 +24,6 @@ from tilepipe.store import (
     reduce_label,
 )
 from tilepipe.tiling import Box
-
-Tell = Callable[[str, int, int], None]
-"""Told (what, done, total) as units are checked."""
 
 
 def check_levels(
@@ -50,11 +49,12 @@ def check_levels(
     if isinstance(pyramid, Label) and pyramid.classes and pyramid.level(0).dtype == np.uint8:
         highest = len(pyramid.classes) - 1
     checked = 0
+    told = Count(tell, what, sum(prod(source(index).shape) for index in range(count)))
     for index in range(count):
         level = source(index)
         recorded = _recorded(journal, stages[min(index, 1)], index, what)
         grid = level.grid
-        for number, unit in enumerate(grid):
+        for unit in grid:
             where = f"{what} level {index}, {unit.box}"
             pixels = _read(level, unit.box, where)
             if journal is not None:
@@ -83,7 +83,7 @@ def check_levels(
                 fresh = reduce(_read(fine, under, f"{what} level {index - 1}, {under}"))
                 _same(store, fresh, pixels, unit.box, f"{what} level {index}", "the level below")
             checked += 1
-            tell(f"{what} level {index}", number + 1, len(grid))
+            told.add(unit.box.area)
     return checked
 
 
@@ -160,11 +160,12 @@ def check_slide(store: Store, slide: Slide, *, tell: Tell) -> int:
     """Compare image level 0 with the slide, pixel by pixel; returns the units compared."""
     level = store.image(0)
     grid = level.grid
-    for number, unit in enumerate(grid):
+    told = Count(tell, "the slide", prod(level.shape))
+    for unit in grid:
         where = f"image level 0, {unit.box}"
         expected = slide.read(unit.box)
         _same(
             store, expected, _read(level, unit.box, where), unit.box, "image level 0", "the slide"
         )
-        tell("slide", number + 1, len(grid))
+        told.add(unit.box.area)
     return len(grid)

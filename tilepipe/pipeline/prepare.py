@@ -83,7 +83,7 @@ def prepare(
         spec = spec.replace(in_place=False)  # nothing is copied, and there is no slide to read
     for note in source.notes:
         on_event(Note(source.name, note))
-    tissue = look_for_tissue(source.image, source.output, spec) if segment else None
+    tissue = look_for_tissue(source, spec, on_event) if segment else None
     chosen = choose(source, spec, on_event) if segment else None
     if source.store is None and spec.in_place and chosen is None:
         raise PlanError("--in-place copies no image: there is nothing to ingest")

@@ -14,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from tilepipe.errors import SlideError, StoreError
-from tilepipe.slide import TissueMask, tissue_mask
+from tilepipe.pipeline.events import Note, OnEvent
+from tilepipe.pipeline.source import Source
+from tilepipe.slide import TissueMask, tissue_level, tissue_mask
 from tilepipe.slide.tissue import Image
 from tilepipe.spec import JobSpec
 from tilepipe.store import TISSUE, Store, open_files
@@ -22,6 +24,8 @@ from tilepipe.tiling import Box, Shape, TilePlan
 
 _MOST_BYTES = 64 << 20
 _LEAST_SHARE = 0.25
+_MANY_PX = 1 << 28
+"""They take a second or more to be looked through for tissue."""
 Find = Callable[[], TissueMask]
 
 
@@ -42,7 +46,7 @@ def asked_tissue(spec: JobSpec) -> str:
         raise SlideError(f"{spec.tissue}: not a mask image: {error.strerror or error}") from error
 
 
-def look_for_tissue(slide: Image, output: str, spec: JobSpec) -> Find | None:
+def look_for_tissue(source: Source, spec: JobSpec, on_event: OnEvent) -> Find | None:
     """Start to look for tissue beside other work, unless the output has a mask already.
 
     Returns what waits for the mask, and raises SlideError if a mask image cannot be used; None if
@@ -50,11 +54,16 @@ def look_for_tissue(slide: Image, output: str, spec: JobSpec) -> Find | None:
     """
     if spec.tissue == "off":
         return None
+    slide = source.image
     given = given_tissue(slide.levels[0].shape, spec)
     if given is not None:
         return lambda: given
-    if any(True for _ in open_files(output).entries(TISSUE)):
+    if any(True for _ in open_files(source.output).entries(TISSUE)):
         return lambda: _find(slide)
+    height, width = slide.levels[tissue_level(slide)].shape
+    if slide.rgb and height * width >= _MANY_PX:
+        text = f"no coarse level to look for tissue in: {width} x {height} px are read for it first"
+        on_event(Note(source.name, text))
     found: Future[TissueMask] = Future()
 
     def look() -> None:

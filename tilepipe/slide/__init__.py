@@ -2,7 +2,7 @@
 
 from tilepipe.slide.open import open_slide
 from tilepipe.slide.spread import Read, spread
-from tilepipe.slide.tissue import TissueMask, tissue_mask
+from tilepipe.slide.tissue import TissueMask, tissue_level, tissue_mask
 from tilepipe.slide.types import DamagedTile, LevelInfo, OnDamage, Slide
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "TissueMask",
     "open_slide",
     "spread",
+    "tissue_level",
     "tissue_mask",
 ]

@@ -157,6 +157,12 @@ def _not_0(image: PillowImage) -> NDArray[np.bool_]:
     return np.asarray((np.nan_to_num(colours) != 0).any(axis=-1))
 
 
+def tissue_level(slide: Image) -> int:
+    """Return the level that tissue is looked for in: the coarsest of at least 1024 px a side."""
+    sides = [max(level.shape) for level in slide.levels]
+    return max((k for k, side in enumerate(sides) if side >= _WANTED_PX), default=0)
+
+
 def tissue_mask(slide: Image) -> TissueMask | None:
     """Find tissue on a bright-field slide; None where there is no glass to tell it from.
 
@@ -165,9 +171,7 @@ def tissue_mask(slide: Image) -> TissueMask | None:
     """
     if not slide.rgb or slide.dtype != np.uint8:
         return None
-    number = max(
-        (k for k, level in enumerate(slide.levels) if max(level.shape) >= _WANTED_PX), default=0
-    )
+    number = tissue_level(slide)
     coarse, factor = _coarse(slide, number)
     value = coarse.max(0).astype(np.float32)
     saturation = (value - coarse.min(0)) / np.maximum(value, 1.0)

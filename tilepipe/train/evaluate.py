@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError, TrainError
 from tilepipe.spec import distinct_names
+from tilepipe.steps import Count, Tell, ignore
 from tilepipe.tiling import Box, Shape
 from tilepipe.train.cells import THRESHOLDS, match
 from tilepipe.train.em import rand_error_of, warping_error
@@ -157,6 +158,7 @@ def evaluate(
     truth_kind: Kind = "auto",
     border: int | None = None,
     box_px: int = 2048,
+    tell: Tell = ignore,
 ) -> Evaluation:
     """Compare two label images.
 
@@ -171,6 +173,8 @@ def evaluate(
         Class of ``predicted`` that separates cells: they are then made by ``separate``.
     box_px
         Side of what is read at once.
+    tell
+        Hears how much is compared.
 
     Raises TrainError where the two cannot be compared.
     """
@@ -196,6 +200,7 @@ def evaluate(
     cells = None if border is None else separate(predicted.read(whole), border=border)
     n_classes = 256 if by_class else 2
     counts = np.zeros((n_classes, n_classes), np.int64)
+    told = Count(tell, "compared", area)
     for box in whole.split((box_px, box_px)):
         mine, theirs = predicted.read(box), truth.read(box)
         if by_class:
@@ -205,6 +210,7 @@ def evaluate(
         else:
             counts += confusion(mine != 0, theirs != 0, 2)
         counter.add(mine if cells is None else cells[box.slices], theirs, box)
+        told.add(box.area)
     overlap = counter.result()
     found = match(
         overlap.predicted, overlap.truth, {key: n for key, n in overlap.shared.items() if key[1]}
