@@ -60,6 +60,31 @@ def test_glass_is_skipped_and_tissue_is_what_it_was(slide, everywhere, tmp_path,
     assert not mask[:, EDGE + 450 :].any()
 
 
+def test_the_bill_counts_what_is_to_be_computed(slide, tmp_path, monkeypatch):
+    def bill(tissue):
+        result = CliRunner().invoke(
+            main,
+            ["run", str(slide), "-o", str(tmp_path / "o.zarr"), *OPTIONS, "--tissue", tissue,
+             "--dry-run", "--json"],
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        return json.loads(result.output)
+
+    whole, found = bill("off"), bill("auto")
+    assert whole["computed_share"] == 1.0
+    # Tissue is 0.275 of the slide.
+    assert 0.2 < found["computed_share"] < 0.4
+    assert any("tissue on" in note for note in found["notes"])
+    nothing = Image.fromarray(np.zeros((120, 120), np.uint8))
+    nothing.save(tmp_path / "none.png")
+    assert bill(str(tmp_path / "none.png"))["computed_share"] == 0.0
+    monkeypatch.setattr("tilepipe.pipeline.tissue._MANY_PX", SIDE * SIDE)
+    told = bill("auto")
+    assert told["computed_share"] == 1.0
+    assert any("all counts as tissue" in note for note in told["notes"])
+    assert not (tmp_path / "o.zarr").exists()
+
+
 def test_a_mask_image_says_where(slide, everywhere, tmp_path):
     wanted = np.zeros((120, 120), np.uint8)
     wanted[:40] = 255

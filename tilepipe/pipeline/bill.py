@@ -14,7 +14,7 @@ from tilepipe.pipeline.events import Event, Note, Warned
 from tilepipe.pipeline.lanes import lanes_of, processes_of, recent_bytes, slack_bytes, waiting_bytes
 from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import Source, open_source
-from tilepipe.pipeline.tissue import given_tissue
+from tilepipe.pipeline.tissue import forecast_tissue, tissue_share
 from tilepipe.tiling import Box
 
 PROCESS_BYTES = 330_000_000
@@ -41,7 +41,12 @@ def bill(request: Request) -> dict[str, Any]:
     source = open_source(request.slide, request.output, spec)
     for note in source.notes:
         listen(Note(source.name, note))
-    given_tissue(source.extents[0], spec)  # one that cannot be used fails here as it would later
+    # A mask image that cannot be used fails here, as it would later.
+    mask = forecast_tissue(source, spec)
+    if mask is not None:
+        listen(Note(source.name, mask.note))
+    elif spec.tissue != "off":
+        notes.append("warning: where there is tissue takes long to find: all counts as tissue here")
     chosen = choose(source, spec, listen)
     from tilepipe.infer import cores, estimate_memory, estimate_seconds
     from tilepipe.infer.backends import device_here
@@ -80,7 +85,12 @@ def bill(request: Request) -> dict[str, Any]:
     ram = workers * each + (PROCESS_BYTES if workers > 1 else 0)
     ratio, copy_s = _copying(source) if copied else (0.0, 0.0)
     pyramid_px = sum(height * width for height, width in extents)
-    network_s = tile_s * sum(plan.n_tiles(unit.box) for unit in plan.grid) / workers
+    tiles = sum(plan.n_tiles(unit.box) for unit in plan.grid)
+    computed = float(tiles)
+    if mask is not None:
+        share = tissue_share(mask, plan=plan, downsample=source.downsample(chosen.level))
+        computed = sum(plan.n_tiles(unit.box) * share(unit.box) for unit in plan.grid)
+    network_s = tile_s * computed / workers
     # Lanes and the network share the processor; on a GPU the slower of the two decides.
     copying_s = copy_s * pyramid_px / cores()
     on_cpu = chosen.settings.device == "cpu"
@@ -100,7 +110,8 @@ def bill(request: Request) -> dict[str, Any]:
         "plan": plan.to_json(),
         "settings": {k: v for k, v in chosen.settings.to_json().items() if k != "plan"},
         "units": len(plan.grid),
-        "tiles": sum(plan.n_tiles(unit.box) for unit in plan.grid),
+        "tiles": tiles,
+        "computed_share": round(computed / tiles, 4),
         "halo_overhead": round(plan.halo_overhead, 4),
         "unit_px": unit_px,
         "ram_bytes": int(ram),

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 
 from tilepipe.errors import SlideError, StoreError
@@ -61,7 +62,7 @@ def look_for_tissue(source: Source, spec: JobSpec, on_event: OnEvent) -> Find | 
     if any(True for _ in open_files(source.output).entries(TISSUE)):
         return lambda: _find(slide)
     height, width = slide.levels[tissue_level(slide)].shape
-    if slide.rgb and height * width >= _MANY_PX:
+    if _takes_long(slide):
         text = f"no coarse level to look for tissue in: {width} x {height} px are read for it first"
         on_event(Note(source.name, text))
     found: Future[TissueMask] = Future()
@@ -75,6 +76,19 @@ def look_for_tissue(source: Source, spec: JobSpec, on_event: OnEvent) -> Find | 
     # A daemon: a mistake in the settings ends the command at once.
     threading.Thread(target=look, name="tilepipe-tissue", daemon=True).start()
     return found.result
+
+
+def forecast_tissue(source: Source, spec: JobSpec) -> TissueMask | None:
+    """Return the mask that a job will have; None if it skips nothing, or looking takes long."""
+    if spec.tissue == "off":
+        return None
+    image = source.image
+    given = given_tissue(image.levels[0].shape, spec)
+    return given or (None if _takes_long(image) else _find(image))
+
+
+def _takes_long(slide: Image) -> bool:
+    return slide.rgb and prod(slide.levels[tissue_level(slide)].shape) >= _MANY_PX
 
 
 def _find(slide: Image) -> TissueMask:
