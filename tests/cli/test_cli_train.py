@@ -147,6 +147,39 @@ def test_evaluate_images(folders):
     assert call("evaluate", folders / "p.png", folders / "t.png", "--quiet").output == ""
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_evaluate_takes_255_for_the_foreground_of_a_mask_of_two_values(folders, first):
+    ids = np.zeros((30, 40), np.uint8)
+    ids[5:20, 5:25] = 1
+    Image.fromarray(ids).save(folders / "ids.png")
+    Image.fromarray(np.roll(ids, 4, axis=1) * 255).save(folders / "white.png")
+    pair = ("white.png", "ids.png") if first else ("ids.png", "white.png")
+    found = call("evaluate", *(folders / name for name in pair), "--json")
+    values = json.loads(found.stdout)
+    assert list(values["classes"]) == ["class 0", "class 1"]
+    assert values["classes"]["class 1"] == values["foreground"]
+    assert values["classes"]["class 1"]["dice"] == pytest.approx(0.8)
+    assert values["pixel_error"] == pytest.approx(120 / 1200)
+    assert "white.png: a mask of 0 and 255; 255 is counted as class 1" in found.stderr
+    assert values["notes"] == [found.stderr.removeprefix("Note: ").rstrip()]
+    assert call("evaluate", *(folders / name for name in pair), "--quiet").output == ""
+
+
+def test_evaluate_says_where_no_class_is_in_both(folders):
+    ids = np.zeros((30, 40), np.uint8)
+    ids[5:20, 5:25], ids[5:9, 5:9] = 1, 2
+    Image.fromarray(ids).save(folders / "t.png")
+    for value in (255, 3):
+        Image.fromarray((ids > 0).astype(np.uint8) * value).save(folders / "p.png")
+        found = call("evaluate", folders / "p.png", folders / "t.png", "--json")
+        assert json.loads(found.stdout)["classes"]["class 1"]["dice"] == 0
+        assert f"p.png holds classes {value} and " in found.stderr
+        assert "t.png holds 1, 2: none but 0 is in both" in found.stderr
+    for same in (ids * 0, ids, (ids > 0).astype(np.uint8)):
+        Image.fromarray(same).save(folders / "p.png")
+        assert call("evaluate", folders / "p.png", folders / "t.png", "--json").stderr == ""
+
+
 def test_evaluate_classes_against_instances_with_a_border(folders):
     cells = np.zeros((40, 40), np.uint16)
     cells[5:20, 5:15], cells[5:20, 15:25] = 1, 2

@@ -52,6 +52,8 @@ def command(as_json: bool, quiet: bool, **settings: Any) -> None:
             border=settings["border"],
             tell=steps,
         )
+    for note in () if quiet else result.notes:
+        click.echo(f"Note: {note}", err=True)
     if as_json:
         click.echo(json.dumps(result.to_json()))
     elif not quiet:

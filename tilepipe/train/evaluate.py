@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tilepipe.store import Label, Store
 
 Kind = Literal["auto", "classes", "instances"]
+_WHITE = 255
+"""What many programs write for the foreground of a mask."""
 IN_MEMORY_PX = 64 << 20
 """Warping error and border separation look at whole images up to this size."""
 
@@ -76,6 +78,8 @@ class Evaluation:
     mean_ap: float
     objects_truth: int
     objects_predicted: int
+    notes: tuple[str, ...] = ()
+    """What was made of the ids, or is odd about them."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; NaN becomes null."""
@@ -211,6 +215,7 @@ def evaluate(
             counts += confusion(mine != 0, theirs != 0, 2)
         counter.add(mine if cells is None else cells[box.slices], theirs, box)
         told.add(box.area)
+    counts, notes = _alike(counts, predicted, truth) if by_class else (counts, ())
     overlap = counter.result()
     found = match(
         overlap.predicted, overlap.truth, {key: n for key, n in overlap.shared.items() if key[1]}
@@ -231,6 +236,35 @@ def evaluate(
         mean_ap=found.mean_ap,
         objects_truth=found.truth,
         objects_predicted=found.predicted,
+        notes=notes,
+    )
+
+
+def _alike(
+    counts: NDArray[np.int64], predicted: LabelImage, truth: LabelImage
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Count 255 as class 1 where one side is a 0/255 mask and the other holds 0 and 1.
+
+    As they are, such two never agree but on the background; any others that do not are noted.
+    """
+    ids = [{int(k) for k in np.flatnonzero(counts.sum(axis=axis)) if k} for axis in (0, 1)]
+    if not ids[0] or not ids[1] or ids[0] & ids[1]:
+        return counts, ()
+    sources = predicted.source, truth.source
+    for side, source in enumerate(sources):
+        if ids[side] == {_WHITE} and ids[1 - side] == {1}:
+            merged = counts.copy()
+            ours = merged if side else merged.T  # row = truth
+            ours[1] += ours[_WHITE]
+            ours[_WHITE] = 0
+            return merged, (
+                f"{source}: a mask of 0 and {_WHITE}; {_WHITE} is counted as class 1, which is "
+                f"what {sources[1 - side]} holds",
+            )
+    held = [", ".join(map(str, sorted(found))) for found in ids]
+    return counts, (
+        f"{sources[0]} holds classes {held[0]} and {sources[1]} holds {held[1]}: none but 0 is in "
+        "both, so the scores of each are 0; renumber one of them if they mean the same",
     )
 
 
