@@ -200,6 +200,37 @@ def test_state_of_another_training_is_refused(folders):
         train(spec_of(folders), resume=True)
 
 
+def test_a_state_of_other_kinds_is_refused(folders):
+    kinds = folders / "kinds.csv"
+    kinds.write_text("id,kind\n0,dark\n1,dark\n2,bright\n3,bright\n")
+    spec = spec_of(folders, kinds=kinds, kind_weights={"dark": 3.0}, val_share=0.0)
+    with pytest.raises(Killed):
+        train(spec, on_event=kill_after(3))
+    kinds.write_text("id,kind\n0,dark\n1,bright\n2,dark\n3,bright\n")
+    with pytest.raises(TrainError, match="other settings or data"):
+        train(spec, resume=True)
+    # A file that says the same otherwise, elsewhere, is the same.
+    again = folders / "again.csv"
+    again.write_text("kind,id\nbright,3\nbright,2\ndark,1\ndark,0\nother,none\n")
+    started = []
+    train(spec.model_copy(update={"kinds": again}), resume=True, on_event=started.append)
+    assert started[0].resumed_step > 0
+
+
+def test_a_state_of_another_split_is_refused(folders):
+    """An image that was learnt from would be chosen by."""
+    for part in ("img", "lab"):
+        (folders / f"val-{part}").mkdir()
+        (folders / part / "4.png").rename(folders / f"val-{part}" / "4.png")
+    spec = spec_of(folders, val=folders / "val-img", val_labels=folders / "val-lab")
+    with pytest.raises(Killed):
+        train(spec, on_event=kill_after(3))
+    for part in ("img", "lab"):
+        (folders / part / "3.png").rename(folders / f"val-{part}" / "3.png")
+    with pytest.raises(TrainError, match="other settings or data"):
+        train(spec, resume=True)
+
+
 def test_nothing_is_trained_over_unless_asked_for(folders):
     spec = spec_of(folders)
     with pytest.raises(Killed):

@@ -127,7 +127,9 @@ class Training:
         self.counters = Counters()
         self.state_path = state_path(spec)
         self.log = TrainLog(log_path(spec))
-        self.fingerprint = fingerprint_of(spec, self.data_hash)
+        self.fingerprint = fingerprint_of(
+            spec, self.data_hash, training=training, validation=self.validation
+        )
         if resume:
             self._resume()
         else:

@@ -177,10 +177,17 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def fingerprint_of(spec: TrainSpec, data: str) -> str:
-    """Hash what shapes the trajectory: settings and data, not where files lie."""
+def fingerprint_of(
+    spec: TrainSpec, data: str, *, training: Sequence[Pair], validation: Sequence[Pair]
+) -> str:
+    """Hash what shapes the trajectory: settings and data, not where files lie.
+
+    Of data also who is learnt from and who is chosen by, and of which kind each is: kinds decide
+    how often an image is drawn, how images are split and what the metric is the mean of.
+    """
     values = spec.to_json()
     for key in ("images", "labels", "out", "val", "val_labels", "save_every_s", "kinds", "exclude"):
         values.pop(key)
-    text = json.dumps({"settings": values, "data": data}, sort_keys=True)
+    roles = [[[pair.name, pair.kind] for pair in pairs] for pairs in (training, validation)]
+    text = json.dumps({"settings": values, "data": data, "roles": roles}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
