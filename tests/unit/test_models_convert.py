@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from tilepipe.errors import CheckpointError, ModelError, SpecError
-from tilepipe.models import Normalisation, build, load_model
-from tilepipe.models.checkpoint import weights_of
+from tilepipe.models import Normalisation, build, load_model, locality_of, save_checkpoint
+from tilepipe.models.checkpoint import read_header, weights_of
 from tilepipe.models.convert import KeyMap, convert
 from tilepipe.models.pickles import read_pickle
+from tilepipe.spec import LabelClass
 
 
 @pytest.fixture
@@ -149,6 +150,37 @@ def test_the_map_says_what_the_weights_cannot(tmp_path, net):
     assert [entry.name for entry in model.classes] == ["sky", "ground"]
     assert model.mpp == 0.25
     assert model.normalisation.mean == (0.5,)
+
+
+def test_what_weights_say_of_themselves_is_kept(tmp_path, net):
+    path, again = tmp_path / "in.safetensors", tmp_path / "again.safetensors"
+    sky, ground = ("sky", (1, 2, 3, 255)), ("ground", (4, 5, 6, 255))
+    classes = [LabelClass(name=name, color=color) for name, color in (sky, ground)]
+    save_checkpoint(
+        path, net, name="unet-same", arguments={"base": 2}, classes=classes, mpp=0.25,
+        normalisation=Normalisation("mean-std", (0.5,), (0.2,)), extra={"step": 7},
+        locality=locality_of("unet-same", {"base": 2}),
+    )  # fmt: skip
+    convert(path, again, model="unet-same")
+    before, after = read_header(path), read_header(again)
+    assert after.pop("extra") == {**before.pop("extra"), "converted_from": "in.safetensors"}
+    assert after == before
+    assert load_model(again).sha256 == load_model(path).sha256
+    rules = toml(tmp_path, 'class_names = ["low", "high"]\nmpp = 0.75\nmean = [0]\nstd = [1]')
+    convert(path, again, model="unet-same", key_map=rules, mpp=0.5)
+    changed = load_model(again)
+    assert [entry.name for entry in changed.classes] == ["low", "high"]
+    assert changed.classes[0].color == (1, 2, 3, 255)
+    assert changed.normalisation == Normalisation("mean-std", (0,), (1,))
+    assert changed.mpp == 0.5
+
+
+def test_weights_whose_header_cannot_be_read_are_refused(tmp_path, net):
+    """What they say of themselves would be lost."""
+    path = tmp_path / "in.safetensors"
+    save_file(weights_of(net), str(path), metadata={"tilepipe": '{"version": 2}'})
+    with pytest.raises(CheckpointError, match="header has version 2"):
+        convert(path, tmp_path / "out.safetensors", model="unet-same")
 
 
 def test_the_input_is_not_written_over(tmp_path, net):

@@ -33,8 +33,8 @@ def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--model", required=True, help="Architecture, see `tilepipe models`.")
 @click.option("--map", "map_file", type=click.Path(path_type=Path), help="Key map, TOML.")
-@click.option("--in-channels", type=click.IntRange(1, 1024), help="Channels (default 3).")
-@click.option("--classes", type=click.IntRange(1, 255), help="Logits; 1 is a sigmoid (default 2).")
+@click.option("--in-channels", type=click.IntRange(1, 1024), help="Channels (default IN's or 3).")
+@click.option("--classes", type=click.IntRange(1, 255), help="Logits; 1 is a sigmoid (default IN's or 2).")
 @click.option("--base", type=click.IntRange(1, 1024), help="Channels of the first level.")
 @click.option("--option", "pairs", multiple=True, metavar="KEY=VALUE", help="Of the architecture.")
 @click.option("--mpp", type=float, help="µm/px of the training images.")
@@ -62,7 +62,9 @@ def command(
 ) -> None:
     """Turn IN (.pth, .pt or .safetensors state dict) into weights OUT (.safetensors).
 
-    Nothing in IN is executed; a file that would is refused and what it calls is named.
+    Nothing in IN is executed; a file that would is refused and what it calls is named. Of weights
+    that are tilepipe's already, classes, normalisation, µm/px and options are kept where neither an
+    option nor the map says otherwise.
 
     \b
     The map file renames keys and may say what the weights cannot:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tilepipe.errors import CheckpointError, ModelError
-from tilepipe.models.header import Header, normalisation_json
+from tilepipe.models.header import KEY, Header, normalisation_json
 from tilepipe.models.locality import Locality
 from tilepipe.models.net import Net
 from tilepipe.models.normalisation import Normalisation
@@ -122,6 +122,13 @@ def open_header(path: str | Path) -> Header:
     """Read what a checkpoint says about itself, without its tensors."""
     with _opened(path) as file:
         return Header.from_metadata(file.metadata(), source=str(path))
+
+
+def find_header(path: str | Path) -> Header | None:
+    """Read a safetensors file's header if it has one: None of another program's weights."""
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        return Header.from_metadata(metadata, source=str(path)) if KEY in metadata else None
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

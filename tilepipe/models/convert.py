@@ -16,10 +16,12 @@ from tilepipe.models.checkpoint import (
     as_float32,
     describe_mismatch,
     fill,
+    find_header,
     read_tensors,
     save_checkpoint,
     wanted_shapes,
 )
+from tilepipe.models.header import Header, normalisation_of
 from tilepipe.models.locality import check_halo
 from tilepipe.models.model import locality_of
 from tilepipe.models.normalisation import Normalisation
@@ -109,9 +111,13 @@ class KeyMap(BaseModel):
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a ``.safetensors``, ``.pt`` or ``.pth`` file, as they are."""
-    if path.suffix.lower() == ".safetensors":
+    if _is_safetensors(path):
         return read_tensors(path)
     return read_pickle(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix.lower() == ".safetensors"
 
 
 def convert(
@@ -129,7 +135,8 @@ def convert(
 ) -> dict[str, Any]:
     """Write ``source``'s weights as a checkpoint of architecture ``model``; return its facts.
 
-    What is given here wins over the map file. Warns with both numbers if the map declares a halo
+    What is given here wins over the map file, and that over the header of weights that are
+    tilepipe's already. Warns with both numbers if the map declares a halo
     that is too small. Raises CheckpointError with both sides' unmatched
     keys and shapes if the weights do not fit.
     """
@@ -139,9 +146,12 @@ def convert(
             "another OUT"
         )
     rules = key_map or KeyMap()
-    options = {**rules.arguments, **(arguments or {})}
-    channels = in_channels or rules.in_channels or 3
-    logits = outputs or rules.outputs or 2
+    header = find_header(source) if _is_safetensors(source) else None
+    same = header is not None and header.architecture == model
+    of_itself = header.arguments if header is not None and same else {}
+    options = {**of_itself, **rules.arguments, **(arguments or {})}
+    channels = in_channels or rules.in_channels or (header.in_channels if header else 3)
+    logits = outputs or rules.outputs or (header.outputs if header else 2)
     check_arguments(model, options)
     # Only what is kept has to be weights: counts of batches, for one, are integers.
     tensors = as_float32(rules.apply(read_state(source), source=str(source)), source=str(source))
@@ -158,11 +168,12 @@ def convert(
             f"{options or 'no options'}); rename with --map\n{problem}"
         )
     fill(net, tensors)
+    if normalisation is None and (rules.mean or rules.std):
+        normalisation = Normalisation("mean-std", rules.mean, rules.std)
     if normalisation is None:
-        told = bool(rules.mean or rules.std)
-        normalisation = (
-            Normalisation("mean-std", rules.mean, rules.std) if told else Normalisation()
-        )
+        normalisation = normalisation_of(header.normalisation) if header else Normalisation()
+    if mpp is None:
+        mpp = rules.mpp if rules.mpp is not None or header is None else header.mpp
     locality = locality_of(model, options)
     if rules.declared_halo is not None:
         check_halo(rules.declared_halo, locality, name=source.name)
@@ -171,11 +182,11 @@ def convert(
         net,
         name=model,
         arguments=options,
-        classes=_classes(rules.class_names, logits),
+        classes=_classes(rules.class_names, logits, header),
         normalisation=normalisation,
-        mpp=rules.mpp if mpp is None else mpp,
+        mpp=mpp,
         locality=locality,
-        extra={"converted_from": source.name},
+        extra={**(header.extra if header else {}), "converted_from": source.name},
         storage=storage,
     )
     return {
@@ -194,8 +205,12 @@ def convert(
     }
 
 
-def _classes(names: tuple[str, ...], outputs: int) -> tuple[LabelClass, ...]:
+def _classes(
+    names: tuple[str, ...], outputs: int, header: Header | None
+) -> tuple[LabelClass, ...]:
     plain = default_classes(2 if outputs == 1 else outputs)
+    if header is not None and len(header.classes) == len(plain):
+        plain = header.classes
     if not names:
         return plain
     if len(names) != len(plain):
