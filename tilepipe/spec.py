@@ -154,11 +154,7 @@ class JobSpec(BaseModel):
     @field_validator("options")
     @classmethod
     def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
-        try:
-            json.dumps(options, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"options are numbers, words and lists of them: {error}") from None
-        return options
+        return plain_options(options)
 
     @field_validator("part")
     @classmethod
@@ -208,6 +204,15 @@ def overridden(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str,
     if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
         merged["options"] = {**theirs, **mine}
     return merged
+
+
+def plain_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return a network's options; ValueError for what JSON, in which they are kept, has not."""
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"options are finite numbers, words and lists of them: {error}") from None
+    return options
 
 
 def _names_file(key: str, value: str) -> bool:

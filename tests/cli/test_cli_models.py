@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from tilepipe.cli import options
 from tilepipe.cli.main import main
 from tilepipe.models import build
 
@@ -77,6 +78,32 @@ def test_convert_refuses_other_endings_and_bad_pairs(tmp_path, state):
     assert "rename OUT" in result.output
     result = call("convert", state, tmp_path / "o.safetensors", "--model", "unet", "--option", "x")
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "value", ["nan", "NaN", "inf", "-Infinity", "1e999", "[NaN]", "2020-01-01"]
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "slide.tif", "--weights", "random:0"),
+        ("train", "--images", "i", "--labels", "l", "-o", "w.safetensors", "--steps", "1"),
+        ("convert", "in.pth", "out.safetensors", "--model", "unet"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_where_they_are_given(command, value):
+    result = call(*command, "--option", f"dropout={value}")
+    assert result.exit_code == 2
+    assert f"--option dropout={value}: " in result.output
+    assert "finite numbers are taken" in result.output
+
+
+def test_what_an_option_says():
+    pairs = ("a=1", "b=0.5", "c=true", "d=[1, 2]", "e=batch", "f='x'", "g=null", "h=1_0", "i=a=b")
+    assert options.key_values(pairs) == {
+        "a": 1, "b": 0.5, "c": True, "d": [1, 2], "e": "batch", "f": "x", "g": None, "h": 10,
+        "i": "a=b",
+    }  # fmt: skip
 
 
 def test_help_does_not_import_torch():

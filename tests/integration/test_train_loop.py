@@ -424,6 +424,7 @@ def test_what_cannot_be_trained(folders):
         ({"out": "w"}, "out: .*weights are called .safetensors"),
         ({"mpp": 2e6}, "mpp: .*less than or equal to 1000000"),
         ({"lr": float("inf")}, "lr: .*finite"),
+        ({"options": {"dropout": float("nan")}}, "options: options are finite numbers"),
         ({"seed": 10**14}, "seed: "),
         ({"class_names": ("a", "")}, r"class_names\.1: "),
         ({"loss": "dice", "class_weights": (1, 2)}, "class_weights have no say in the loss dice"),
@@ -460,6 +461,7 @@ def test_large_seeds(folders, seed):
     ("options", "message"),
     [
         ({"dropout": 7}, "cannot be built"),
+        ({"depth": 99}, "depth 99"),
         ({"name": 3}, "no option 'name'"),
         ({"in_channels": 3}, "no option 'in_channels'"),
         ({"nonsense": 1}, "no option 'nonsense'"),
@@ -467,7 +469,7 @@ def test_large_seeds(folders, seed):
 )
 def test_options_that_the_network_does_not_have(folders, options, message):
     with pytest.raises(ModelError, match=message):
-        train(spec_of(folders, options=options))
+        train(spec_of(folders / "none", options=options))  # no image is looked for before
 
 
 def test_a_batch_that_torch_refuses_says_what_next(folders, monkeypatch):

@@ -27,7 +27,7 @@ def test_a_name_that_no_file_can_have_is_a_wrong_setting(tmp_path, key, value):
 def test_options_that_no_record_can_hold_are_wrong(tmp_path, value):
     job = tmp_path / "job.toml"
     job.write_text(f"[options]\ndepth = {value}\n")
-    with pytest.raises(SpecError, match="options are numbers, words and lists"):
+    with pytest.raises(SpecError, match="options are finite numbers, words and lists"):
         JobSpec.from_toml(job)
 
 

@@ -5,27 +5,10 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import click
 
 from tilepipe.cli import options
-
-
-def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """``key=value`` pairs; a value is TOML where it is that, else text."""
-    import tomllib
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
-            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--option")
-        try:
-            found[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            found[key.strip()] = text
-    return found
 
 
 @click.command("convert")
@@ -34,7 +17,9 @@ def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--model", required=True, help="Architecture, see `tilepipe models`.")
 @click.option("--map", "map_file", type=click.Path(path_type=Path), help="Key map, TOML.")
 @click.option("--in-channels", type=click.IntRange(1, 1024), help="Channels (default IN's or 3).")
-@click.option("--classes", type=click.IntRange(1, 255), help="Logits; 1 is a sigmoid (default IN's or 2).")
+@click.option(
+    "--classes", type=click.IntRange(1, 255), help="Logits; 1 is a sigmoid (default IN's or 2)."
+)
 @click.option("--base", type=click.IntRange(1, 1024), help="Channels of the first level.")
 @click.option("--option", "pairs", multiple=True, metavar="KEY=VALUE", help="Of the architecture.")
 @click.option("--mpp", type=float, help="µm/px of the training images.")
@@ -86,7 +71,7 @@ def command(
 
     if target.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{target}: weights are called .safetensors; rename OUT")
-    arguments = _values(pairs)
+    arguments = options.key_values(pairs)
     if base is not None:
         arguments["base"] = base
     with warnings.catch_warnings(record=True) as raised:

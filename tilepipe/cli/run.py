@@ -130,7 +130,7 @@ def command(
         if given.get(key, "auto") != "auto":
             given[key] = _number(key, given[key])
     if option_pairs:
-        given["options"] = _pairs(option_pairs)
+        given["options"] = options.key_values(option_pairs)
     spec = JobSpec.from_toml(Path(job), **given) if job else JobSpec.checked(given, source="run")
     requests = requests_of(slides, output, manifest, spec)
     if dry_run:
@@ -148,19 +148,6 @@ def _number(key: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise click.UsageError(f"--{key}: 'auto' or a number, not {text!r}") from None
-
-
-def _pairs(pairs: tuple[str, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, sign, value = pair.partition("=")
-        if not sign:
-            raise click.UsageError(f"--option {pair}: give KEY=VALUE")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
 
 
 def _bill(requests: list[Request], *, as_json: bool) -> None:

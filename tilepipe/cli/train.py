@@ -102,22 +102,12 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
         given["class_names"] = tuple(name.strip() for name in names.split(","))
     pairs = given.pop("net_options")
     if pairs:
-        given["options"] = dict(_pair(text) for text in pairs)
+        given["options"] = options.key_values(pairs)
     if given.pop("no_augment"):
         from tilepipe.train.augment import NO_AUGMENT
 
         given["augment"] = NO_AUGMENT
     return given
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise click.UsageError(f"--option {text}: KEY=VALUE wanted")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 class _Lines:

@@ -153,10 +153,10 @@ def convert(
     channels = in_channels or rules.in_channels or (header.in_channels if header else 3)
     logits = outputs or rules.outputs or (header.outputs if header else 2)
     check_arguments(model, options)
-    # Only what is kept has to be weights: counts of batches, for one, are integers.
-    tensors = as_float32(rules.apply(read_state(source), source=str(source)), source=str(source))
     with torch.device("meta"):
         net = build(model, in_channels=channels, classes=logits, **options)
+    # Only what is kept has to be weights: counts of batches, for one, are integers.
+    tensors = as_float32(rules.apply(read_state(source), source=str(source)), source=str(source))
     wanted = wanted_shapes(net)
     if rules.spread:
         tensors = _spread(tensors, wanted, rules.spread, source=str(source))
@@ -205,9 +205,7 @@ def convert(
     }
 
 
-def _classes(
-    names: tuple[str, ...], outputs: int, header: Header | None
-) -> tuple[LabelClass, ...]:
+def _classes(names: tuple[str, ...], outputs: int, header: Header | None) -> tuple[LabelClass, ...]:
     plain = default_classes(2 if outputs == 1 else outputs)
     if header is not None and len(header.classes) == len(plain):
         plain = header.classes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -152,12 +153,30 @@ def check_arguments(name: str, arguments: Iterable[str]) -> None:
             )
 
 
-def _check_switches(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ModelError for a switch that is neither true nor false: any word would turn it on."""
+def _check_values(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ModelError for what Python would take for a switch or number that was not meant.
+
+    Any word would turn a switch on; of NaN torch finds neither that it is too small nor too large.
+    """
     defaults = option_defaults(name)
     for option, value in options.items():
-        if isinstance(defaults[option], bool) and not isinstance(value, bool | int):
-            raise ModelError(f"{name}: {option} {value!r}; the choices are true and false")
+        default = defaults[option]
+        if isinstance(default, bool):
+            if not isinstance(value, bool | int) or value not in (0, 1):
+                raise ModelError(f"{name}: {option} {value!r}; the choices are true and false")
+        elif isinstance(default, int | float) and (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise ModelError(f"{name}: {option} {value!r}; a number is wanted, such as {default}")
+
+
+def check_build(name: str, *, in_channels: int, classes: int, arguments: Mapping[str, Any]) -> None:
+    """Raise ModelError unless ``build`` would make this network; nothing is allocated."""
+    check_arguments(name, arguments)
+    with torch.device("meta"):
+        build(name, in_channels=in_channels, classes=classes, **arguments)
 
 
 def build(
@@ -170,7 +189,7 @@ def build(
     """
     entry = architecture(name)
     check_arguments(name, options)
-    _check_switches(name, options)
+    _check_values(name, options)
     try:
         return entry.net(
             in_channels,

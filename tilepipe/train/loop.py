@@ -77,6 +77,7 @@ class Training:
         self.spec, self.on_event = spec, on_event
         self.device = choose_device(spec.device)
         self.precision = choose_precision(spec.precision, self.device)
+        self.arguments = choose_arguments(spec)
         training, self.validation = gather(spec)
         if not training:
             raise TrainError(f"{spec.images}: no image is left to learn from")
@@ -84,7 +85,6 @@ class Training:
         if not resume and not overwrite:
             check_nothing_there(spec)
         self.classes = choose_classes(spec)
-        self.arguments = choose_arguments(spec)
         channels = spec.in_channels or open_raster(training[0].image).channels
         n_classes = len(self.classes) if spec.target == "classes" else None
         for pair in (*training, *self.validation):

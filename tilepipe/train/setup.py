@@ -13,7 +13,7 @@ import torch
 from tilepipe.errors import TrainError
 from tilepipe.infer.backends import gpu_count
 from tilepipe.models import Normalisation
-from tilepipe.models.registry import check_arguments
+from tilepipe.models.registry import check_build
 from tilepipe.spec import LabelClass, default_classes
 from tilepipe.train.images import Pair, find_pairs, read_kinds, read_names, split
 from tilepipe.train.spec import TrainSpec
@@ -146,11 +146,11 @@ def choose_classes(spec: TrainSpec) -> tuple[LabelClass, ...]:
 
 
 def choose_arguments(spec: TrainSpec) -> dict[str, Any]:
-    """Return base and options of the network; ModelError for an option that it does not have."""
+    """Return base and options of the network; ModelError for what it cannot be built with."""
     arguments = dict(spec.options)
     if spec.base is not None:
         arguments["base"] = spec.base
-    check_arguments(spec.model, arguments)
+    check_build(spec.model, in_channels=spec.in_channels or 1, classes=1, arguments=arguments)
     return arguments
 
 

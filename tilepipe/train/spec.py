@@ -10,7 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tilepipe.errors import SpecError
 from tilepipe.models.header import MAX_MPP
-from tilepipe.spec import ClassName, at_home, explain, is_path, overridden, read_toml, unlike
+from tilepipe.spec import (
+    ClassName,
+    at_home,
+    explain,
+    is_path,
+    overridden,
+    plain_options,
+    read_toml,
+    unlike,
+)
 from tilepipe.train.augment import AugmentSpec
 from tilepipe.train.targets import Target
 
@@ -109,6 +118,11 @@ class TrainSpec(BaseModel):
         if out.suffix != ".safetensors":
             raise ValueError("weights are called .safetensors")
         return out
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return plain_options(options)
 
     @field_validator("class_names")
     @classmethod
