@@ -283,6 +283,30 @@ def test_no_worker_comes(start_cluster, zygote, slide, flags, tmp_path):
     assert "dask worker" in text
 
 
+@pytest.mark.parametrize("version", ["0.0.1", ""])
+def test_a_worker_of_another_tilepipe_that_joins_late_gets_no_work(
+    start_cluster, zygote, slide, flags, reference, equal, records, tmp_path, wait_until, version
+):
+    cluster = start_cluster(workers=1)
+    store = tmp_path / "out.zarr"
+    process = zygote.start(
+        "tilepipe", "run", slide, "-o", store, *flags, "--scheduler", cluster.file
+    )
+    wait_until(lambda: records(store) > 3, "some units")
+    (known,) = cluster.workers
+    known.send(signal.SIGSTOP)  # there would be work for another
+    other = cluster.start_worker(TEST_OTHER_TILEPIPE=version)
+    cluster.workers.append(other)
+    found_out = "gets no work"
+    wait_until(lambda: found_out in process.text() or process.poll() is not None, found_out)
+    known.send(signal.SIGCONT)
+    assert process.wait() == 0, process.text()
+    equal(store, reference)
+    assert f"has tilepipe {version or 'not at all'}, this process" in process.text()
+    assert other.poll() is None, other.text()
+    assert "DID A UNIT" not in other.text()
+
+
 def test_worker_processes_of_our_own(zygote, slide, flags, reference, equal, tmp_path):
     store = tmp_path / "out.zarr"
     zygote.run("run", slide, "-o", store, *flags, "--workers", "2")

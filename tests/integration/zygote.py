@@ -7,6 +7,7 @@ Requests come as JSON lines on stdin, replies go to stdout. Children die with it
 import contextlib
 import ctypes
 import importlib
+import importlib.metadata
 import json
 import os
 import signal
@@ -52,6 +53,8 @@ def child(request):
     dask.config.refresh()
     if "TEST_FULL_UNDER" in request["env"]:
         fill_disk(request["env"]["TEST_FULL_UNDER"])
+    if "TEST_OTHER_TILEPIPE" in request["env"]:
+        pretend_another_tilepipe(request["env"]["TEST_OTHER_TILEPIPE"])
     sys.argv = [request["command"], *request["argv"]]
     code = 70
     try:
@@ -87,6 +90,35 @@ def fill_disk(root):
         put(self, key, value, durable=durable)
 
     LocalFiles.put = refuse
+
+
+def pretend_another_tilepipe(version):
+    """Let this process have another tilepipe, or none (""), that would do units another way."""
+    import distributed.versions
+
+    real = importlib.metadata.distribution
+
+    def distribution(name):
+        if name != "tilepipe":
+            return real(name)
+        if not version:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return type("Other", (), {"version": version})
+
+    importlib.metadata.distribution = distribution
+    distributed.versions._version_cached.cache_clear()
+    if not version:
+        for name in [name for name in sys.modules if name.split(".")[0] == "tilepipe"]:
+            del sys.modules[name]
+        sys.modules["tilepipe"] = None
+        return
+    import tilepipe.pipeline.worker
+
+    def run_units(ticket, stage, units):
+        print("DID A UNIT", flush=True)
+        raise OSError("by another tilepipe")
+
+    tilepipe.pipeline.worker.run_units = run_units
 
 
 def main():

@@ -12,7 +12,14 @@ from tilepipe.schedule import Dag, Outcome, Stage
 from tilepipe.schedule import cluster as cluster_room
 from tilepipe.schedule import crew as crew_room
 from tilepipe.schedule import pace as pace_room
-from tilepipe.schedule.cluster import ask_a_worker, connect, gpu_numbers, gpu_worker_specs
+from tilepipe.schedule import versions as versions_room
+from tilepipe.schedule.cluster import (
+    Connection,
+    ask_a_worker,
+    connect,
+    gpu_numbers,
+    gpu_worker_specs,
+)
 from tilepipe.schedule.stream import drive
 from tilepipe.tiling import Grid
 
@@ -74,8 +81,6 @@ def connection():
     import logging
 
     from distributed import Client, LocalCluster
-
-    from tilepipe.schedule.cluster import Connection
 
     cluster = LocalCluster(
         n_workers=2, processes=False, threads_per_worker=2, dashboard_address="127.0.0.1:0",
@@ -322,6 +327,8 @@ def test_a_job_without_units_is_closed(connection):
 def test_a_cluster_that_loses_all_workers_for_good_is_given_up(connection, monkeypatch):
     class Empty:
         client = connection.client
+        local = True
+        checked = frozenset()
 
         def workers(self):
             return {}
@@ -329,6 +336,88 @@ def test_a_cluster_that_loses_all_workers_for_good_is_given_up(connection, monke
     monkeypatch.setattr(crew_room, "NO_WORKER_S", 0.0)
     with pytest.raises(ScheduleError, match=r"no worker .* same command again"):
         drive(Empty(), iter([Pyramid("alone", count=2000)]), work_on)
+
+
+@pytest.mark.parametrize("version", ["0.0.1", None])
+def test_a_worker_of_another_tilepipe_that_comes_later_gets_no_work(
+    connection, monkeypatch, version
+):
+    ours, other = sorted(connection.workers())
+    asked = []
+
+    async def answer(client, workers):
+        asked.append(sorted(workers))
+        return dict.fromkeys(workers, version)
+
+    monkeypatch.setattr(crew_room, "ask_versions", answer)
+    seen, told = set(), []
+    PLANS["strangers"] = lambda stage, unit, nth, worker: seen.add(worker) or {}
+    cluster = Connection(connection.client, False, None, frozenset({ours}))
+    job = run(cluster, Pyramid("strangers", count=60), on_other=told.append)
+    assert job.dag.finished
+    assert seen == {ours}
+    assert asked == [[other]]
+    assert len(told) == 1
+    assert f"{other} has tilepipe {version or 'not at all'}" in told[0]
+    assert "gets no work" in told[0]
+
+
+def test_a_worker_of_our_tilepipe_that_comes_later_gets_work(connection):
+    ours, other = sorted(connection.workers())
+    seen = set()
+
+    def plan(stage, unit, nth, worker):
+        seen.add(worker)
+        time.sleep(0.0 if other in seen else 0.02)
+        return {}
+
+    PLANS["late"] = plan
+    cluster = Connection(connection.client, False, None, frozenset({ours}))
+    job = run(cluster, Pyramid("late", count=4000), on_other=pytest.fail)
+    assert job.dag.finished
+    assert seen == {ours, other}
+
+
+def test_what_only_workers_may_run_that_are_gone_is_handed_out_anew(connection):
+    """With a stranger about, tasks are bound to those that are known."""
+    gone = "tcp://127.0.0.1:9"
+    looks = []
+
+    class Shrinking(Connection):
+        def workers(self):
+            looks.append(True)
+            found = connection.workers()
+            return {gone: 2, **found} if len(looks) < 3 else found
+
+    cluster = Shrinking(connection.client, False, None, frozenset({gone}))
+    job = run(cluster, Pyramid("stranded", count=40))
+    assert job.dag.finished
+    assert not job.dag.failed
+    assert set(CALLS.values()) == {1}
+    assert len(looks) >= 3
+
+
+def test_a_sealed_task_runs_nothing_on_a_worker_of_another_tilepipe(connection, monkeypatch):
+    """It may be given one before anybody could ask it; its refusal is not held against units."""
+    main, refusals, most = threading.main_thread(), [], 40
+
+    def version():
+        if threading.current_thread() is main:
+            return "ours"
+        refusals.append(True)
+        return "ours" if len(refusals) > most else "theirs"
+
+    monkeypatch.setattr(versions_room, "version_here", version)
+    everybody = Connection(connection.client, False, None, frozenset(connection.workers()))
+    known = run(everybody, Pyramid("known", count=2))
+    assert "has tilepipe theirs, the task comes from ours" in known.dag.failed[0, 0]
+    assert not CALLS, "and no stranger was there to blame"
+    refusals.clear()
+    monkeypatch.setattr(crew_room.Crew, "sees_strangers", lambda _: True)
+    unknown = run(everybody, Pyramid("unknown"))
+    assert unknown.dag.finished
+    assert not unknown.dag.failed
+    assert len(refusals) == most + len(TASKS)
 
 
 def test_no_scheduler_there_is_one_clear_error():
@@ -368,19 +457,14 @@ def test_a_worker_is_asked_and_what_it_raises_is_raised_here(connection, monkeyp
     ("theirs", "told"), [(None, "has none"), ("0.0.1", r"has 0\.0\.1"), ("ours", None)]
 )
 def test_workers_with_another_tilepipe_or_none_are_refused(connection, monkeypatch, theirs, told):
-    from distributed import Client
+    asked = cluster_room.ask_versions
 
-    asked = Client._get_versions
+    async def answer(client, workers):
+        found = await asked(client, workers)
+        assert set(found) == set(workers) == set(connection.workers())
+        return found if theirs == "ours" else dict.fromkeys(found, theirs)
 
-    async def versions(self, **options):
-        found = await asked(self, **options)
-        assert found["workers"]
-        if theirs != "ours":
-            for worker in found["workers"].values():
-                worker["packages"] = {"tilepipe": theirs}
-        return found
-
-    monkeypatch.setattr(Client, "_get_versions", versions)
+    monkeypatch.setattr(cluster_room, "ask_versions", answer)
     address = connection.client.scheduler.address
     if told is None:
         with connect(address):

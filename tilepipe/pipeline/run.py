@@ -12,7 +12,7 @@ from typing import Any
 
 from tilepipe.errors import StoreError, TilepipeError, UnitsFailedError
 from tilepipe.pipeline.context import forget
-from tilepipe.pipeline.events import Finished, Note, OnEvent, Opened, ignore
+from tilepipe.pipeline.events import Finished, Note, OnEvent, Opened, Warned, ignore
 from tilepipe.pipeline.lanes import lanes_of
 from tilepipe.pipeline.prepare import Job, prepare
 from tilepipe.pipeline.source import default_output
@@ -161,6 +161,7 @@ def run_many(
                 run_units,
                 retries=spec.retries,
                 on_tick=tick,
+                on_other=lambda text: on_event(Warned(requests[0].slide, text)),
             )
     finally:
         for work in works:

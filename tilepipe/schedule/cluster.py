@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tilepipe.errors import ScheduleError
 from tilepipe.malloc import ONE_ARENA, one_arena
+from tilepipe.schedule.versions import Sealed, ask_versions, version_here
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -36,6 +38,8 @@ class Connection:
     local: bool
     """The workers are ours: they live and die with this process."""
     dashboard: str | None
+    checked: frozenset[str] = frozenset()
+    """Workers of a cluster that were found to have the tilepipe of this process."""
 
     def workers(self) -> dict[str, int]:
         """Addresses of the workers now known → threads."""
@@ -113,11 +117,11 @@ def connect(
                 f"--workers and --gpus start workers on this machine, but --scheduler {scheduler} "
                 "has workers of its own; leave one of them out"
             )
-        client = _remote_client(
+        client, checked = _remote_client(
             scheduler, timeout_s or from_environment("SCHEDULER_TIMEOUT_S", ANSWER_S)
         )
         try:
-            yield Connection(client, False, _dashboard(client))
+            yield Connection(client, False, _dashboard(client), checked)
         finally:
             _close(client)
 
@@ -130,7 +134,8 @@ def ask_a_worker(scheduler: str, function: Callable[..., T], *arguments: Any) ->
     from distributed import KilledWorker
 
     with connect(scheduler) as connection:
-        future = connection.client.submit(function, *arguments, pure=False, priority=100)
+        call = pickle.dumps(Sealed(function, arguments))
+        future = connection.client.submit(pickle.loads, call, pure=False, priority=100)
         try:
             found: T = future.result(timeout=ASK_S)
         except (KilledWorker, CancelledError, TimeoutError) as error:
@@ -259,7 +264,8 @@ def _gpu_cluster(numbers: list[int], lanes: int, common: dict[str, Any]) -> Any:
     )
 
 
-def _remote_client(scheduler: str, timeout_s: float) -> Client:
+def _remote_client(scheduler: str, timeout_s: float) -> tuple[Client, frozenset[str]]:
+    """Return a client, and the workers that were found to have the same tilepipe."""
     from distributed import Client
 
     try:
@@ -286,27 +292,23 @@ def _remote_client(scheduler: str, timeout_s: float) -> Client:
             f"with `dask worker {scheduler}`"
         ) from None
     try:
-        _check_workers(client, scheduler, timeout_s)
+        return client, _check_workers(client, scheduler, timeout_s)
     except BaseException:
         _close(client)
         raise
-    return client
 
 
-def _check_workers(client: Client, scheduler: str, timeout_s: float) -> None:
-    """Raise ScheduleError if workers have no tilepipe, or another: a task that it cannot read ends
-    a worker, one after the other, and another version's units are other units.
+def _check_workers(client: Client, scheduler: str, timeout_s: float) -> frozenset[str]:
+    """Return the workers that say that they have the tilepipe of this process.
 
-    Dask itself asks for the versions: a function of ours would be such a task.
+    Raises ScheduleError if some have none or another, whose units are other units.
     """
+    there = client.scheduler_info(n_workers=-1)["workers"]
     try:
-        found = client.sync(client._get_versions, packages=["tilepipe"], callback_timeout=timeout_s)
+        theirs = client.sync(ask_versions, client, there, callback_timeout=timeout_s)
     except TimeoutError:  # one that hangs; its units will go elsewhere
-        return
-    ours = found["client"]["packages"]["tilepipe"]
-    theirs = {
-        address: worker["packages"].get("tilepipe") for address, worker in found["workers"].items()
-    }
+        return frozenset(there)
+    ours = version_here()
     others = {address: version for address, version in theirs.items() if version != ours}
     if others:
         address, version = min(others.items())
@@ -315,3 +317,4 @@ def _check_workers(client: Client, scheduler: str, timeout_s: float) -> None:
             f"this process, which has {ours or 'no version'}: {address} has {version or 'none'}; "
             "install the same in the environment of all workers and start them again"
         )
+    return frozenset(theirs)

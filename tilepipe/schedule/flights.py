@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import pickle
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from tilepipe.schedule.task import Outcome, Task
+from tilepipe.schedule.versions import Sealed
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -25,6 +28,8 @@ class Flight:
     future: Future
     task: Task
     since_s: float
+    only: frozenset[str] = frozenset()
+    """Workers outside which it must not run; empty: all may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +44,11 @@ class Fetched:
 class Flights:
     """Hands tasks to a client and gathers their results, never waiting on a worker."""
 
-    def __init__(self, client: Client, run: Run) -> None:
+    def __init__(self, client: Client, run: Run, *, sealed: bool = False) -> None:
+        """``sealed``: a worker of another tilepipe, which may come at any time, runs nothing."""
         self._client = client
         self._run = run
+        self._sealed = sealed
         self._news: SimpleQueue[Future | Fetched] = SimpleQueue()
         self._flying: dict[str, Flight] = {}
         self._copied: dict[Task, list[str]] = {}
@@ -54,27 +61,33 @@ class Flights:
         return iter(list(self._flying.values()))
 
     def hand_out(
-        self, task: Task, ticket: Any, *, priority: int, workers: Collection[str] | None
+        self,
+        task: Task,
+        ticket: Any,
+        *,
+        priority: int,
+        workers: Collection[str] | None,
+        strictly: bool = False,
     ) -> bool:
-        """Give a task to Dask, preferably to ``workers``; False if the connection broke."""
+        """Give a task to Dask, preferably to ``workers``; False if the connection broke.
+
+        ``strictly``: to nobody else, even if those are gone.
+        """
         options: dict[str, Any] = {}
         if workers is not None:
-            options = {"workers": sorted(workers), "allow_other_workers": True}
+            options = {"workers": sorted(workers), "allow_other_workers": not strictly}
+        call: tuple[Any, ...] = (self._run, ticket, task.stage, task.units)
+        if self._sealed:
+            call = (pickle.loads, pickle.dumps(Sealed(self._run, call[1:])))
+            options["key"] = f"{self._run.__name__}-{uuid.uuid4()}"  # by which a dashboard shows it
         try:
-            future = self._client.submit(
-                self._run,
-                ticket,
-                task.stage,
-                task.units,
-                pure=False,
-                priority=priority,
-                **options,
-            )
+            future = self._client.submit(*call, pure=False, priority=priority, **options)
         except Exception:
             if self._client.status == "running":
                 raise
             return False
-        self._flying[future.key] = Flight(future, task, time.monotonic())
+        only = frozenset(workers or ()) if strictly else frozenset()
+        self._flying[future.key] = Flight(future, task, time.monotonic(), only)
         if task in self._copied:
             self._copied[task].append(future.key)
         future.add_done_callback(self._news.put)
@@ -145,15 +158,15 @@ class Flights:
             self.land(flight, cancel=True)
 
 
-def reason_of(future: Future) -> str:
-    """Return why a task ended without a result."""
-    if future.status == "error":
-        try:
-            error = future.exception(timeout=5)
-        except Exception as problem:  # whatever it is, the unit goes again
-            error = problem
-        return f"{type(error).__name__}: {error}"
-    return str(future.status)
+def error_of(future: Future) -> BaseException | None:
+    """Return what ended a task without a result, if Dask knows it."""
+    if future.status != "error":
+        return None
+    try:
+        found: BaseException | None = future.exception(timeout=5)
+    except Exception as problem:  # whatever it is, the unit goes again
+        found = problem
+    return found
 
 
 def _forget(future: Future, *, cancel: bool) -> None:

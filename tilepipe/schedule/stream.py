@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from tilepipe.schedule.crew import Crew
 from tilepipe.schedule.dag import Stage
-from tilepipe.schedule.flights import Fetched, Flight, Flights, Run, reason_of
+from tilepipe.schedule.flights import Fetched, Flight, Flights, Run, error_of
 from tilepipe.schedule.job import OpenJob, Work
 from tilepipe.schedule.pace import Pace
 from tilepipe.schedule.task import Outcome, Task
+from tilepipe.schedule.versions import REFUSALS
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -37,9 +38,10 @@ class Stream:
         *,
         retries: int,
         on_tick: Callable[[dict[str, int]], None],
+        on_other: Callable[[str], None],
     ) -> None:
-        self._crew = Crew(connection)
-        self._flights = Flights(connection.client, run)
+        self._crew = Crew(connection, on_other)
+        self._flights = Flights(connection.client, run, sealed=not connection.local)
         self._pace = Pace()
         self._retries = retries
         self._on_tick = on_tick
@@ -56,6 +58,7 @@ class Stream:
             while True:
                 if self._crew.reachable():
                     if self._crew.look():
+                        self._take_back_stranded()
                         self._copy_stragglers()
                     while more and self._hungry():
                         work = next(works, None)
@@ -122,13 +125,16 @@ class Stream:
     def _hand_out(self, job: OpenJob, task: Task, *, avoid: frozenset[str] = frozenset()) -> None:
         stage = job.work.dag.stages[task.stage]
         workers = set(self._crew.workers)
-        others = workers - job.shunned(task) - avoid
+        chosen = (workers - job.shunned(task) - avoid) or workers
+        # A worker that came later is left out until it has said that it has our tilepipe.
+        strictly = bool(self._crew.strangers)
         handed = self._flights.hand_out(
             task,
             job.work.ticket,
             # Of several jobs the earlier first; within one, what is nearest to a finished pyramid.
             priority=stage.rank - 10 * task.job,
-            workers=others if others and others != workers else None,
+            workers=chosen if strictly or chosen != workers else None,
+            strictly=strictly,
         )
         if handed:
             job.running += 1
@@ -137,6 +143,12 @@ class Stream:
             self._device_begun |= on_device
         elif not self._flights.is_copied(task):  # the connection broke just now
             job.give_back(task)
+
+    def _take_back_stranded(self) -> None:
+        """Hand out anew what only workers may run that are all gone."""
+        for flight in self._flights:
+            if flight.only and not flight.only & set(self._crew.workers):
+                self._lost(flight, reason="its workers are gone", counts=False)
 
     def _copy_stragglers(self) -> None:
         """Give a second copy to tasks that take far longer than usual, if workers idle.
@@ -174,7 +186,7 @@ class Stream:
                 if news.status == "finished":
                     self._flights.fetch(flight)
                 else:
-                    self._lost(flight, reason=reason_of(news))
+                    self._failed(flight, error_of(news))
             elif news.outcomes is None:
                 self._lost(flight, reason=news.error, counts=False)
             else:
@@ -189,6 +201,13 @@ class Stream:
             if outcome.ok:
                 self._pace.learn(job.work.dag.stages[stage].name, outcome.elapsed_s)
             job.judge(stage, outcome, workers=self._crew.workers)
+
+    def _failed(self, flight: Flight, error: BaseException | None) -> None:
+        """Deal with a task that ended without a result; a stranger's refusal is not the unit's."""
+        refused = isinstance(error, REFUSALS) and self._crew.sees_strangers()
+        status = str(flight.future.status)
+        reason = status if error is None else f"{type(error).__name__}: {error}"
+        self._lost(flight, reason=reason, counts=not refused)
 
     def _lost(self, flight: Flight, *, reason: str, counts: bool = True) -> None:
         """Deal with a task whose worker or scheduler died under it."""
@@ -218,11 +237,13 @@ def drive(
     *,
     retries: int = 3,
     on_tick: Callable[[dict[str, int]], None] = lambda _: None,
+    on_other: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run every job of ``works`` to its end through ``connection``; jobs are opened as needed.
 
     ``run(ticket, stage, units)`` is called on a worker and must return one Outcome a unit.
-    ``on_tick`` is called about twice a second with the workers now known. Failures stand in each
-    job's ``dag.failed``. Raises ScheduleError if the scheduler is lost.
+    ``on_tick`` is called about twice a second with the workers now known, ``on_other`` with a text
+    when a worker of another tilepipe came, which gets no work. Failures stand in each job's
+    ``dag.failed``. Raises ScheduleError if the scheduler is lost.
     """
-    Stream(connection, run, retries=retries, on_tick=on_tick).drive(works)
+    Stream(connection, run, retries=retries, on_tick=on_tick, on_other=on_other).drive(works)
