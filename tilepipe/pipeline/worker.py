@@ -123,7 +123,7 @@ def _damage(slide: Slide, unit: Unit, read: Box, *, level: int) -> dict[str, Any
     All that the slide knows of it, whoever found it: a tile is found damaged once, but it may lie
     under several units, and a unit may be tried again.
     """
-    found = [t for t in list(slide.damage) if t.level == level and t.box.intersect(read).area > 0]
+    found = slide.damage.touching(level, read)
     if not found:
         return {}
     # Each is counted in one unit, that of its corner.

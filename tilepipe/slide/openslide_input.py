@@ -9,9 +9,10 @@ from typing import Any, Self
 import numpy as np
 
 from tilepipe.errors import DamageError, SlideError
+from tilepipe.slide.damage import Damage
 from tilepipe.slide.fingerprint import fingerprint_file
 from tilepipe.slide.mpp import PixelSize
-from tilepipe.slide.types import DamagedTile, LevelInfo, Pixels, check_read, check_size
+from tilepipe.slide.types import LevelInfo, Pixels, check_read, check_size
 from tilepipe.tiling import Box
 
 
@@ -81,7 +82,7 @@ class OpenSlideSlide:
         size = PixelSize((mpp, mpp), "given") if mpp is not None else _pixel_size(properties)
         self.mpp, self.mpp_source = size.mpp, size.source
         self.notes: tuple[str, ...] = (f"read by OpenSlide ({self._slide.detect_format(path)})",)
-        self.damage: list[DamagedTile] = []
+        self.damage = Damage()
         self._lock = threading.Lock()
 
     def read(self, box: Box, *, level: int = 0) -> Pixels:

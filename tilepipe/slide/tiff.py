@@ -13,11 +13,12 @@ import numpy as np
 
 from tilepipe.errors import SlideError
 from tilepipe.slide.cache import SegmentCache
+from tilepipe.slide.damage import Damage, DamagedTile
 from tilepipe.slide.fingerprint import fingerprint_file
 from tilepipe.slide.mpp import PixelSize
 from tilepipe.slide.pixels import Meaning, Orientation
 from tilepipe.slide.segments import PagePixels, SegmentError, damage_error
-from tilepipe.slide.types import DamagedTile, LevelInfo, OnDamage, Pixels, check_read
+from tilepipe.slide.types import LevelInfo, OnDamage, Pixels, check_read
 from tilepipe.tiling import Box, Shape
 
 
@@ -64,7 +65,7 @@ class TiffSlide:
         self.mpp = pixel_size.mpp
         self.mpp_source = pixel_size.source
         self.notes = notes
-        self.damage: list[DamagedTile] = []
+        self.damage = Damage()
         self.cache = cache
         self._levels = levels
         self._meaning = meaning
@@ -112,7 +113,7 @@ class TiffSlide:
             with self._lock:
                 if error.index not in page.filled:
                     # Told before others take the fill for pixels.
-                    self.damage.append(DamagedTile(level, error.index, error.box, error.reason))
+                    self.damage.add(DamagedTile(level, error.index, error.box, error.reason))
                     page.filled.add(error.index)
 
         return page.read(box, self._meaning.samples, repair=repair)

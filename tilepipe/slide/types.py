@@ -1,4 +1,4 @@
-"""What a slide is: its levels, its damage, and the Protocol that every reader fulfils."""
+"""What a slide is: its levels, and the Protocol that every reader fulfils."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError
+from tilepipe.slide.damage import Damage
 from tilepipe.tiling import Box, Shape
 
 OnDamage = Literal["error", "fill"]
@@ -27,23 +28,6 @@ class LevelInfo:
     """Sides (y, x) of the file's own tiles in px; None for strips."""
     compression: str
     """Codec of the file, e.g. ``jpeg``; ``none`` for raw pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class DamagedTile:
-    """A tile of the file that could not be decoded and was filled."""
-
-    level: int
-    index: int
-    """Running number in the file's own table of tiles or strips."""
-    box: Box
-    """Level px."""
-    reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain values."""
-        box = [self.box.y0, self.box.x0, self.box.y1, self.box.x1]
-        return {"level": self.level, "index": self.index, "box": box, "reason": self.reason}
 
 
 @runtime_checkable
@@ -71,7 +55,7 @@ class Slide(Protocol):
     """Where ``mpp`` came from, or why it is unknown."""
     notes: tuple[str, ...]
     """What the reader did to the pixels, e.g. ``alpha dropped``."""
-    damage: list[DamagedTile]
+    damage: Damage
     """Tiles filled so far (``on_damage="fill"``)."""
 
     def read(self, box: Box, *, level: int = 0) -> Pixels:

@@ -13,10 +13,11 @@ import numpy as np
 
 from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide.channels import default_channels
+from tilepipe.slide.damage import Damage, DamagedTile
 from tilepipe.slide.fingerprint import fingerprint_folder
 from tilepipe.slide.mpp import PixelSize, um_per
 from tilepipe.slide.pixels import exact_dtype
-from tilepipe.slide.types import DamagedTile, LevelInfo, OnDamage, Pixels, check_read, check_size
+from tilepipe.slide.types import LevelInfo, OnDamage, Pixels, check_read, check_size
 from tilepipe.tiling import Box
 
 
@@ -102,7 +103,7 @@ class OmeZarrSlide:
             PixelSize((mpp, mpp), "given") if mpp is not None else self._pixel_size(image, sets[0])
         )
         self.mpp, self.mpp_source = size.mpp, size.source
-        self.damage: list[DamagedTile] = []
+        self.damage = Damage()
         self._lock = threading.Lock()
 
     def _true_levels(self, arrays: Sequence[Any], notes: list[str]) -> tuple[Any, ...]:
@@ -194,7 +195,7 @@ class OmeZarrSlide:
                     tile = DamagedTile(level, iy * columns + ix, whole, said)
                     with self._lock:
                         if tile not in self.damage:
-                            self.damage.append(tile)
+                            self.damage.add(tile)
                     continue
                 out[(slice(None), *part.shift(-box.y0, -box.x0).slices)] = pixels
         return out
