@@ -80,7 +80,7 @@ HOSTILE = {
     "checksum": json.dumps(_record(checksum="../../etc/passwd")).encode(),
     "past": json.dumps(_record(format=1)).encode(),
     "future": json.dumps(_record(format=3)).encode(),
-    "large": json.dumps(_record(facts={"x": "y" * 20000})).encode(),
+    "large": json.dumps(_record(facts={"x": "y" * 70000})).encode(),
     "deep": b'{"facts":' + b"[" * 8000 + b"]" * 8000 + b"}",
 }
 
@@ -140,7 +140,7 @@ def test_what_would_not_be_believed_is_not_written(store):
     with pytest.raises(JournalError, match="stage"):
         journal.write("../x", 0, unit, checksum=SUM)
     with pytest.raises(JournalError, match="the limit is"):
-        journal.write("ingest", 0, unit, checksum=SUM, facts={"x": "y" * 20000})
+        journal.write("ingest", 0, unit, checksum=SUM, facts={"x": "y" * 70000})
     with pytest.raises(JournalError, match="a record is wrong"):
         journal.write("ingest", 0, unit, checksum=SUM, facts={"x": object()})
     assert journal.recorded("ingest", 0) == {}

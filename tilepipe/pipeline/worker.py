@@ -37,6 +37,8 @@ from tilepipe.tiling import Box, Unit
 
 MOST_DAMAGED = 20
 """Damaged tiles that the record of a unit names: a record is small, and they may be many."""
+MOST_REASON = 400
+"""Letters of what is told of each; of what a library says there may be any number."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -129,7 +131,8 @@ def _damage(slide: Slide, unit: Unit, read: Box, *, level: int) -> dict[str, Any
     # Each is counted in one unit, that of its corner.
     corners = [Box(t.box.y0, t.box.x0, t.box.y0 + 1, t.box.x0 + 1) for t in found]
     count = sum(unit.box.contains(corner) for corner in corners)
-    return {"damaged": [str(tile) for tile in found[:MOST_DAMAGED]], "n_damaged": count}
+    named = [str(tile)[:MOST_REASON] for tile in found[:MOST_DAMAGED]]
+    return {"damaged": named, "n_damaged": count}
 
 
 def _damage_in_place(context: Context, unit: Unit) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from tilepipe.tiling import Grid, Unit
 
 JOURNAL = f"{OWN}/journal"
 _IMAGE = "_image"
-_LIMIT_BYTES = 16 << 10
+_LIMIT_BYTES = 64 << 10
+"""A record is read back as untrusted input, all of a stage's at once: no more of each. What is
+written stays below it, since each part of it is bounded where it is made (test_pipeline_record.py);
+the largest are 256 boxes, 256 counts and 20 damaged tiles, some 50 KiB at the very most."""
 _STAGE = r"^[a-z][a-z0-9-]{0,39}$"
 
 
