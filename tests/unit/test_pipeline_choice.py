@@ -11,6 +11,7 @@ import torch
 from tilepipe.errors import ModelError
 from tilepipe.infer.backends import device_here
 from tilepipe.pipeline import choice
+from tilepipe.pipeline import context as context_room
 from tilepipe.pipeline.bill import bill
 from tilepipe.pipeline.context import forget
 from tilepipe.pipeline.events import ignore
@@ -63,6 +64,23 @@ def test_another_network_than_the_job_was_planned_with_is_refused(small_slide, t
     assert fits.ok, fits.error
     assert not other.ok
     assert "not the network here that the job was planned with" in other.error
+
+
+@pytest.mark.parametrize("spelled", ["out.zarr", "./out.zarr", "{}/out.zarr"])
+def test_what_is_held_of_an_output_is_let_go_of_however_it_is_spelled(
+    small_slide, tmp_path, monkeypatch, spelled
+):
+    """A lane of a job that was broken off may open it again after all was forgotten."""
+    monkeypatch.chdir(tmp_path)
+    spec = JobSpec(weights="random:0", base=2, tune=False, in_place=True)
+    for _ in range(2):
+        job = prepare(str(small_slide), spelled.format(tmp_path), spec, on_event=ignore)
+        assert job.ticket.output not in {key[0] for key in context_room._contexts}
+        (late,) = run_units(job.ticket, job.ticket.stages.index((SEGMENT, 0)), (0,))
+        assert late.ok, late.error
+        assert job.ticket.output in {key[0] for key in context_room._contexts}
+        job.held.close()
+    forget(job.ticket.output)
 
 
 @pytest.mark.parametrize(

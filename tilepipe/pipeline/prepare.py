@@ -135,7 +135,7 @@ def _open_job(
             f"asks for {chosen.settings.plan.unit_px}; complete it first with `tilepipe ingest "
             f"{source.name} -o {source.output}`, then give this command again"
         )
-    forget(source.output)
+    forget(absolute(source.output))  # as tickets, and so contexts, call it
     if sole:
         store.clean_partial()
     extents = source.extents
