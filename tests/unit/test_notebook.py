@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 
 from tilepipe import infer, notebook
-from tilepipe.errors import StoreError
+from tilepipe.errors import PlanError, SpecError, StoreError
 from tilepipe.store import create_store
 
 
@@ -38,6 +39,27 @@ def test_verify_takes_paths(monkeypatch):
     assert notebook.verify(Path("o.zarr"), **moved) == (
         "o.zarr", {"slide": "s.tif", "weights": "w.safetensors", "samples": 3}
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("samples", [-1, np.int64(-3), 2.5, True, "3", None])
+def test_a_number_of_places_that_is_none_is_refused(tmp_path, samples):
+    """Nothing would be computed again, and the mask held to be verified."""
+    with pytest.raises(SpecError, match=r"samples .*: how many places are computed again, from 0"):
+        notebook.verify(tmp_path / "none.zarr", samples=samples)
+
+
+@pytest.mark.parametrize("verb", [notebook.run, notebook.ingest])
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_a_place_without_a_name_is_refused(tmp_path, monkeypatch, verb, blank):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    slide = tmp_path / "elsewhere" / "s.tif"
+    tifffile.imwrite(slide, np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+    with pytest.raises(PlanError, match=r"output '.*': names no place; leave it out for s.zarr"):
+        verb(slide, blank)
+    with pytest.raises(PlanError, match=r"slide '.*': names no file"):
+        verb(blank)
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
 def test_a_store_without_a_mask_says_so(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tilepipe.errors import StoreError, VerifyError
+from tilepipe.errors import SpecError, StoreError, VerifyError
 from tilepipe.infer.checks import check_levels, check_slide, slide_of
 from tilepipe.infer.origin import model_of, reader_of, settings_of
 from tilepipe.infer.recompute import SAMPLE_PX, Comparison, compare_place, computed_px, places
@@ -89,8 +89,12 @@ def verify(
 
     ``slide`` and ``weights`` say where they are now, if they moved. ``tell`` hears how far it is.
 
-    Raises VerifyError with the first wrong box, or where there is nothing finished to verify.
+    Raises SpecError for a number of samples that is none, VerifyError with the first wrong box, or
+    where there is nothing finished to verify.
     """
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
+        # None would be computed again, and the mask held to be verified.
+        raise SpecError(f"samples {samples!r}: how many places are computed again, from 0 on")
     started_s = time.perf_counter()
     store = open_store(location)
     name = label or _only_label(store)

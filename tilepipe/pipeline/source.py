@@ -82,6 +82,13 @@ def open_source(slide: str, output: str | None, spec: JobSpec) -> Source:
     Raises SlideError or StoreError for what cannot be read as it is, an image of ours that is not
     all there among it; PlanError where the output would lie around or inside the input.
     """
+    if not slide.strip():
+        raise PlanError(f"slide {slide!r}: names no file; give the slide's path")
+    if output is not None and not output.strip():
+        raise PlanError(
+            f"output {output!r}: names no place; leave it out for {default_output(slide)} in the "
+            "current folder"
+        )
     slide = at_home(slide)
     alone = output is None or _same(slide, output)
     if not alone and overlap(slide, str(output)):
