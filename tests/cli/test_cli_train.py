@@ -46,7 +46,7 @@ def test_train_from_flags(folders):
         "--class-names", "outside, box", "--no-augment",
     ).output  # fmt: skip
     assert "2 images to learn from, 1 to choose by" in shown
-    assert "tilepipe run SLIDE" in shown
+    assert f"next: tilepipe run SLIDE --model unet --weights {out}" in "".join(shown.split("\n"))
     assert out.is_file()
     assert out.with_suffix(".csv").is_file()
     assert out.with_suffix(".png").is_file()

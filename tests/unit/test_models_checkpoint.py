@@ -302,6 +302,17 @@ def test_what_cannot_be_loaded_says_what_to_do(tmp_path):
         load_model("unet", weights=tmp_path / "a.pth")
 
 
+def test_how_plain_weights_are_converted_names_the_network_if_it_is_known(tmp_path):
+    plain = tmp_path / "plain.safetensors"
+    save_file({"a": torch.zeros(1)}, str(plain))
+    (tmp_path / "a.pth").touch()
+    for path in (plain, tmp_path / "a.pth"):
+        with pytest.raises(CheckpointError, match=r"OUT\.safetensors --model unet-same`$"):
+            load_model("unet-same", weights=path)
+        with pytest.raises(CheckpointError, match=r"--model NAME`, NAME being a line of `tilepipe"):
+            load_model(path)
+
+
 @pytest.mark.parametrize("text", ["random:", "random:x", "random:-1", "random:1.5", "random:²"])
 def test_a_seed_is_a_whole_number(text):
     with pytest.raises(CheckpointError, match="whole number"):

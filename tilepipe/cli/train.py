@@ -92,7 +92,7 @@ def command(as_json: bool, quiet: bool, resume: bool, overwrite: bool, **flags: 
         return
     with _Display() as display:
         result = train(spec, resume=resume, overwrite=overwrite, on_event=display.show)
-    _summary(result)
+    _summary(result, spec.model)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
@@ -206,10 +206,10 @@ class _Display:
             self.console.print(f"step {event.step}: metric {event.metric:.4f}{kept}  {kinds}")
 
 
-def _summary(result: TrainResult) -> None:
+def _summary(result: TrainResult, model: str) -> None:
     metric = f", metric {result.metric:.4f}" if result.scores else ""
     click.echo(
         f"{result.weights}: step {result.best_step} of {result.steps}{metric}, "
         f"{result.elapsed_s:.0f} s\n"
-        f"next: tilepipe run SLIDE --model NAME --weights {result.weights}"
+        f"next: tilepipe run SLIDE --model {model} --weights {result.weights}"
     )

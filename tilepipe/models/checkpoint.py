@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tilepipe.errors import CheckpointError, ModelError
-from tilepipe.models.header import KEY, Header, normalisation_json
+from tilepipe.models.header import KEY, Header, converting, normalisation_json
 from tilepipe.models.locality import Locality
 from tilepipe.models.net import Net
 from tilepipe.models.normalisation import Normalisation
@@ -118,10 +118,13 @@ def read_header(path: str | Path) -> dict[str, Any]:
     return open_header(path).model_dump(mode="json")
 
 
-def open_header(path: str | Path) -> Header:
-    """Read what a checkpoint says about itself, without its tensors."""
-    with _opened(path) as file:
-        return Header.from_metadata(file.metadata(), source=str(path))
+def open_header(path: str | Path, *, model: str | None = None) -> Header:
+    """Read what a checkpoint says about itself, without its tensors.
+
+    ``model``: the architecture that it is said to be of, for what to do where it is no checkpoint.
+    """
+    with _opened(path, model=model) as file:
+        return Header.from_metadata(file.metadata(), source=str(path), model=model)
 
 
 def find_header(path: str | Path) -> Header | None:
@@ -140,9 +143,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: damaged: {error}") from error
 
 
-def read_checkpoint(path: str | Path) -> tuple[Header, Net]:
-    """Return header and training form (eval, float32, CPU) of a checkpoint."""
-    header = open_header(path)
+def read_checkpoint(path: str | Path, *, model: str | None = None) -> tuple[Header, Net]:
+    """Return header and training form (eval, float32, CPU) of a checkpoint; see ``open_header``."""
+    header = open_header(path, model=model)
     arguments: dict[str, Any] = dict(header.arguments)
     with _opened(path) as file:
         found = {key: tuple(file.get_slice(key).get_shape()) for key in _keys(file)}
@@ -213,12 +216,11 @@ def _keys(file: Any) -> list[str]:
     return list(file.keys())
 
 
-def _opened(path: str | Path) -> Any:
+def _opened(path: str | Path, *, model: str | None = None) -> Any:
     target = Path(path)
     if target.suffix.lower() in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
         raise CheckpointError(
-            f"{target}: is a pickle; turn it into weights with "
-            f"`tilepipe convert {target} OUT.safetensors --model NAME`"
+            f"{target}: is a pickle; turn it into weights with {converting(target, model)}"
         )
     if not target.is_file():
         raise CheckpointError(f"{target}: no such weights file")

@@ -68,13 +68,18 @@ class Header(BaseModel):
         return {KEY: json.dumps(self.model_dump(mode="json"), sort_keys=True)}
 
     @classmethod
-    def from_metadata(cls, metadata: dict[str, str] | None, *, source: str) -> Header:
-        """Read the metadata of a safetensors file; CheckpointError says what is wrong."""
+    def from_metadata(
+        cls, metadata: dict[str, str] | None, *, source: str, model: str | None = None
+    ) -> Header:
+        """Read the metadata of a safetensors file; CheckpointError says what is wrong.
+
+        ``model``: the architecture that it is said to be of, for what to do next.
+        """
         text = (metadata or {}).get(KEY)
         if text is None:
             raise CheckpointError(
                 f"{source}: has no tilepipe header; turn a plain state dict into weights with "
-                f"`tilepipe convert {source} OUT.safetensors --model NAME`"
+                f"{converting(source, model)}"
             )
         if len(text) > MAX_BYTES:
             raise CheckpointError(
@@ -103,6 +108,12 @@ class Header(BaseModel):
             raise CheckpointError(f"{source}: the header is wrong: {explain(error)}") from error
         except (ModelError, TypeError) as error:
             raise CheckpointError(f"{source}: the header is wrong: {error}") from error
+
+
+def converting(source: object, model: str | None) -> str:
+    """Say how to make weights of a plain state dict, of architecture ``model`` if that is known."""
+    command = f"`tilepipe convert {source} OUT.safetensors --model {model or 'NAME'}`"
+    return command if model else f"{command}, NAME being a line of `tilepipe models`"
 
 
 def normalisation_of(values: dict[str, Any]) -> Normalisation:

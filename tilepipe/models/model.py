@@ -250,7 +250,7 @@ def from_module(
 def _from_file(
     path: Path, *, source: str, asked: Mapping[str, Any], name: str | None = None
 ) -> Model:
-    header, net = read_checkpoint(path)
+    header, net = read_checkpoint(path, model=name)
     if name is not None and header.architecture != name:
         raise CheckpointError(
             f"{path}: holds weights of {header.architecture}, not {name}; "
