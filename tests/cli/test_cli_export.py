@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from tilepipe.cli.main import main
-from tilepipe.spec import default_classes
+from tilepipe.spec import LabelClass, default_classes
 from tilepipe.store import create_store, open_store
 
 
@@ -87,6 +88,36 @@ def test_classes_by_name_or_id(store, tmp_path):
         assert wrong.exit_code == 1
         assert f"no class '{name[-1] if ',' in name else name}'" in wrong.output
         assert "there are: 0 background, 1 class 1, 2 class 2" in wrong.output
+
+
+def test_classes_whose_names_have_commas(store, tmp_path):
+    own = shutil.copytree(store, tmp_path / "own.zarr")
+    opened = open_store(str(own), writable=True)
+    names = ("outside", "tumor, benign", "tumor", "benign")
+    classes = [
+        LabelClass(name=name, color=one.color)
+        for name, one in zip(names, default_classes(4), strict=True)
+    ]
+    label = opened.create_label("commas", classes=classes, unit_px=512)
+    label.write_record({"state": "done"})
+    mask = np.zeros((300, 400), dtype=np.uint8)
+    mask[10:20, 10:30], mask[50:60, 10:30], mask[90:99, 10:30] = 1, 2, 3
+    label.level(0).write_unit(label.level(0).grid.unit(0, 0), mask)
+    out = tmp_path / "commas.csv"
+
+    def kept(*classes):
+        given = [part for one in classes for part in ("--classes", one)]
+        answer = run(
+            "export", own, "--to", "csv", "--label", "commas", "-o", out, "--overwrite", *given
+        )
+        assert answer.exit_code == 0, answer.output
+        with out.open(newline="") as file:
+            return {row["class"] for row in csv.DictReader(file)}
+
+    assert kept("tumor, benign") == {"tumor, benign"}
+    assert kept("tumor", "benign") == kept("tumor,benign") == {"tumor", "benign"}
+    assert kept("tumor, benign", "3") == {"tumor, benign", "benign"}
+    assert kept() == set(names[1:])
 
 
 def test_objects_are_kept_by_their_numbers(store, tmp_path):

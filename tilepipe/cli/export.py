@@ -39,8 +39,9 @@ _SUFFIXES = {
 @click.option("--image", "as_image", is_flag=True, help="ome-tiff: the image, not the mask.")
 @click.option(
     "--classes",
-    help="geojson, csv: class names or ids to keep, with commas between; of a label of objects, "
-    "the numbers of the objects.",
+    multiple=True,
+    help="geojson, csv: class names or ids to keep, with commas between, or the option once for "
+    "each (for a name with a comma in it); of a label of objects, the numbers of the objects.",
 )
 @click.option(
     "--object-type",
@@ -147,19 +148,22 @@ def _label(store: Store, name: str | None) -> Label:
     return store.label(store.masks[0])
 
 
-def _kept(label: Label, text: str | None) -> frozenset[int] | None:
+def _kept(label: Label, texts: tuple[str, ...]) -> frozenset[int] | None:
     from tilepipe.errors import ExportError
     from tilepipe.export.figures import holds_instances
 
-    if text is None:
+    if not texts:
         return None
     if holds_instances(label):
-        return _numbers(label, text)
+        return _numbers(label, ",".join(texts))
     # A label of others need not name every class it holds.
     open_ids = not label.read_record()
     by_name = {one.name: value for value, one in enumerate(label.classes)}
     kept = set()
-    for part in (one.strip() for one in text.split(",")):
+    parts: list[str] = []
+    for text in texts:  # a name may have commas: what is one as it stands is not taken apart
+        parts += [text] if text.strip() in by_name else text.split(",")
+    for part in (one.strip() for one in parts):
         if part in by_name:
             kept.add(by_name[part])
         elif part.isdecimal() and (open_ids or int(part) < len(label.classes)):
