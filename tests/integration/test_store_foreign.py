@@ -11,24 +11,36 @@ import zarr
 from ome_zarr.io import parse_url
 from ome_zarr.writer import write_image
 
-from tilepipe.errors import ExportError, StoreError
+from tilepipe.errors import ExportError, PlanError, StoreError
 from tilepipe.export import Result, copy_store, render_view, write_ome_tiff
 from tilepipe.export.image import class_tables
-from tilepipe.spec import default_classes
+from tilepipe.pipeline.inspect import inspect
+from tilepipe.pipeline.source import open_source, resolve_level
+from tilepipe.spec import JobSpec, default_classes
 from tilepipe.store import open_store, reduce_image, reduce_label
 from tilepipe.tiling import Box
 from tilepipe.view.source import open_sources
 
 
 def foreign(
-    path, *, version="0.5", axes="tczyx", shape=(1, 3, 1, 301, 200), scales=None, unit=None
-):
-    """Write an image as another program might: odd chunks, its own pyramid."""
+    path, *, version="0.5", axes="tczyx", shape=(1, 3, 1, 301, 200), steps=(1, 2, 4), told=None,
+    unit=None,
+):  # fmt: skip
+    """Write an image as another program might: odd chunks, its own pyramid.
+
+    A step is a number, or one for y and one for x; ``told`` are those that the metadata says.
+    """
     pixels = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
     group = zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2)
     datasets = []
-    for index, step in enumerate((1, 2, 4)):
-        data = pixels[..., ::step, ::step]
+    for index, step in enumerate(steps):
+        y, x = step if isinstance(step, tuple) else (step, step)
+        rows, columns = (
+            np.arange(0, side, by).astype(int) for side, by in zip(shape[-2:], (y, x), strict=True)
+        )
+        data = pixels[..., rows[:, None], columns]
+        step = (told or steps)[index]
+        y, x = step if isinstance(step, tuple) else (step, step)
         options = (
             {} if version == "0.5" else {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
         )
@@ -42,7 +54,7 @@ def foreign(
             **options,
         )
         array[...] = data
-        scale = [1.0] * (len(axes) - 2) + [step * 0.25, step * 0.25]
+        scale = [1.0] * (len(axes) - 2) + [y * 0.25, x * 0.25]
         datasets.append(
             {
                 "path": f"scale{index}",
@@ -94,6 +106,53 @@ def test_every_arrangement_of_axes_is_read(tmp_path, version, axes, shape):
     with pytest.raises(StoreError, match="writable=True"):
         unit = store.image(0).grid.unit(0, 0)
         store.image(0).write_unit(unit, np.zeros((channels, *unit.box.shape), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("steps", "told", "whole"),
+    [
+        ((1, 1.5, 3), None, {0: 1, 2: 3}),
+        ((1, 2.5, 5), None, {0: 1, 2: 5}),
+        ((1, (2, 1), (4, 2)), None, {0: 1}),
+        ((1, (1, 2), 2), None, {0: 1, 2: 2}),
+        ((1, 2, 4), (1, 301 / 150, 301 / 75), {0: 1, 1: 2, 2: 4}),  # of rounded sizes
+        ((1, 2, 4), (1, 1, 1), {0: 1, 1: 2, 2: 4}),  # left out
+        ((1, 2, 4), (1, 2, 3), {0: 1, 1: 2}),  # not what the sizes say
+        ((1, 16, 100), None, {0: 1, 1: 16, 2: 100}),
+    ],
+)
+def test_levels_that_are_smaller_by_no_whole_number(tmp_path, steps, told, whole):
+    """Rounded, they were taken for others: masks and areas on them were of another size."""
+    path = str(tmp_path / "theirs.zarr")
+    foreign(path, axes="cyx", shape=(3, 301, 200), steps=steps, told=told, unit="micrometer")
+    store = open_store(path, writable=True)
+    assert {level.index: level.downsample for level in store.whole_levels()} == whole
+    for index in set(range(3)) - set(whole):
+        with pytest.raises(StoreError, match=f"level {index} of .* by a whole number"):
+            store.level_downsample(index)
+        with pytest.raises(StoreError, match="by a whole number"):
+            store.create_label("m", classes=default_classes(2), level=index, unit_px=128)
+    assert store.labels == ()
+    assert [
+        one.downsample for one in open_sources([path], cache_bytes=1 << 20)[0].image.levels
+    ] == [*whole.values()]
+
+
+def test_a_level_that_is_smaller_by_no_whole_number_is_not_segmented(tmp_path):
+    path = str(tmp_path / "theirs.zarr")
+    foreign(
+        path, axes="cyx", shape=(3, 301, 200), steps=(1, 1.5, 3), unit="micrometer"
+    )  # 0.25, 0.375 and 0.75 um/px
+    source = open_source(path, None, JobSpec())
+    with pytest.raises(StoreError, match=r"level 1 of 201 x 134 px .* by a whole number"):
+        resolve_level(source, JobSpec(level=1))
+    # Rounded to 2, level 1 was the one of 0.5 um/px.
+    for mpp in (0.5, 0.375):
+        with pytest.raises(PlanError, match="level 1: 201 x 134 px, not smaller by a whole number"):
+            resolve_level(source, JobSpec(mpp=mpp))
+    assert resolve_level(source, JobSpec(mpp=0.75)) == 2
+    assert resolve_level(source, JobSpec()) == 0
+    assert [level["downsample"] for level in inspect(path)["image"]["levels"]] == [1, 1.4925, 3]
 
 
 @pytest.mark.parametrize("version", ["0.5", "0.4"])

@@ -255,12 +255,11 @@ def test_the_busiest_place_is_inside_the_slide(place, scale):
     mask[y : y + 80 : 2, x : x + 120 : 2] = 1
 
     class Label:
-        n_levels = 1
-
-        def level(self, _):
-            return SimpleNamespace(
+        def whole_levels(self):
+            read = SimpleNamespace(
                 shape=mask.shape, downsample=scale, read=lambda box: mask[box.slices]
             )
+            return [read]
 
     extent = (599 * scale - scale + 1, 499 * scale - scale + 1)
     box = busiest(Label(), extent, side_px=100 * scale)

@@ -16,7 +16,7 @@ def busiest(label: Label, extent: Shape, *, side_px: int) -> Box:
     It is sought on the finest level of at most 2048 px a side, or in the middle of the coarsest;
     the square is smaller where the slide (``extent``) is.
     """
-    levels = [label.level(index) for index in range(label.n_levels)]
+    levels = label.whole_levels()
     level = next((one for one in levels if max(one.shape) <= _SEARCHED_PX), levels[-1])
     height, width = level.shape
     y0, x0 = max(0, (height - _SEARCHED_PX) // 2), max(0, (width - _SEARCHED_PX) // 2)

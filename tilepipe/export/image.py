@@ -64,7 +64,7 @@ def render_view(
         picture = np.full((height, width, 3), 0 if show == "mask" else _BLANK, dtype=np.uint8)
     if show == "image" or label is None:
         return picture
-    levels = [label.level(index) for index in range(label.n_levels)]
+    levels = label.whole_levels()
     ids = _sampled(_coarsest(levels, factor), asked, factor, picture.shape[:2])
     colors, alpha = _color_table(label, ids)
     strength = alpha * (1.0 if show == "mask" else opacity)
@@ -75,7 +75,7 @@ def render_view(
 
 
 def _image_levels(store: Store) -> list[Level]:
-    return [store.image(index) for index in range(store.n_levels)]
+    return store.whole_levels()
 
 
 def _fitting(
@@ -85,7 +85,7 @@ def _fitting(
     if store.has_image and with_image:
         factors = [level.downsample for level in _image_levels(store)]
     elif label is not None:
-        factors = [label.level(index).downsample for index in range(label.n_levels)]
+        factors = [level.downsample for level in label.whole_levels()]
     else:
         raise ExportError(f"{store.location}: holds labels only; use --show mask")
     for factor in factors:

@@ -80,7 +80,7 @@ def copy_store(
     target.write_record({"state": f"{EXPORTED} in part", "exported_from": origin})
     units = 0
     if store.has_image:
-        theirs = [store.image(index) for index in range(store.n_levels)]
+        theirs = store.whole_levels()
         mine = [target.image(index) for index in range(target.n_levels)]
         units += _copy_pyramid(theirs, mine, reduce_image, tell, "image")
     for label in found:
@@ -146,7 +146,7 @@ def _level_of(label: Label, target: Store) -> int:
 
 
 def _levels(pyramid: Beside) -> list[Level]:
-    return [pyramid.level(index) for index in range(pyramid.n_levels)]
+    return pyramid.whole_levels()
 
 
 def _copy_pyramid(

@@ -116,7 +116,10 @@ def store_facts(store: Store) -> dict[str, Any]:
 
 def _level(store: Store, number: int) -> dict[str, Any]:
     level = store.image(number)
-    return {"level": number, "extent": list(level.shape), "downsample": level.downsample,
+    step: float = level.downsample
+    if not level.whole:
+        step = round(store.extent[1] / level.shape[1], 4)
+    return {"level": number, "extent": list(level.shape), "downsample": step,
             "unit_px": level.unit_px}  # fmt: skip
 
 

@@ -52,8 +52,15 @@ class Source:
         return self.store.mpp if self.store is not None else self._slide.mpp
 
     def downsample(self, level: int) -> int:
-        """Level-0 px per px of a level: what another program's store says, else a power of 2."""
+        """Level-0 px per px of a level: what another program's store says, else a power of 2.
+
+        Raises StoreError where that is no whole number.
+        """
         return self.store.level_downsample(level) if self.store is not None else 1 << level
+
+    def is_whole(self, level: int) -> bool:
+        """Tell whether a level is the finest one made smaller by a whole number."""
+        return self.store is None or not self.store.has_image or self.store.image(level).whole
 
     @property
     def image(self) -> Image:
@@ -128,9 +135,13 @@ def _same(one: str, other: str) -> bool:
 def resolve_level(source: Source, spec: JobSpec) -> int:
     """Return the image level to segment, from ``--level`` or ``--mpp``; PlanError lists them."""
     extents, mpp = source.extents, source.mpp
-    mpps = [mpp[0] * source.downsample(k) for k in range(len(extents))] if mpp is not None else []
+    # A level that is smaller by 1.5, say, is none that a mask can be laid over.
+    whole = [k for k in range(len(extents)) if source.is_whole(k)]
+    mpps = {k: mpp[0] * source.downsample(k) for k in whole} if mpp is not None else {}
     listed = "; ".join(
-        f"level {k}: {height} x {width} px" + (f", {mpps[k]:.4g} µm/px" if mpps else "")
+        f"level {k}: {height} x {width} px"
+        + (f", {mpps[k]:.4g} µm/px" if k in mpps else "")
+        + ("" if k in whole else ", not smaller by a whole number")
         for k, (height, width) in enumerate(extents)
     )
     if spec.level is not None and spec.mpp is not None:
@@ -138,6 +149,7 @@ def resolve_level(source: Source, spec: JobSpec) -> int:
     if spec.level is not None:
         if spec.level >= len(extents):
             raise PlanError(f"there is no level {spec.level}; the pyramid has {listed}")
+        source.downsample(spec.level)
         return spec.level
     if spec.mpp is None:
         return 0
@@ -146,8 +158,8 @@ def resolve_level(source: Source, spec: JobSpec) -> int:
             f"--mpp {spec.mpp} needs the pixel size of the slide, which its tags do not say; "
             "pass --slide-mpp, e.g. --slide-mpp 0.25, or choose with --level"
         )
-    off = [abs(here / spec.mpp - 1) for here in mpps]
-    best = off.index(min(off))
+    off = {k: abs(here / spec.mpp - 1) for k, here in mpps.items()}
+    best = min(off, key=lambda k: off[k])
     if off[best] > 0.1:
         raise PlanError(f"no level is within 10 % of --mpp {spec.mpp}; the pyramid has {listed}")
     return best

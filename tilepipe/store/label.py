@@ -25,7 +25,7 @@ from tilepipe.store.explain import explained
 from tilepipe.store.layout import LABELS, OWN, PROBABILITIES, create_array, downsampled
 from tilepipe.store.level import Level
 from tilepipe.store.metadata import Pyramid, multiscales, omero, read_classes, read_pyramid
-from tilepipe.store.placement import factor_over
+from tilepipe.store.placement import factor_over, whole_step
 
 if TYPE_CHECKING:
     from tilepipe.store.store import Store
@@ -80,8 +80,18 @@ class Beside:
                 f"{self.n_levels - 1}"
             )
         if index not in self._levels:
-            self._levels[index] = self._open(index, factor=self._factor or 1)
+            found = self._open(index, factor=self._factor or 1)
+            if index and self._facts is None:
+                step = whole_step(self.level(0).shape, found.shape, self._pyramid.steps[index])
+                found.whole = step is not None
+                found.downsample = (self._factor or 1) * (step or self._pyramid.downsamples[index])
+            self._levels[index] = found
         return self._levels[index]
+
+    def whole_levels(self) -> list[Level]:
+        """Return the levels whose place over the finest one is known, that one first."""
+        levels = (self.level(index) for index in range(self.n_levels))
+        return [level for level in levels if level.whole]
 
     def _open(self, index: int, *, factor: int) -> Level:
         return Level(

@@ -64,7 +64,9 @@ class Level:
         self.index = index
         """Place in its own pyramid; 0 is finest."""
         self.downsample = downsample
-        """Level-0 px of the image per px, a side."""
+        """Level-0 px of the image per px, a side; the nearest number where it is not ``whole``."""
+        self.whole = True
+        """Whether that is so: of another program's level it need not be."""
         self._files = files
         self._axes = tuple(axes)
         self._is_label = is_label

@@ -183,11 +183,13 @@ class Pyramid:
     """Each one letter of t, c, z, y, x; the last two are y, x."""
     paths: tuple[str, ...]
     downsamples: tuple[int, ...]
-    """Level-0 px per px, rounded."""
+    """Level-0 px per px, rounded: of another program's what ``whole_step`` says counts."""
     mpp: tuple[float, float] | None
     """µm per level-0 px (y, x); None where the axes have no unit of length."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Of a level-0 px (y, x), in whatever the axes count."""
+    steps: tuple[tuple[float, float], ...] = ()
+    """Level-0 px per px (y, x) of each level, as its scale says."""
 
 
 def read_pyramid(location: str, ome: dict[str, Any]) -> Pyramid | None:
@@ -219,6 +221,7 @@ def read_pyramid(location: str, ome: dict[str, Any]) -> Pyramid | None:
         downsamples=tuple(max(1, round(scale[-1] / finest[-1])) for scale in scales),
         mpp=_mpp(entry.axes, finest),
         scale=(finest[-2], finest[-1]),
+        steps=tuple((scale[-2] / finest[-2], scale[-1] / finest[-1]) for scale in scales),
     )
 
 

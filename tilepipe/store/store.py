@@ -38,6 +38,7 @@ from tilepipe.store.layout import (
 )
 from tilepipe.store.level import Level
 from tilepipe.store.metadata import Pyramid, image_label, multiscales
+from tilepipe.store.placement import whole_step
 from tilepipe.store.recent import RecentUnits
 from tilepipe.tiling import Grid, Shape
 
@@ -128,8 +129,16 @@ class Store:
                     f"{found.dtype}, {found.shape[0]} x {found.shape[1]} px, which its metadata "
                     "does not say; it was changed by something else"
                 )
+            if not self.own:
+                step = whole_step(self.extent, found.shape, pyramid.steps[level])
+                found.downsample, found.whole = step or found.downsample, step is not None
             self._levels[level] = found
         return self._levels[level]
+
+    def whole_levels(self) -> list[Level]:
+        """Return the image levels whose place over the finest one is known, that one first."""
+        levels = (self.image(index) for index in range(self.n_levels))
+        return [level for level in levels if level.whole]
 
     def level_shape(self, level: int) -> Shape:
         """Return the extent (y, x) of an image level, also where the store has labels only."""
@@ -253,8 +262,22 @@ class Store:
         self._forget(name)
 
     def level_downsample(self, level: int) -> int:
-        """Return the level-0 px per px of an image level, a side."""
-        return self.facts.pyramid.downsamples[level] if self.facts.pyramid else 1 << level
+        """Return the level-0 px per px of an image level, a side.
+
+        Raises StoreError where another program's level is not smaller by a whole number.
+        """
+        if not self.has_image:
+            return 1 << level
+        found = self.image(level)
+        if not found.whole:
+            rows, columns = found.shape
+            raise StoreError(
+                f"{self.location}: image level {level} of {rows} x {columns} px (y, x) is not the "
+                f"image of {self.extent[0]} x {self.extent[1]} px made smaller by a whole number; "
+                "what is found on it would be told at wrong places: take another level, or copy "
+                "the image first with -o"
+            )
+        return found.downsample
 
     def _write_label(self, group: str, attributes: dict[str, Any]) -> None:
         write_attributes(self.files, group, self.version, attributes)

@@ -62,7 +62,7 @@ class Source:
         root_record = store.record
         image: ShownPyramid | None = None
         if store.has_image:
-            levels = [store.image(index) for index in range(store.n_levels)]
+            levels = store.whole_levels()
             tracker = tracker_of(
                 store.files,
                 "_image",
@@ -83,7 +83,7 @@ class Source:
                 left_out.append(str(error))
                 continue
             record = label.read_record()
-            levels = [label.level(index) for index in range(label.n_levels)]
+            levels = label.whole_levels()
             tracker = tracker_of(
                 store.files,
                 name,
