@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -226,3 +227,31 @@ def test_levels_of_a_pyramid(tmp_path):
         assert slide.levels[0].compression == "none"
         got = slide.read(Box(3, 4, 50, 70), level=2)
         np.testing.assert_array_equal(got, np.moveaxis(image[::4, ::4][3:50, 4:70], -1, 0))
+
+
+@pytest.mark.parametrize("photometric", ["MINISBLACK", "MINISWHITE"])
+@pytest.mark.parametrize("interleave", ["PIXEL", "BAND"])
+def test_three_greys_in_a_jpeg_are_no_colours(tmp_path, photometric, interleave):
+    rasterio = pytest.importorskip("rasterio")
+    y, x = np.mgrid[:64, :64]
+    image = np.stack([x * 4, y * 4, x + y]).astype(np.uint8)
+    options = {"driver": "GTiff", "width": 64, "height": 64, "count": 3, "dtype": "uint8"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(
+            tmp_path / "a.tif",
+            "w",
+            compress="JPEG",
+            JPEG_QUALITY=100,
+            photometric=photometric,
+            interleave=interleave,
+            **options,
+        ) as file:
+            file.write(image)
+        with rasterio.open(tmp_path / "a.tif") as file:
+            theirs = file.read()
+    with open_slide(tmp_path / "a.tif") as slide:
+        pixels = whole(slide)
+        assert not slide.rgb
+    assert np.abs(pixels.astype(int) - theirs).max() <= 1
+    assert np.abs(pixels.astype(int) - image).max() <= 3

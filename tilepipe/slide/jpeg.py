@@ -122,14 +122,14 @@ def check_structure(data: bytes) -> Frame:
     return frame
 
 
-def decode_strict(stream: bytes, frame: Frame, *, force_rgb: bool) -> NDArray[np.uint8]:
+def decode_strict(stream: bytes, frame: Frame, *, untransformed: bool) -> NDArray[np.uint8]:
     """Pixels (y, x, 1 or 3) uint8 of a complete 8-bit JPEG; ValueError for any irregularity.
 
-    ``force_rgb``: the three components are red, green and blue whatever the markers say.
+    ``untransformed``: the three components are the samples, whatever the markers say.
     """
     if frame.components == 1:
         return np.asarray(simplejpeg.decode_jpeg(stream, colorspace="GRAY", strict=True))
-    if force_rgb:
+    if untransformed:
         stream = _as_untransformed(stream)
     return np.asarray(simplejpeg.decode_jpeg(stream, colorspace="RGB", strict=True))
 

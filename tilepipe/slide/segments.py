@@ -18,7 +18,7 @@ from tilepipe.buffers import empty
 from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide import jpeg
 from tilepipe.slide.cache import SegmentCache
-from tilepipe.slide.codestream import declared_shape
+from tilepipe.slide.codestream import STREAMS, declared_shape, holds_ycbcr, ycbcr_to_rgb
 from tilepipe.slide.types import Pixels
 from tilepipe.tiling import Box, Shape
 
@@ -72,11 +72,13 @@ class PagePixels:
         self.grid: Shape = (-(-y // self.side[0]), -(-x // self.side[1]))
         self.samples_each: int = contiguous
         self.is_jpeg = int(keyframe.compression) in _JPEG_CODES
-        self.force_rgb = (
-            int(keyframe.photometric) == 2
-            and not keyframe.extrasamples
-            and self.is_jpeg
+        photometric = int(keyframe.photometric)
+        # Grey of several samples: nothing to transform, whatever a decoder would guess.
+        self.several_greys = photometric in (0, 1) and contiguous > 1
+        self.untransformed = (
+            self.is_jpeg
             and not keyframe.is_jfif
+            and (self.several_greys or (photometric == 2 and not keyframe.extrasamples))
         )
         # Read now: the library's file is closed later.
         self.jpegtables: bytes | None = self.page.jpegtables if self.is_jpeg else None
@@ -269,16 +271,17 @@ class PagePixels:
             )
         if not frame.turbo or frame.components != self.samples_each or self.dtype != np.uint8:
             return None
-        if frame.components == 3 and keyframe.extrasamples:
+        if frame.components == 3 and keyframe.extrasamples and not self.several_greys:
             return None
-        return jpeg.decode_strict(stream, frame, force_rgb=self.force_rgb)
+        return jpeg.decode_strict(stream, frame, untransformed=self.untransformed)
 
     def _decode_other(self, data: bytes, index: int) -> Pixels:
         keyframe = self.page.keyframe
         arguments: dict[str, Any] = {}
         if self.is_jpeg:
             arguments = {"jpegtables": self.jpegtables, "jpegheader": self.jpegheader}
-        declared = declared_shape(data)
+        code = int(keyframe.compression)
+        declared = declared_shape(data) if code in STREAMS else None
         if declared is not None and declared[0] * declared[1] > 4 * self.side[0] * self.side[1]:
             raise self._error(
                 index,
@@ -288,7 +291,12 @@ class PagePixels:
         decoded, _, _ = keyframe.decode(data, index, **arguments)
         if decoded is None or decoded.ndim != 4 or decoded.shape[0] != 1:
             raise self._error(index, "decodes to nothing")
-        return np.asarray(decoded[0])
+        pixels = np.asarray(decoded[0])
+        if self.dtype == np.uint8 and holds_ycbcr(
+            data, compression=code, photometric=int(keyframe.photometric)
+        ):
+            return ycbcr_to_rgb(pixels)
+        return pixels
 
 
 def _first_line(error: Exception) -> str:
