@@ -80,3 +80,77 @@ def test_a_file_of_the_set_is_missing(tmp_path):
     (tmp_path / "b.ome.tif").unlink()
     with pytest.raises(SlideError, match="plane 1 lies in another file that is missing"):
         open_slide(path)
+
+
+IMAGES = """<?xml version="1.0" encoding="UTF-8"?>
+<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{uuid}">
+{images}</OME>"""
+ONE_IMAGE = """<Image ID="Image:{k}" Name="a"><Pixels ID="Pixels:{k}" DimensionOrder="XYCZT"
+Type="uint16" SizeX="300" SizeY="200" SizeC="1" SizeZ="1" SizeT="1" PhysicalSizeX="0.{k}">
+<Channel ID="Channel:{k}:0" Name="stain {k}" SamplesPerPixel="1"/>
+<TiffData FirstC="0" FirstZ="0" FirstT="0" IFD="0" PlaneCount="1">
+<UUID FileName="{k}.ome.tif">urn:uuid:{k}</UUID></TiffData></Pixels></Image>"""
+
+
+def images_of_a_set(folder):
+    """Three files, an image in each, every one telling of all."""
+    for k in (1, 2, 3):
+        text = IMAGES.format(uuid=k, images="".join(ONE_IMAGE.format(k=n) for n in (1, 2, 3)))
+        tifffile.imwrite(
+            folder / f"{k}.ome.tif", IMAGE[k - 1], description=text.encode(), metadata=None
+        )
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_image_of_the_file_that_was_given(tmp_path, number, alone, renamed):
+    images_of_a_set(tmp_path)
+    path = tmp_path / f"{number}.ome.tif"
+    if alone:
+        for other in {1, 2, 3} - {number}:
+            (tmp_path / f"{other}.ome.tif").unlink()
+    if renamed:
+        path = path.rename(tmp_path / "renamed.ome.tif")
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 200, 300))[0], IMAGE[number - 1])
+        assert slide.mpp == (number / 10, number / 10)
+        assert slide.channel_names == (f"stain {number}",)
+
+
+MIXED = [
+    [{"compression": "lzw"}, {"compression": "lzw", "predictor": 2}],
+    [{"rowsperstrip": 32}, {"rowsperstrip": 33}],
+    [{"rowsperstrip": 32, "compression": "zlib"}, {"rowsperstrip": 33, "compression": "zlib"}],
+    [{}, {"compression": "zstd"}],
+]
+
+
+@pytest.mark.parametrize("options", MIXED, ids=str)
+def test_each_channel_is_read_as_it_is_stored(tmp_path, options):
+    y, x = np.mgrid[:200, :300]
+    image = np.stack([x * 7 + y, x + y * 5]).astype(np.uint16)
+    text = XML.format(uuid="a").replace('FileName="b.ome.tif"', 'FileName="a.ome.tif"')
+    text = text.replace('IFD="0"', 'IFD="1"').replace('IFD="1"', 'IFD="0"', 1)
+    for digit in "ab":
+        text = text.replace(f"urn:uuid:00000000-0000-0000-0000-00000000000{digit}", "urn:uuid:a")
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif") as writer:
+        for plane, option in zip(image, options, strict=True):
+            writer.write(plane, description=text.encode(), metadata=None, **option)
+    with open_slide(tmp_path / "a.ome.tif") as slide:
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 200, 300)), image)
+
+
+def test_channels_of_different_dtypes_are_refused(tmp_path):
+    path = spread(tmp_path)
+    text = XML.format(uuid="00000000-0000-0000-0000-00000000000b")
+    tifffile.imwrite(
+        tmp_path / "b.ome.tif",
+        IMAGE[1].astype(np.float32),
+        description=text.encode(),
+        metadata=None,
+        tile=(64, 64),
+        compression="zlib",
+    )
+    with pytest.raises(SlideError, match="channels of different sizes or dtypes"):
+        open_slide(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
+from tilepipe.slide.ome import nodes, ome_image
 from tilepipe.slide.pixels import Meaning
 
 _MAX_NAME = 100
@@ -20,7 +21,7 @@ def default_channels(count: int, *, rgb: bool) -> tuple[tuple[str, ...], tuple[s
 
 
 def read_channels(
-    series: Any, number: int, *, meaning: Meaning, n_planes: int
+    series: Any, *, meaning: Meaning, n_planes: int
 ) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
     """Names and colours (``RRGGBB``) of all channels; defaults where the file is silent."""
     count = n_planes * meaning.channels
@@ -28,7 +29,7 @@ def read_channels(
     if meaning.rgb or series.kind not in ("ome", "imagej"):
         return names, colors
     try:
-        found = _from_ome(series, number) if series.kind == "ome" else _from_imagej(series)
+        found = _from_ome(series) if series.kind == "ome" else _from_imagej(series)
     except (ElementTree.ParseError, ValueError, TypeError, AttributeError, KeyError):
         return names, colors
     if len(found) != count:
@@ -41,11 +42,9 @@ def read_channels(
     )
 
 
-def _from_ome(series: Any, number: int) -> list[tuple[str | None, str | None]]:
-    root = ElementTree.fromstring(series.parent.ome_metadata or series.keyframe.description)
-    images = [node for node in root.iter() if node.tag.rsplit("}", 1)[-1] == "Image"]
-    nodes = images[number].iter() if number < len(images) else iter(())
-    channels = [node for node in nodes if node.tag.rsplit("}", 1)[-1] == "Channel"]
+def _from_ome(series: Any) -> list[tuple[str | None, str | None]]:
+    image = ome_image(series)
+    channels = nodes(image, "Channel") if image is not None else ()
     return [(node.get("Name"), _ome_color(node.get("Color"))) for node in channels]
 
 

@@ -36,8 +36,8 @@ class Plane:
     counts: NDArray[np.int64]
 
 
-def choose_series(path: str, tiff: Any, notes: list[str]) -> tuple[int, Any]:
-    """Return number and series of the image: the first, or the largest where formats differ."""
+def choose_series(path: str, tiff: Any, notes: list[str]) -> Any:
+    """Return the series of the image: the first of the file, of SCN the largest."""
     series = list(tiff.series)
     if not series:
         raise SlideError(f"{path}: holds no image")
@@ -45,10 +45,19 @@ def choose_series(path: str, tiff: Any, notes: list[str]) -> tuple[int, Any]:
     if series[0].kind == "scn":
         # Leica puts the macro photograph first.
         number = max(range(len(series)), key=lambda k: math.prod(series[k].shape))
+    elif series[0].kind == "ome":
+        # The file may be one of a set that has an image in each.
+        number = next((k for k, each in enumerate(series) if _is_in(tiff, each)), 0)
     others = [each for k, each in enumerate(series) if k != number and _subfile(each) & 5 == 0]
     if others and series[number].kind not in _WHOLE_SLIDE:
-        notes.append(f"{len(others) + 1} images in the file; the first one is used")
-    return number, series[number]
+        where = "file; the first one" if number == 0 else "set of files; the first one of this file"
+        notes.append(f"{len(others) + 1} images in the {where} is used")
+    return series[number]
+
+
+def _is_in(tiff: Any, series: Any) -> bool:
+    """Tell whether a page of the series lies in this file."""
+    return any(page is not None and page.parent is tiff for page in series._pages)
 
 
 def _subfile(series: Any) -> int:
@@ -117,6 +126,9 @@ def find_planes(path: str, series: Any, numbers: tuple[int, ...]) -> tuple[Plane
                 f"{path}: plane {number} lies in another file that is missing; put the files of "
                 "the data set in one folder"
             )
+        if len(numbers) > 1 and not page.is_virtual:
+            # tifffile takes it for stored as the first one is, its predictor and strips, too.
+            page = page.aspage()
         planes.append(
             Plane(
                 page,

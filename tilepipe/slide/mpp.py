@@ -8,6 +8,8 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from typing import Any
 
+from tilepipe.slide.ome import nodes, ome_image
+
 MPP_RANGE = (0.05, 20.0)
 """Generic resolution tags outside of it (µm) are print resolutions, not pixel sizes."""
 _UM_PER_UNIT = {2: 25400.0, 3: 10000.0}
@@ -31,8 +33,8 @@ def um_per(unit: str) -> float | None:
     return _UM_PER_OME_UNIT.get(unit)
 
 
-def read_mpp(series: Any, number: int) -> PixelSize:
-    """Pixel size of series ``number`` of a TIFF; never raises on what the tags hold."""
+def read_mpp(series: Any) -> PixelSize:
+    """Pixel size of a series of a TIFF; never raises on what the tags hold."""
     readers = {
         "svs": _from_svs,
         "ndpi": _from_ndpi,
@@ -44,7 +46,7 @@ def read_mpp(series: Any, number: int) -> PixelSize:
     # A Philips file without overviews is no Philips series to tifffile.
     reader = readers.get("philips" if series.keyframe.is_philips else series.kind)
     try:
-        found = reader(series, number) if reader is not None else None
+        found = reader(series) if reader is not None else None
         return found if found is not None else _from_resolution(series.keyframe)
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, OverflowError):
         return PixelSize(None, "unknown: the tags that should hold it are damaged")
@@ -63,25 +65,22 @@ def _description(series: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _from_svs(series: Any, _number: int) -> PixelSize | None:
+def _from_svs(series: Any) -> PixelSize | None:
     found = re.search(r"MPP\s*=\s*([0-9.eE+-]+)", _description(series))
     return _checked(float(found[1]), float(found[1]), "Aperio MPP") if found else None
 
 
-def _from_ndpi(series: Any, _number: int) -> PixelSize | None:
+def _from_ndpi(series: Any) -> PixelSize | None:
     size = _resolution(series.keyframe)
     return _checked(*size, "NDPI resolution tags") if size else None
 
 
-def _from_ome(series: Any, number: int) -> PixelSize | None:
-    text = series.parent.ome_metadata or _description(series)
-    root = ElementTree.fromstring(text)
-    images = [node for node in root.iter() if node.tag.rsplit("}", 1)[-1] == "Image"]
-    image = images[number] if number < len(images) else None
+def _from_ome(series: Any) -> PixelSize | None:
+    image = ome_image(series)
     if image is None:
         return None
-    for node in image.iter():
-        if node.tag.rsplit("}", 1)[-1] == "Pixels" and "PhysicalSizeX" in node.attrib:
+    for node in nodes(image, "Pixels"):
+        if "PhysicalSizeX" in node.attrib:
             scale_x = _UM_PER_OME_UNIT.get(node.get("PhysicalSizeXUnit", "µm"))
             scale_y = _UM_PER_OME_UNIT.get(node.get("PhysicalSizeYUnit", "µm"))
             if scale_x is None or scale_y is None:
@@ -92,7 +91,7 @@ def _from_ome(series: Any, number: int) -> PixelSize | None:
     return None
 
 
-def _from_scn(series: Any, _number: int) -> PixelSize | None:
+def _from_scn(series: Any) -> PixelSize | None:
     root = ElementTree.fromstring(series.parent.scn_metadata or _description(series))
     height, width = _sides(series)
     for image in (node for node in root.iter() if node.tag.rsplit("}", 1)[-1] == "image"):
@@ -107,7 +106,7 @@ def _from_scn(series: Any, _number: int) -> PixelSize | None:
     return None
 
 
-def _from_philips(series: Any, _number: int) -> PixelSize | None:
+def _from_philips(series: Any) -> PixelSize | None:
     text = series.parent.philips_metadata or _description(series)
     sizes = []
     for node in ElementTree.fromstring(text).iter():
@@ -119,7 +118,7 @@ def _from_philips(series: Any, _number: int) -> PixelSize | None:
     return _checked(*min(sizes), "DICOM_PIXEL_SPACING") if sizes else None
 
 
-def _from_imagej(series: Any, _number: int) -> PixelSize | None:
+def _from_imagej(series: Any) -> PixelSize | None:
     meta = series.parent.imagej_metadata or {}
     unit = str(meta.get("unit", "")).encode("latin-1", "replace").decode("unicode_escape")
     scale = _UM_PER_OME_UNIT.get({"micron": "µm", "microns": "µm"}.get(unit, unit))

@@ -91,7 +91,7 @@ class _Opener:
     def open(self) -> TiffSlide:
         check_chain(self.path, self._descriptor(str(Path(self.path).resolve())))
         with tifffile.TiffFile(self.path) as tiff:
-            number, series = choose_series(self.path, tiff, self.notes)
+            series = choose_series(self.path, tiff, self.notes)
             if series.kind == "bif":
                 raise OverlapError(
                     f"{self.path}: Ventana BIF tiles overlap; install tilepipe[wsi] to read it"
@@ -122,14 +122,14 @@ class _Opener:
                 except SlideError as error:
                     reason = str(error).removeprefix(f"{self.path}: ")
                     self.notes.append(f"an overview is ignored: {reason}")
-            names, colors = read_channels(series, number, meaning=meaning, n_planes=len(numbers))
+            names, colors = read_channels(series, meaning=meaning, n_planes=len(numbers))
             slide = TiffSlide(
                 self.path,
                 kind=_kind(series.kind, keyframe),
                 levels=tuple(levels),
                 meaning=meaning,
                 orientation=orientation,
-                pixel_size=self._pixel_size(series, number, orientation),
+                pixel_size=self._pixel_size(series, orientation),
                 channel_names=names,
                 channel_colors=colors,
                 notes=(*meaning.notes, *self.notes),
@@ -163,17 +163,20 @@ class _Opener:
                 key=(number, k),
             )
             check_segments(self.path, pixels)
+            self._check_decoder(plane.page)
             pages.append(pixels)
-        keyframe = series.keyframe
+        kinds = {(page.shape, page.n_samples, page.dtype) for page in pages}
+        if len(kinds) > 1:
+            raise SlideError(f"{self.path}: channels of different sizes or dtypes")
+        return TiffLevel(tuple(pages), _compression_name(series.keyframe.compression))
+
+    def _check_decoder(self, page: Any) -> None:
         try:
             # Decoders that cannot work say so even without data.
-            keyframe.decode(None, 0)
+            page.keyframe.decode(None, 0)
         except Exception as error:
             said = " ".join(str(error).split())[:200]
             raise SlideError(f"{self.path}: this kind of TIFF cannot be decoded: {said}") from error
-        if any(page.shape != pages[0].shape for page in pages):
-            raise SlideError(f"{self.path}: channels of different sizes")
-        return TiffLevel(tuple(pages), _compression_name(keyframe.compression))
 
     def _orientation(self, keyframe: Any) -> Orientation:
         value = keyframe.tags.valueof(274, 1)
@@ -182,10 +185,10 @@ class _Opener:
             self.notes.append(f"turned upright (Orientation {orientation.value})")
         return orientation
 
-    def _pixel_size(self, series: Any, number: int, orientation: Orientation) -> PixelSize:
+    def _pixel_size(self, series: Any, orientation: Orientation) -> PixelSize:
         if self.mpp is not None:
             return PixelSize((self.mpp, self.mpp), "given")
-        size = read_mpp(series, number)
+        size = read_mpp(series)
         if size.mpp is not None and orientation.swaps:
             return PixelSize((size.mpp[1], size.mpp[0]), size.source)
         return size
