@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -76,6 +79,51 @@ def test_raw_ycbcr(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 8, 3), np.uint8), photometric="ycbcr")
     with pytest.raises(SlideError, match="raw YCbCr"):
         open_slide(tmp_path / "a.tif")
+
+
+def test_luma_and_chroma_in_planes(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(
+            (imagecodecs.jpeg_encode(np.zeros((16, 16), np.uint8)) for _ in range(3)),
+            shape=(3, 16, 16),
+            dtype=np.uint8,
+            tile=(16, 16),
+            photometric="ycbcr",
+            planarconfig="separate",
+            compression="jpeg",
+            subsampling=(1, 1),
+            metadata=None,
+        )
+    with pytest.raises(SlideError, match="raw YCbCr"):
+        open_slide(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("order, read", [("LITTLE", True), ("BIG", False)])
+@pytest.mark.parametrize("ids", [False, True])
+def test_numbers_of_24_bits_are_read_or_refused(tmp_path, order, read, ids):
+    rasterio = pytest.importorskip("rasterio")
+    image = np.random.default_rng(0).integers(0, 1 << 24, (1, 20, 30), dtype=np.uint32)
+    options = {"driver": "GTiff", "width": 30, "height": 20, "count": 1, "dtype": "uint32"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        path = tmp_path / "a.tif"
+        with rasterio.open(path, "w", nbits=24, ENDIANNESS=order, **options) as file:
+            file.write(image)
+    if read:
+        with open_slide(path, ids=ids) as slide:
+            np.testing.assert_array_equal(slide.read(Box(0, 0, 20, 30)), image)
+    else:
+        with pytest.raises(SlideError, match="24-bit samples in big-endian order"):
+            open_slide(path, ids=ids)
+
+
+@pytest.mark.parametrize("bits, dtype", [(4, np.uint8), (12, np.uint16)])
+def test_samples_narrower_than_their_numbers_are_told(tmp_path, bits, dtype):
+    image = np.arange(64, dtype=dtype).reshape(8, 8) % (1 << bits)
+    tifffile.imwrite(tmp_path / "a.tif", image, bitspersample=bits)
+    pixels, slide = read(tmp_path / "a.tif")
+    np.testing.assert_array_equal(pixels[0], image)
+    assert f"{bits}-bit samples are stored as they are" in slide.notes[0]
 
 
 def test_palette_gives_its_colours(tmp_path):

@@ -75,10 +75,19 @@ def read_meaning(
         palette = _read_palette(path, keyframe)
         notes.append("palette indices replaced by their colours")
         return Meaning(samples[:1], np.dtype(np.uint8), 3, True, palette, tuple(notes))
-    if photometric == _YCBCR and int(keyframe.compression) not in _RGB_DECODERS:
+    if photometric == _YCBCR and (
+        int(keyframe.compression) not in _RGB_DECODERS or keyframe.shaped[0] > 1
+    ):
         raise SlideError(f"{path}: holds raw YCbCr samples; convert it to RGB first")
     if photometric in _NAMES:
         raise SlideError(f"{path}: holds {_NAMES[photometric]}; convert it to RGB or grey first")
+    packed = keyframe.bitspersample == 24 and keyframe.dtype == np.uint32
+    if packed and keyframe.parent.byteorder == ">":
+        # The library unpacks them to the wrong end of a number.
+        raise SlideError(
+            f"{path}: holds 24-bit samples in big-endian order, which cannot be read; write it in "
+            "little-endian order or with 32 bits"
+        )
     if photometric == _WHITE_IS_ZERO:
         notes.append("white is zero in this file; values kept as stored")
     if ids and keyframe.dtype is not None and keyframe.dtype.kind in "iu":
@@ -116,6 +125,13 @@ def exact_dtype(
         raise SlideError(f"{path}: samples of {bits} bits in an unknown format")
     native = np.dtype(dtype).newbyteorder("=")
     if native in _KEPT:
+        if native.kind == "u" and isinstance(bits, int) and bits < native.itemsize * 8:
+            scale = np.iinfo(native).max
+            notes.append(
+                f"warning: {bits}-bit samples are stored as they are; a network is shown "
+                f"{(1 << bits) - 1} as {(1 << bits) - 1}/{scale}: widen them to {native} first for "
+                "one that was trained on their full scale"
+            )
         return native
     if native == np.bool_:
         notes.append(
