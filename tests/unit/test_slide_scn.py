@@ -34,7 +34,8 @@ def test_scn_uses_the_tissue_not_the_macro(tmp_path):
         np.testing.assert_array_equal(slide.read(Box(0, 0, 200, 300)), np.moveaxis(tissue, -1, 0))
 
 
-def test_philips_cuts_the_padding_of_overviews(tmp_path):
+def philips(path):
+    """Write an image (192, 320, 3) and two overviews padded to whole tiles; return it."""
     # Philips rounds the sides of every level up to whole tiles.
     rep = (
         '<DataObject ObjectType="PixelDataRepresentation">'
@@ -59,10 +60,15 @@ def test_philips_cuts_the_padding_of_overviews(tmp_path):
     half[:96, :160] = image[::2, ::2]
     quarter = np.zeros((64, 128, 3), np.uint8)
     quarter[:48, :80] = image[::4, ::4]
-    with tifffile.TiffWriter(tmp_path / "a.tiff", bigtiff=True) as writer:
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
         writer.write(image, description=text, **options)
         writer.write(half, subfiletype=1, **options)
         writer.write(quarter, subfiletype=1, **options)
+    return image
+
+
+def test_philips_cuts_the_padding_of_overviews(tmp_path):
+    image = philips(tmp_path / "a.tiff")
     with open_slide(tmp_path / "a.tiff") as slide:
         assert slide.format == "philips"
         assert slide.mpp == pytest.approx((0.25, 0.25))
@@ -73,3 +79,19 @@ def test_philips_cuts_the_padding_of_overviews(tmp_path):
         np.testing.assert_array_equal(
             slide.read(Box(5, 6, 48, 80), level=2), np.moveaxis(image[::4, ::4][5:, 6:], -1, 0)
         )
+
+
+def test_glass_that_philips_left_out_is_white(tmp_path):
+    path = tmp_path / "a.tiff"
+    image = philips(path)
+    with tifffile.TiffFile(path) as tiff:
+        tags = [tiff.pages[0].tags[code] for code in (324, 325)]
+        places = [(tag.valueoffset, tag.valuebytecount // tag.count) for tag in tags]
+    with path.open("r+b") as file:
+        for offset, size in places:
+            file.seek(offset + 3 * size)
+            file.write(bytes(size))
+    image[:64, 192:256] = 255
+    with open_slide(path, on_damage="fill") as slide:
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 192, 320)), np.moveaxis(image, -1, 0))
+        assert slide.damage == []

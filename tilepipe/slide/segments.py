@@ -54,6 +54,8 @@ class PagePixels:
     """(level, plane): tells the pages of a slide apart in the cache."""
     fill: Any = 0
     """Value of filled tiles."""
+    absent: Any = None
+    """Value of tiles that the writer left out; None: what the file calls no data, else 0."""
     filled: set[int] = field(default_factory=set)
     """Damaged segments that the slide decided to fill."""
 
@@ -151,7 +153,7 @@ class PagePixels:
         offset, count = int(self.offsets[index]), int(self.counts[index])
         if offset == 0 and count == 0:
             # A sparse file: the writer left the tile out on purpose.
-            target[...] = self.page.keyframe.nodata
+            target[...] = self.page.keyframe.nodata if self.absent is None else self.absent
             return
         self._check_extent(index, offset, count)
         if self.raw_rows:

@@ -24,6 +24,7 @@ from tilepipe.slide.types import OnDamage, check_size
 
 CACHE_BYTES = 128 << 20
 MAX_CHANNELS = 1024
+_SCANNED = {"svs", "ndpi", "scn", "philips", "qptiff"}
 
 # What tifffile has to say about a file is said by our own errors and notes.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -141,6 +142,9 @@ class _Opener:
             for each in (page for level in levels for page in level.pages):
                 # Damage on a bright-field slide looks like glass, not like ink.
                 each.fill = np.iinfo(each.dtype).max if each.dtype.kind in "iu" else 1
+                if slide.format in _SCANNED:
+                    # Scanners leave out tiles of bare glass.
+                    each.absent = each.fill
         self._check_complete(level0, slide)
         return slide
 
