@@ -237,3 +237,15 @@ def test_real_slide_with_half_a_tile(data, tmp_path):
 def test_damage_error_is_a_slide_error():
     assert issubclass(DamageError, SlideError)
     assert issubclass(DamageError, ValueError)
+
+
+@pytest.mark.parametrize("left", [1, 2])
+def test_a_hyperstack_that_was_cut_off_is_no_image_of_fewer_channels(tmp_path, left):
+    image = np.random.default_rng(0).integers(0, 60_000, (3, 64, 80), dtype=np.uint16)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, image, imagej=True, metadata={"axes": "CYX"})
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[0].dataoffsets[0]
+    path.write_bytes(path.read_bytes()[: offset + left * image[0].nbytes])
+    with pytest.raises(SlideError, match=r"a\.tif: .*tells of 3 planes.*cut off"):
+        open_slide(path)

@@ -117,3 +117,23 @@ def test_channels_that_are_samples_of_one_page(tmp_path, axes, order):
     with open_slide(tmp_path / "a.tif") as slide:
         assert slide.channels == 5
         np.testing.assert_array_equal(slide.read(Box(0, 0, 240, 320)), pixels)
+
+
+@pytest.mark.parametrize("as_subifd", [False, True])
+def test_a_thumbnail_or_mask_before_the_image(tmp_path, as_subifd):
+    image = np.random.default_rng(0).integers(0, 255, (160, 200, 3), dtype=np.uint8)
+    options = {"photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(image[::4, ::4].copy(), subfiletype=1, subifds=int(as_subifd), **options)
+        writer.write(image, subfiletype=0, **options)
+    with tifffile.TiffWriter(tmp_path / "b.tif") as writer:
+        writer.write(image[..., 0] > 128, subfiletype=4, metadata=None)
+        writer.write(image, **options)
+    for name, sides in (("a.tif", [(160, 200), (40, 50)]), ("b.tif", [(160, 200)])):
+        with open_slide(tmp_path / name) as slide:
+            assert [level.shape for level in slide.levels] == sides
+            assert slide.rgb
+            np.testing.assert_array_equal(
+                slide.read(Box(0, 0, 160, 200)), np.moveaxis(image, -1, 0)
+            )
+            assert slide.notes == ("the file begins with a smaller copy or a mask of its image",)

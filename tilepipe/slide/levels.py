@@ -21,6 +21,7 @@ _STACKS = {
     "A": "several angles",
     "H": "a lifetime image",
 }
+_PLAIN = {"generic", "uniform", "shaped"}
 _WHOLE_SLIDE = {"svs", "ndpi", "scn", "philips", "bif", "qpi", "sis", "avs"}
 # An overview may be off by a pixel or two from the rounded size, or by the writer's padding.
 _SLACK_PX = 2
@@ -37,7 +38,7 @@ class Plane:
 
 
 def choose_series(path: str, tiff: Any, notes: list[str]) -> Any:
-    """Return the series of the image: the first of the file, of SCN the largest."""
+    """Return the series of the image: the first of full resolution, of SCN the largest."""
     series = list(tiff.series)
     if not series:
         raise SlideError(f"{path}: holds no image")
@@ -48,11 +49,30 @@ def choose_series(path: str, tiff: Any, notes: list[str]) -> Any:
     elif series[0].kind == "ome":
         # The file may be one of a set that has an image in each.
         number = next((k for k, each in enumerate(series) if _is_in(tiff, each)), 0)
+    elif series[0].kind in _PLAIN:
+        _check_imagej(path, tiff)
+        number = next((k for k, each in enumerate(series) if _subfile(each) & 5 == 0), 0)
+        if number > 0:
+            notes.append("the file begins with a smaller copy or a mask of its image")
     others = [each for k, each in enumerate(series) if k != number and _subfile(each) & 5 == 0]
-    if others and series[number].kind not in _WHOLE_SLIDE:
-        where = "file; the first one" if number == 0 else "set of files; the first one of this file"
-        notes.append(f"{len(others) + 1} images in the {where} is used")
+    kind = series[number].kind
+    if others and kind not in _WHOLE_SLIDE:
+        other_file = kind == "ome" and number > 0
+        of = "set of files; the first one of this file" if other_file else "file; the first one"
+        notes.append(f"{len(others) + 1} images in the {of} is used")
     return series[number]
+
+
+def _check_imagej(path: str, tiff: Any) -> None:
+    """Refuse what is left of a hyperstack: its other planes have no pages that could be missed."""
+    meta = tiff.imagej_metadata if tiff.is_imagej else None
+    declared = math.prod(int((meta or {}).get(key, 1)) for key in ("channels", "slices", "frames"))
+    page = tiff.pages.first
+    if declared > len(tiff.pages) * int(page.samplesperpixel):
+        raise SlideError(
+            f"{path}: its ImageJ header tells of {declared} planes, and they are not all in the "
+            "file: it was cut off; copy it again"
+        )
 
 
 def _is_in(tiff: Any, series: Any) -> bool:
@@ -167,7 +187,7 @@ def true_levels(tiff: Any, series: Any, notes: list[str]) -> list[Any]:
     """
     full = sides(series)
     found = list(series.levels[1:])
-    if series.kind in ("generic", "uniform", "shaped"):
+    if series.kind in _PLAIN:
         for other in tiff.series:
             if other is not series and _subfile(other) & 5 == 1:
                 found += other.levels
