@@ -19,6 +19,7 @@ from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide import jpeg
 from tilepipe.slide.cache import SegmentCache
 from tilepipe.slide.codestream import STREAMS, declared_shape, holds_ycbcr, ycbcr_to_rgb
+from tilepipe.slide.lerc import LERC, decode_lerc
 from tilepipe.slide.types import Pixels
 from tilepipe.tiling import Box, Shape
 
@@ -290,6 +291,8 @@ class PagePixels:
                 f"holds an image of {declared[0]} x {declared[1]} px (y, x), "
                 f"the tile is {self.side[0]} x {self.side[1]}",
             )
+        if code == LERC:
+            return decode_lerc(data, samples=self.samples_each)
         decoded, _, _ = keyframe.decode(data, index, **arguments)
         if decoded is None or decoded.ndim != 4 or decoded.shape[0] != 1:
             raise self._error(index, "decodes to nothing")
