@@ -71,7 +71,10 @@ def test_alpha_that_is_the_mask(tmp_path, count, photometric):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32])
+@pytest.mark.parametrize("order", ["LITTLE", "BIG"])
 @pytest.mark.parametrize("count", [1, 3])
-def test_numbers(tmp_path, dtype, count):
+def test_numbers(tmp_path, dtype, order, count):
     image = np.stack([(Y * 2 + X * k) % 256 for k in range(count)]).astype(dtype)
-    same(tmp_path / "a.tif", written(tmp_path / "a.tif", image))
+    theirs = written(tmp_path / "a.tif", image, ENDIANNESS=order)
+    np.testing.assert_array_equal(theirs, image)
+    same(tmp_path / "a.tif", image)

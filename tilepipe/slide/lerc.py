@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 LERC = 34887
 
 
-def decode_lerc(data: bytes, *, samples: int) -> NDArray[Any]:
+def decode_lerc(data: bytes, *, samples: int, swapped: bool) -> NDArray[Any]:
     """Pixels (y, x, samples) of a LERC tile, as libtiff gives them; the decoder's error if none.
 
     Numbers that are not valid are NaN; where the mask is the alpha sample, it becomes one.
+    ``swapped``: of a big-endian file, where libtiff hands LERC numbers with their bytes swapped.
     """
     pixels, valid = imagecodecs.lerc_decode(data, masks=True)
+    if swapped:
+        pixels = pixels.byteswap()
     masks_apart = valid is not None and valid.ndim == 3
     if masks_apart or (pixels.ndim == 3 and pixels.shape[2] not in (samples, samples - 1)):
         # Bands with masks of their own lie one after the other.

@@ -292,7 +292,8 @@ class PagePixels:
                 f"the tile is {self.side[0]} x {self.side[1]}",
             )
         if code == LERC:
-            return decode_lerc(data, samples=self.samples_each)
+            swapped = not self.stored_dtype.isnative
+            return decode_lerc(data, samples=self.samples_each, swapped=swapped)
         decoded, _, _ = keyframe.decode(data, index, **arguments)
         if decoded is None or decoded.ndim != 4 or decoded.shape[0] != 1:
             raise self._error(index, "decodes to nothing")
