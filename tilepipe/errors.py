@@ -4,6 +4,11 @@ Every error is also a builtin, so that a caller who knows nothing of tilepipe ca
 The command line prints the message and exits with 1; ``--debug`` shows the traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 
 class TilepipeError(Exception):
     """Anything that tilepipe says no to."""
@@ -67,3 +72,16 @@ class TrainError(TilepipeError, ValueError):
 
 class ExportError(TilepipeError, ValueError):
     """A result that cannot be written in the form asked for."""
+
+
+def no_image_said(location: str, attributes: Mapping[str, Any]) -> str:
+    """Say what an OME-Zarr group without multiscales is, and what to give instead."""
+    plate = attributes.get("plate")
+    if isinstance(plate, Mapping):
+        wells = plate.get("wells")
+        first = wells[0] if isinstance(wells, list) and wells else {}
+        well = first.get("path", "A/1") if isinstance(first, Mapping) else "A/1"
+        return f"holds a plate of many images; give one of them, e.g. {location}/{well}/0"
+    if "well" in attributes or "bioformats2raw.layout" in attributes:
+        return f"holds images in folders of their own; give one of them, e.g. {location}/0"
+    return "a Zarr group without OME multiscales; want an OME-Zarr image"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import zarr
 
-from tilepipe.errors import DamageError, SlideError
+from tilepipe.errors import DamageError, SlideError, StoreError
 from tilepipe.slide import Slide, open_slide
+from tilepipe.store import open_store
 from tilepipe.tiling import Box
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (3, 100, 90), dtype=np.uint8)
@@ -155,3 +158,30 @@ def test_fingerprint_sees_other_pixels_but_not_new_labels(tmp_path):
     zarr.open_group(path)["0"][0, 0, 0] = int(IMAGE[0, 0, 0]) ^ 1
     with open_slide(path) as slide:
         assert slide.fingerprint() != first
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize(
+    "ome, hint",
+    [
+        ({"plate": {"wells": [{"path": "B/3"}]}}, "one of them, e.g. {path}/B/3/0"),
+        ({"plate": {}}, "one of them, e.g. {path}/A/1/0"),
+        ({"well": {"images": [{"path": "0"}]}}, "one of them, e.g. {path}/0"),
+        ({"bioformats2raw.layout": 3}, "one of them, e.g. {path}/0"),
+    ],
+)
+def test_a_group_of_images_is_told_from_an_image(tmp_path, version, ome, hint):
+    path = tmp_path / "a.zarr"
+    group = zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2)
+    group.attrs.update({"ome": {"version": "0.5", **ome}} if version == "0.5" else ome)
+    for opened, error in ((open_slide, SlideError), (open_store, StoreError)):
+        with pytest.raises(error, match=re.escape(hint.format(path=path))):
+            opened(str(path))
+
+
+def test_several_multiscales(tmp_path):
+    path = write(tmp_path / "a.zarr", [IMAGE], "cyx", version="0.4")
+    group = zarr.open_group(path)
+    group.attrs["multiscales"] = group.attrs["multiscales"] * 2
+    with open_slide(path) as slide:
+        assert slide.notes == ("2 multiscales in the group; the first one is used",)

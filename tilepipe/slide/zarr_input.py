@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from tilepipe.errors import DamageError, SlideError
+from tilepipe.errors import DamageError, SlideError, no_image_said
 from tilepipe.slide.channels import default_channels
 from tilepipe.slide.damage import Damage, DamagedTile
 from tilepipe.slide.fingerprint import fingerprint_folder
@@ -70,7 +70,7 @@ class OmeZarrSlide:
         ome: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
         multiscales = ome.get("multiscales")
         if not multiscales:
-            raise SlideError(f"{path}: a Zarr group without OME multiscales; want an image")
+            raise SlideError(f"{path}: {no_image_said(path, ome)}")
         image = multiscales[0]
         self._axes = _axis_names(path, image)
         sets = image["datasets"]
@@ -90,6 +90,8 @@ class OmeZarrSlide:
                     "write the plane to be segmented to an image of its own"
                 )
         notes: list[str] = []
+        if len(multiscales) > 1:
+            notes.append(f"{len(multiscales)} multiscales in the group; the first one is used")
         self.stored_dtype = np.dtype(first.dtype).newbyteorder("=")
         self.dtype = exact_dtype(path, first.dtype, first.dtype.itemsize * 8, notes)
         self.channels = 1 if self._c is None else int(first.shape[self._c])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tilepipe.errors import StoreError
+from tilepipe.errors import StoreError, no_image_said
 from tilepipe.store.attributes import (
     StoreFacts,
     find_version,
@@ -50,7 +50,7 @@ def open_store(location: str, *, writable: bool = False) -> Store:
     if facts is not None:
         return Store(files, _own_facts(files, version, facts, pyramid), writable=writable)
     if pyramid is None:
-        raise StoreError(f"{location}: a Zarr group without OME multiscales, not an OME-Zarr image")
+        raise StoreError(f"{location}: {no_image_said(str(location), ome)}")
     return Store(files, _foreign_facts(files, version, ome, pyramid), writable=writable)
 
 
