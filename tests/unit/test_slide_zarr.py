@@ -185,3 +185,15 @@ def test_several_multiscales(tmp_path):
     group.attrs["multiscales"] = group.attrs["multiscales"] * 2
     with open_slide(path) as slide:
         assert slide.notes == ("2 multiscales in the group; the first one is used",)
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("version, number", [("0.4", 2), ("0.5", 3)])
+def test_consolidated_metadata_that_is_out_of_date(tmp_path, version, number):
+    path = write(tmp_path / "a.zarr", [IMAGE], "cyx", version=version)
+    zarr.consolidate_metadata(path)
+    image = IMAGE[:, :60, :70]
+    zarr.create_array(path, name="0", data=image, overwrite=True, zarr_format=number)
+    with open_slide(path) as slide:
+        assert slide.levels[0].shape == (60, 70)
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 60, 70)), image)

@@ -64,7 +64,8 @@ class OmeZarrSlide:
                 f"{path}: is a Zarr array, not an OME-Zarr image; give the group that it lies in, "
                 "the one with the multiscales metadata"
             )
-        group = zarr.open_group(path, mode="r")
+        # Consolidated metadata may tell of arrays that were replaced since.
+        group = zarr.open_group(path, mode="r", use_consolidated=False)
         attributes = dict(group.attrs)
         found = attributes.get("ome", attributes)
         ome: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
