@@ -1,4 +1,4 @@
-"""Leica SCN and Philips: the image among its photographs, and its overviews."""
+"""Leica SCN, Philips, QPTIFF: the image among its photographs, overviews, channels."""
 
 from __future__ import annotations
 
@@ -95,3 +95,37 @@ def test_glass_that_philips_left_out_is_white(tmp_path):
     with open_slide(path, on_damage="fill") as slide:
         np.testing.assert_array_equal(slide.read(Box(0, 0, 192, 320)), np.moveaxis(image, -1, 0))
         assert slide.damage == []
+
+
+QPI = """<?xml version="1.0" encoding="utf-16"?><PerkinElmer-QPI-ImageDescription>
+<ImageType>{kind}</ImageType>{stain}</PerkinElmer-QPI-ImageDescription>"""
+STAINS = (
+    "<Name>DAPI</Name><Color>0,0,255</Color>",
+    "<Name>Opal 520</Name><Biomarker>CD3</Biomarker><Color>0,255,16</Color>",
+    "<Name>Sample AF</Name>",
+)
+
+
+@pytest.mark.parametrize("stains", [STAINS, ("<Name>DAPI", *STAINS[1:])])
+def test_channels_of_qptiff_have_the_names_of_their_stains(tmp_path, stains):
+    image = np.random.default_rng(0).integers(0, 60_000, (3, 200, 300), dtype=np.uint16)
+    options = {"tile": (64, 64), "metadata": None, "software": "PerkinElmer-QPI"}
+    with tifffile.TiffWriter(tmp_path / "a.qptiff") as writer:
+        for step, kind in ((1, "FullResolution"), (2, "ReducedResolution")):
+            for plane, stain in zip(image, stains, strict=True):
+                text = QPI.format(kind=kind, stain=stain)
+                writer.write(
+                    plane[::step, ::step].copy(), description=text, subfiletype=step - 1,
+                    photometric="minisblack", **options,
+                )  # fmt: skip
+            if step == 1:
+                thumbnail = np.zeros((20, 30, 3), np.uint8)
+                writer.write(thumbnail, photometric="rgb", metadata=None)
+    with open_slide(tmp_path / "a.qptiff") as slide:
+        assert (slide.format, len(slide.levels)) == ("qptiff", 2)
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 200, 300)), image)
+        if stains is STAINS:
+            assert slide.channel_names == ("DAPI", "CD3", "Sample AF")
+            assert slide.channel_colors == ("0000FF", "00FF10", None)
+        else:
+            assert slide.channel_names == ("channel 0", "channel 1", "channel 2")

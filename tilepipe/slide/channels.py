@@ -26,10 +26,11 @@ def read_channels(
     """Names and colours (``RRGGBB``) of all channels; defaults where the file is silent."""
     count = n_planes * meaning.channels
     names, colors = default_channels(count, rgb=meaning.rgb and n_planes == 1)
-    if meaning.rgb or series.kind not in ("ome", "imagej"):
+    reader = {"ome": _from_ome, "imagej": _from_imagej, "qpi": _from_qptiff}.get(series.kind)
+    if meaning.rgb or reader is None:
         return names, colors
     try:
-        found = _from_ome(series) if series.kind == "ome" else _from_imagej(series)
+        found = reader(series)
     except (ElementTree.ParseError, ValueError, TypeError, AttributeError, KeyError):
         return names, colors
     if len(found) != count:
@@ -46,6 +47,18 @@ def _from_ome(series: Any) -> list[tuple[str | None, str | None]]:
     image = ome_image(series)
     channels = nodes(image, "Channel") if image is not None else ()
     return [(node.get("Name"), _ome_color(node.get("Color"))) for node in channels]
+
+
+def _from_qptiff(series: Any) -> list[tuple[str | None, str | None]]:
+    """Every page of a channel describes its stain; colours are ``red,green,blue``."""
+    found: list[tuple[str | None, str | None]] = []
+    for page in series._pages:
+        root = ElementTree.fromstring(page.aspage().description)
+        name = root.findtext("Biomarker") or root.findtext("Name")
+        parts = (root.findtext("Color") or "").split(",")
+        color = "".join(f"{int(part) & 0xFF:02X}" for part in parts) if len(parts) == 3 else None
+        found.append((name, color))
+    return found
 
 
 def _ome_color(value: str | None) -> str | None:
