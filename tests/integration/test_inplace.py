@@ -219,12 +219,6 @@ def test_an_output_around_or_inside_the_input_is_refused(store, tmp_path, monkey
     assert "around or inside the input" in told
 
 
-@pytest.mark.parametrize("given, output", [("", "out.zarr"), ("image.zarr", " ")])
-def test_an_empty_name_is_told(store, tmp_path, monkeypatch, given, output):
-    monkeypatch.chdir(tmp_path)
-    assert "is empty; is a variable" in call("run", given, "-o", output, *NETWORK, code=1)
-
-
 # -- which image, and which mask of tissue -----------------------------------------------------
 
 
