@@ -241,6 +241,35 @@ def test_a_replacement_that_cannot_be_made_is_named(tmp_path, net, replacement):
         make(tmp_path, net, key_map=rules)
 
 
+def test_convolutions_before_a_norm_may_be_without_a_bias(tmp_path, net):
+    """As many are published: the norm's shift takes its place."""
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if name.endswith(("running_mean", "norm.bias", "norm.weight", "running_var")):
+                value.uniform_(0.5, 1.5)
+            elif name.endswith("conv.bias"):
+                value.zero_()
+    state = {key: value for key, value in net.state_dict().items() if "conv.bias" not in key}
+    assert len(state) < len(net.state_dict())
+    torch.save(state, tmp_path / "in.pth")
+    target, facts = make(tmp_path, net)
+    assert facts["tensors"] == len(weights_of(net))
+    x = torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(target).module(x), net.eval().infer(x))
+
+
+@pytest.mark.parametrize("model", ["unet", "unet-same"])
+def test_other_biases_that_are_missing_are_missed(tmp_path, model):
+    net = build(model, in_channels=1, classes=2, base=2)  # a U-Net of 2015 has no norms
+    state = net.state_dict()
+    lost = "head.bias" if model == "unet-same" else "bottom.0.conv.bias"
+    del state[lost]
+    torch.save(state, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match=rf"the network wants \(1\):\s+{lost}"):
+        make(tmp_path, net, model=model)
+
+
 def test_two_keys_may_not_become_one(tmp_path, net):
     torch.save({"a.head": torch.zeros(1), "b.head": torch.zeros(1)}, tmp_path / "in.pth")
     with pytest.raises(CheckpointError, match=r"a\.head and b\.head both become head"):

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from tilepipe.errors import CheckpointError
+from tilepipe.models.blocks import ConvBlock
 from tilepipe.models.checkpoint import (
     as_float32,
     describe_mismatch,
@@ -24,6 +25,7 @@ from tilepipe.models.checkpoint import (
 from tilepipe.models.header import Header, normalisation_of
 from tilepipe.models.locality import check_halo
 from tilepipe.models.model import locality_of
+from tilepipe.models.net import Net
 from tilepipe.models.normalisation import Normalisation
 from tilepipe.models.pickles import read_pickle
 from tilepipe.models.registry import build, check_arguments
@@ -160,6 +162,7 @@ def convert(
     wanted = wanted_shapes(net)
     if rules.spread:
         tensors = _spread(tensors, wanted, rules.spread, source=str(source))
+    tensors = _with_biases(tensors, net)
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     problem = describe_mismatch(wanted, found, most=2000)
     if problem:
@@ -216,6 +219,21 @@ def _classes(names: tuple[str, ...], outputs: int, header: Header | None) -> tup
     return tuple(
         LabelClass(name=name, color=entry.color) for name, entry in zip(names, plain, strict=True)
     )
+
+
+def _with_biases(tensors: dict[str, Tensor], net: Net) -> dict[str, Tensor]:
+    """Give a convolution before a BatchNorm the bias 0 where the weights hold none.
+
+    The norm's own shift takes a bias's place, so many networks are published without; anywhere
+    else a bias that is missing is one that was lost.
+    """
+    biases: dict[str, Tensor] = {}
+    for name, part in net.named_modules():
+        if isinstance(part, ConvBlock) and isinstance(part.norm, nn.BatchNorm2d):
+            weight = tensors.get(f"{name}.conv.weight")
+            if weight is not None and weight.dim():
+                biases[f"{name}.conv.bias"] = torch.zeros(len(weight), dtype=weight.dtype)
+    return {**biases, **tensors}
 
 
 def _spread(
