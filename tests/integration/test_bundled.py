@@ -31,6 +31,7 @@ def score(pairs):
         lambda shares: model.module(model.normalise(shares)),
         pairs,
         sizes=model.module,
+        halo_px=model.locality.halo_px,
         teaching=TEACHING,
         channels=3,
         device=torch.device("cpu"),

@@ -18,7 +18,7 @@ from tilepipe.train.images import data_hash, open_raster
 from tilepipe.train.log import TrainLog
 from tilepipe.train.losses import gate_loss, make_loss, supervised
 from tilepipe.train.pixels import check_pair
-from tilepipe.train.predict import autocast, choose_precision
+from tilepipe.train.predict import autocast, choose_precision, halo_of
 from tilepipe.train.refusals import told
 from tilepipe.train.schedule import make_optimizer, rate
 from tilepipe.train.setup import (
@@ -96,6 +96,7 @@ class Training:
             spec.model, in_channels=channels, classes=self.outputs, **self.arguments
         )
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.locality = locality_of(spec.model, self.arguments)
         self.teaching = Teaching(
             target=spec.target,
             n_classes=len(self.classes),
@@ -292,6 +293,7 @@ class Training:
             forward,
             self.validation,
             sizes=self.net,
+            halo_px=halo_of(self.locality),
             teaching=self.teaching,
             channels=self.samples.channels,
             device=self.device,
@@ -325,7 +327,7 @@ class Training:
             classes=self.classes,
             normalisation=self.normalisation,
             mpp=spec.mpp,
-            locality=locality_of(spec.model, self.arguments),
+            locality=self.locality,
             extra={
                 "step": self.counters.step,
                 "metric": metric if scores else None,

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilepipe.infer.backends import supported_precisions
+from tilepipe.infer.plans import BLEND_HALO_PX, WIDE_CONTEXT_PX
+from tilepipe.models import Locality
 from tilepipe.tiling import Box, plan_tiles, read_mirrored, round_up
 from tilepipe.train.losses import probabilities
 
 TILE_PX = 768
 """Side of what one forward of a valid network writes, at most."""
 WHOLE_PX = 2048
-"""Images up to this side go through a padded network in one piece."""
-HALO_PX = 256
-"""Px read around tiles of larger ones: enough to choose weights by, no promise of exactness."""
+"""Images up to this side go through a padded network in one piece, as if they were one tile."""
 
 Forward = Callable[[Tensor], Tensor]
 """(1, C, S, S) shares -> (1, K, S - 2 margin, S - 2 margin) logits."""
@@ -59,15 +59,27 @@ def _has_amx() -> bool:
     return bool(supported()) if supported is not None else False
 
 
+def halo_of(locality: Locality) -> int:
+    """Return the px that ``run`` reads around a tile, where nothing else is asked for."""
+    if locality.exact and locality.context_px <= WIDE_CONTEXT_PX:
+        return locality.halo_px
+    return locality.margin_px + BLEND_HALO_PX
+
+
 def predict(
     forward: Forward,
     share: NDArray[np.float32],
     sizes: Sizes,
     *,
+    halo_px: int,
     device: torch.device,
     precision: str = "fp32",
 ) -> NDArray[np.float32]:
-    """Probabilities of a (c, y, x) image of shares: (K, y, x) float32, mirrored at its borders."""
+    """Probabilities of a (c, y, x) image of shares: (K, y, x) float32.
+
+    ``halo_px`` are read around it and its tiles, mirrored at its borders: with ``halo_of`` the
+    classes are those of ``run``, where a padded network sees no padding either.
+    """
     extent = (int(share.shape[1]), int(share.shape[2]))
 
     def read(box: Box) -> NDArray[np.float32]:
@@ -76,11 +88,10 @@ def predict(
     step, margin = sizes.step_px, sizes.margin_px
     whole = margin == 0 and max(extent) <= WHOLE_PX
     limit = round_up(max(extent) if whole else TILE_PX, step)
-    halo = margin or (0 if whole else round_up(HALO_PX, step))
     plan = plan_tiles(
         extent,
         unit_px=min(round_up(max(extent), step), limit),
-        context_px=halo,
+        context_px=halo_px,
         alignment_px=step,
         margin_px=margin,
         least_input_px=sizes.least_px,
@@ -107,6 +118,7 @@ def predict_turned(
     share: NDArray[np.float32],
     sizes: Sizes,
     *,
+    halo_px: int,
     device: torch.device,
     precision: str = "fp32",
 ) -> NDArray[np.float32]:
@@ -117,7 +129,12 @@ def predict_turned(
             view = np.rot90(share, turns, axes=(1, 2))
             view = view[:, :, ::-1] if mirror else view
             values = predict(
-                forward, np.ascontiguousarray(view), sizes, device=device, precision=precision
+                forward,
+                np.ascontiguousarray(view),
+                sizes,
+                halo_px=halo_px,
+                device=device,
+                precision=precision,
             )
             values = values[:, :, ::-1] if mirror else values
             back = np.rot90(values, -turns, axes=(1, 2))

@@ -54,6 +54,7 @@ def score_images(
     pairs: Sequence[Pair],
     *,
     sizes: Sizes,
+    halo_px: int,
     teaching: Teaching,
     channels: int,
     device: torch.device,
@@ -69,7 +70,8 @@ def score_images(
     for pair in pairs:
         share, labels = load(pair, channels=channels)
         run = predict_turned if turned else predict
-        classes = to_classes(run(forward, share, sizes, device=device, precision=precision))
+        values = run(forward, share, sizes, halo_px=halo_px, device=device, precision=precision)
+        classes = to_classes(values)
         targets = teaching.targets(labels, source=str(pair.labels))
         part = sums.setdefault(
             pair.kind, _Sum(0, 0.0, np.zeros((n_classes, n_classes), np.int64), NO_CELLS)

@@ -19,7 +19,7 @@ import torch
 from tilepipe.models import load_model
 from tilepipe.train.em import rand_error, warping_error
 from tilepipe.train.images import find_pairs, read_names
-from tilepipe.train.predict import choose_precision, predict, predict_turned
+from tilepipe.train.predict import choose_precision, halo_of, predict, predict_turned
 from tilepipe.train.validate import load
 
 HERE = Path(__file__).parent
@@ -71,7 +71,10 @@ def main() -> None:
             if not test and len(sides[False][0]) >= 3:
                 continue  # three training slices are enough to find a threshold
             share, labels = load(pair, channels=model.in_channels)
-            cell = run(forward, share, model.module, device=device, precision=precision)[-1]
+            cell = run(
+                forward, share, model.module, halo_px=halo_of(model.locality), device=device,
+                precision=precision,
+            )[-1]  # fmt: skip
             sides[test][0].append(cell)
             sides[test][1].append(labels != 0)
         rand_of = {float(t): scores(*sides[False], float(t))["rand"] for t in THRESHOLDS}
