@@ -328,7 +328,7 @@ def test_a_copy_in_0_4_has_them(made, tmp_path):
 def test_a_closed_gate_writes_none(slide, tmp_path, monkeypatch):
     from tilepipe.infer import Engine
 
-    monkeypatch.setattr(Engine, "gate", lambda self, read, box: -1.0)
+    monkeypatch.setattr(Engine, "gate", lambda self, read, box: (1.0, 0.5))
     command = ["run", slide, "-o", tmp_path / "out.zarr", "--model", "unet3plus-cgm", "--weights",
                "random:0", "--base", "2", "--no-tune", "--cgm", "slide", "--name", "unet",
                "--tile", "512", "--probabilities", "--quiet"]  # fmt: skip

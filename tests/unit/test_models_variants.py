@@ -48,14 +48,36 @@ def test_the_gate_reads_the_encoder_alone():
     form = net.inference()
     x = noise(2, 1, 64, 64)
     gate = form.gate_map(x)
-    assert gate.shape == (2, 4, 4)
-    torch.testing.assert_close(form.gate_logits(x), gate.amax(dim=(1, 2)))
-    torch.testing.assert_close(form.gate_logits(x, crop_px=16), gate[:, 1:3, 1:3].amax(dim=(1, 2)))
+    assert gate.shape == (2, 2, 4, 4)
+    for crop_px, seen in ((0, gate), (16, gate[:, :, 1:3, 1:3])):
+        nothing, something = seen.flatten(2).amax(-1).unbind(1)
+        torch.testing.assert_close(form.gate_logits(x, crop_px=crop_px), something - nothing)
     torch.testing.assert_close(form.gate(x), net(x)["cls"], rtol=1e-9, atol=1e-9)
     with torch.no_grad():
         for part in form.net.nodes.parameters():
             part.fill_(float("nan"))
     torch.testing.assert_close(form.gate_map(x), gate)
+
+
+def test_the_gate_is_the_larger_of_two_maxima_as_published():
+    """UNet 3+ pools each of the two over the image, then compares, wherever each was largest."""
+    net = filled("unet3plus-cgm")
+    net.gate_head = torch.nn.Conv2d(net.gate_head.in_channels, 2, 1).double()
+    x = noise(8, 1, 64, 96)
+    with torch.no_grad():
+        deepest = net._encode(x)[-1]
+        # What is largest in the one and in the other lies at different places.
+        centred = deepest - deepest.mean((0, 2, 3), keepdim=True)
+        net.gate_head.weight.copy_(torch.stack([centred.std((0, 2, 3)), -centred.std((0, 2, 3))])
+                                   [:, :, None, None])  # fmt: skip
+        pooled = torch.nn.AdaptiveMaxPool2d(1)(net.gate_head(deepest))[:, :, 0, 0]
+        net.gate_head.bias += torch.stack([pooled[:, 1].mean() - pooled[:, 0].mean(),
+                                           torch.zeros(()).double()])  # fmt: skip
+        published = torch.sigmoid(torch.nn.AdaptiveMaxPool2d(1)(net.gate_head(deepest)))
+        says = published[:, :, 0, 0].argmax(1)
+        assert 0 < says.sum() < len(says)
+        assert torch.equal(net.inference().gate(x) > 0, says == 1)
+        assert torch.equal(net(x)["cls"] > 0, says == 1)
 
 
 def test_only_cgm_has_a_gate():

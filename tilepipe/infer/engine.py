@@ -148,10 +148,11 @@ class Engine:
         facts["seconds"] = {step: round(value, 6) for step, value in account.seconds.items()}
         return UnitResult(maps.ids, facts, maps.probabilities)
 
-    def gate(self, read: Read, box: Box) -> float:
-        """Return the largest gate logit of the tiles of ``box``, from the encoder alone.
+    def gate(self, read: Read, box: Box) -> tuple[float, float]:
+        """Return the largest gate logits of the tiles of ``box``, from the encoder alone.
 
-        For ``--cgm slide``: the slide's gate is open where the maximum over all units is above 0.
+        Those of "nothing" and of "something". For ``--cgm slide``: the slide's gate is open where
+        of the maxima over all units the second is larger.
         """
         if not self.model.has_gate:
             raise ModelError(f"model {self.model.name} has no classification gate")

@@ -13,6 +13,7 @@ from tilepipe.models.blocks import (
     ConvBlock,
     ConvChain,
     Norm,
+    crop,
     he_init,
     join,
     level_widths,
@@ -73,9 +74,9 @@ class UNet3Plus(Net):
     finest stage and, with ``deep_supervision``, of the four coarser ones enlarged to (Y, X).
 
     ``cgm``: the classification-guided module reads the deepest encoder map (dropout, 1x1
-    convolution, global maximum, sigmoid) and says whether there is anything at all; ``cls`` is its
-    logit. The inference form has it as ``gate_logits`` and never applies it by itself: over tiles,
-    the maximum is only known at the end.
+    convolution to "nothing" and "something", the global maximum of each) and says which of the two
+    is larger; ``cls`` is by how much. The inference form has it as ``gate_logits`` and never
+    applies it by itself: over tiles, the maxima are only known at the end.
 
     The authors' code has 3x3 heads (``head_kernel=3``, one px more context); a 1x1 is our default.
     """
@@ -146,11 +147,11 @@ class UNet3Plus(Net):
         return maps
 
     def _gate_map(self, deepest: Tensor) -> Tensor:
-        """(B, Y / 16, X / 16): logit of "something" minus that of "nothing"."""
+        """(B, 2, Y / 16, X / 16): logits of "nothing" and of "something"."""
         if self.gate_head is None:
             raise ModelError("this UNet 3+ was built without cgm; it has no gate")
         pair: Tensor = self.gate_head(self.gate_dropout(deepest))
-        return pair[:, 1] - pair[:, 0]
+        return pair
 
     def infer(self, x: Tensor) -> Tensor:
         """(B, C, Y, X) -> logits (B, K, Y, X), not gated."""
@@ -158,7 +159,7 @@ class UNet3Plus(Net):
         return logits
 
     def gate_map(self, x: Tensor) -> Tensor:
-        """(B, C, Y, X) -> the gate's logit at each deepest px (B, Y / 16, X / 16), encoder only."""
+        """(B, C, Y, X) -> both logits at each deepest px (B, 2, Y / 16, X / 16), encoder only."""
         return self._gate_map(self._encode(x)[-1])
 
     def forward(self, x: Tensor) -> TrainingOutput:
@@ -171,7 +172,7 @@ class UNet3Plus(Net):
             logits.append(upsample(head(maps[level]), 2**level))
         if self.gate_head is None:
             return {"logits": logits}
-        return {"logits": logits, "cls": self._gate_map(encoded[-1]).amax(dim=(1, 2))}
+        return {"logits": logits, "cls": _something(self._gate_map(encoded[-1]))}
 
     def inference(self) -> InferenceNet:
         """Return the inference form; with CGM it has ``gate_map`` and ``gate_logits``."""
@@ -184,29 +185,33 @@ class UNet3Plus(Net):
 class GatedInferenceNet(InferenceNet):
     """Inference form with the classification-guided module beside it.
 
-    ``forward`` gives logits that are not gated. The mask of an image whose global maximum of
-    ``gate_map`` is not above 0 is all background.
+    ``forward`` gives logits that are not gated. The mask of an image where the largest logit of
+    "something" in ``gate_map`` is not above that of "nothing" is all background.
     """
 
     def gate_map(self, x: Tensor) -> Tensor:
-        """(B, C, Y, X) -> gate logit at each deepest px (B, Y / 16, X / 16), encoder only."""
+        """(B, C, Y, X) -> both logits at each deepest px (B, 2, Y / 16, X / 16), encoder only."""
         self.net.check_size(x)
         if not isinstance(self.net, UNet3Plus):
             raise ModelError(f"{type(self.net).__name__} has no gate")
         return self.net.gate_map(x)
 
     def gate_logits(self, x: Tensor, *, crop_px: int = 0) -> Tensor:
-        """(B, C, Y, X) -> (B,): the maximum of ``gate_map``, ``crop_px`` (x 16) cut per side.
+        """(B, C, Y, X) -> (B,): by how much "something" is larger, ``crop_px`` (x 16) cut per side.
 
-        Tiles cut their halo, so that padding is never part of the maximum.
+        Tiles cut their halo, so that padding is never part of a maximum.
         """
-        gate = self.gate_map(x)
-        edge = crop_px // 2 ** (_LEVELS - 1)
-        return gate[:, edge : gate.shape[1] - edge, edge : gate.shape[2] - edge].amax(dim=(1, 2))
+        return _something(crop(self.gate_map(x), crop_px // 2 ** (_LEVELS - 1)))
 
     def gate(self, x: Tensor) -> Tensor:
         """Return ``gate_logits`` of the whole of ``x``: (B,)."""
         return self.gate_logits(x)
+
+
+def _something(gate: Tensor) -> Tensor:
+    """(B, 2, Y, X) -> (B,): the largest logit of "something" minus the largest of "nothing"."""
+    largest = gate.amax(dim=(2, 3))
+    return largest[:, 1] - largest[:, 0]
 
 
 def _down(kind: Down, channels: int) -> nn.Module:

@@ -180,6 +180,8 @@ def asked(spec: JobSpec, model: Model, level: int) -> dict[str, Any]:
     values = spec.to_json()
     return {
         **{key: values[key] for key in keys},
+        # A gate was once the largest difference of its two logits; records hold one number then.
+        **({} if spec.cgm == "off" else {"gate": "maxima"}),
         "tissue": asked_tissue(spec),
         "weights": model.sha256,
         "network": model.identity,

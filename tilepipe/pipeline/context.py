@@ -101,14 +101,17 @@ class Context:
         return _engine(self.ticket, self.spec, settings)
 
     def gate(self) -> float | None:
-        """The classification logit of the whole slide, from the first pass; None without one."""
+        """By how much the first pass says that something is on the slide; None without one."""
         if not any(name == GATE for name, _ in self.ticket.stages):
             return None
         assert self.label_journal is not None
         with self._opening:
             if self._gate is None:
-                records = self.label_journal.recorded(GATE, 0)
-                self._gate = max(float(record.facts["logit"]) for record in records.values())
+                facts = [r.facts for r in self.label_journal.recorded(GATE, 0).values()]
+                nothing, something = (
+                    max(float(one[key]) for one in facts) for key in ("nothing", "something")
+                )
+                self._gate = something - nothing
             return self._gate
 
     def objects(self) -> Objects:

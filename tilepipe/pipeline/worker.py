@@ -214,8 +214,8 @@ def _gate(context: Context, level: int, index: int) -> dict[str, Any]:
     assert context.ticket.label is not None
     assert context.label_journal is not None
     unit = context.label(context.ticket.label).level(0).grid.at(index)
-    logit = context.engine().gate(context.level_reader(), unit.box)
-    facts = {"logit": logit, **_damage_in_place(context, unit)}
+    nothing, something = context.engine().gate(context.level_reader(), unit.box)
+    facts = {"nothing": nothing, "something": something, **_damage_in_place(context, unit)}
     context.label_journal.write(GATE, level, unit, checksum="0" * 16, facts=facts)
     return facts
 
@@ -231,7 +231,8 @@ def _segment(context: Context, level: int, index: int) -> dict[str, Any]:
     gate = context.gate()
     if gate is not None and gate <= 0:
         # The classifier finds none of the classes on the whole slide: every map is gated to
-        # zero, and the first class wins (UNet 3+ §3.3; test_gate.py).
+        # zero, and the first class wins (UNet 3+ §3.3;
+        # test_run.py::test_the_classification_gate_in_two_passes).
         ids: NDArray[np.uint8] = np.zeros(unit.box.shape, np.uint8)
         planes = np.zeros((*beside.lead, *unit.box.shape), np.uint8) if beside is not None else None
         facts: dict[str, Any] = {"gated": True}
