@@ -20,6 +20,7 @@ from tilepipe.errors import ModelError, SpecError, TilepipeError, TrainError
 from tilepipe.infer import Engine
 from tilepipe.infer.plans import plan_for
 from tilepipe.models import checkpoint, load_model, read_header
+from tilepipe.pipeline.cells import Rule
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import Box
 from tilepipe.train import loop
@@ -429,6 +430,15 @@ def test_border_target_has_three_classes(folders):
     assert header["normalisation"] == {"kind": "mean-std", "mean": [0.2], "std": [0.25]}
     assert {t.dtype for t in load_file(result.weights).values()} == {torch.float16}
     assert result.scores[0].f1 is not None
+
+
+def test_the_ring_keeps_the_name_by_which_run_knows_it(folders):
+    """With any other, ``run --instances`` would count each ring as an object of its own."""
+    names = ("outside", "cell", "edge")
+    with pytest.raises(TrainError, match="'edge': the third class .* is called border"):
+        train(spec_of(folders, target="foreground+border", class_names=names))
+    spec = spec_of(folders, target="foreground+border", class_names=(*names[:2], "Border"), steps=1)
+    assert Rule.of_classes(load_model(train(spec).weights).classes).border == 2
 
 
 @pytest.mark.parametrize(("count", "told"), [(0, "no"), (2, "2")])

@@ -136,6 +136,12 @@ def choose_classes(spec: TrainSpec) -> tuple[LabelClass, ...]:
                 f"{len(spec.class_names)} class names for {len(classes)} classes "
                 "(the first is the background)"
             )
+        if spec.target == "foreground+border" and spec.class_names[2].lower() != "border":
+            raise TrainError(
+                f"class name {spec.class_names[2]!r}: the third class of target foreground+border "
+                "is called border; by that name `tilepipe run --instances` gives the rings to "
+                "their cells"
+            )
         classes = tuple(
             LabelClass(name=name, color=old.color)
             for name, old in zip(spec.class_names, classes, strict=True)
