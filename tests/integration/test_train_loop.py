@@ -435,7 +435,7 @@ def test_border_target_has_three_classes(folders):
 def test_the_ring_keeps_the_name_by_which_run_knows_it(folders):
     """With any other, ``run --instances`` would count each ring as an object of its own."""
     names = ("outside", "cell", "edge")
-    with pytest.raises(TrainError, match="'edge': the third class .* is called border"):
+    with pytest.raises(TrainError, match=r"'edge': the third class .* is called border"):
         train(spec_of(folders, target="foreground+border", class_names=names))
     spec = spec_of(folders, target="foreground+border", class_names=(*names[:2], "Border"), steps=1)
     assert Rule.of_classes(load_model(train(spec).weights).classes).border == 2
