@@ -197,6 +197,23 @@ def test_evaluate_classes_against_instances_with_a_border(folders):
     assert split["foreground"]["dice"] == 1.0
 
 
+@pytest.mark.parametrize("order", [(0, 1, 3, 2), (0, 2, 3, 1), (0, 1, 1, 2)])
+def test_evaluate_finds_the_cells_of_every_class_and_any_border(tmp_path, order):
+    """Class 1 was taken for the only one with cells, even where it was the border."""
+    cells = np.zeros((40, 40), np.uint16)
+    cells[5:20, 5:15], cells[5:20, 15:25] = 1, 2
+    classes = cells.astype(np.uint8)  # a cell each of two classes
+    classes[5:20, 14:16] = 3
+    Image.fromarray(cells).save(tmp_path / "t.png")
+    Image.fromarray(np.array(order, np.uint8)[classes]).save(tmp_path / "p.png")
+    found = json.loads(
+        call(
+            "evaluate", tmp_path / "p.png", tmp_path / "t.png", "--border", order[3], "--json"
+        ).stdout
+    )
+    assert (found["objects_predicted"], found["f1"]["0.95"]) == (2, 1.0)
+
+
 def test_evaluate_refuses_other_sizes(folders):
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(folders / "small.png")
     wrong = call("evaluate", folders / "small.png", folders / "lab" / "0.png", code=1)

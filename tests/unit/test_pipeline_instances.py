@@ -20,7 +20,9 @@ from tilepipe.pipeline.joining import (
 from tilepipe.spec import LabelClass, default_classes
 from tilepipe.tiling import Box, Grid
 from tilepipe.tiling.growth import grow_into
-from tilepipe.train.targets import separate
+from tilepipe.train.dataset import Teaching
+from tilepipe.train.targets import BORDER_CLASSES, FOREGROUND_CLASSES, separate
+from tilepipe.train.validate import to_cells
 
 BORDER = Rule(2, least_px=12)
 PLAIN = Rule(None)
@@ -123,6 +125,26 @@ def test_a_border_class_separates_as_training_does_on_the_whole_image(
     count, ids = by_units(mask, unit_px, Rule(2, least_px=least_px))
     assert count == whole.max()
     np.testing.assert_array_equal(ids, whole)
+
+
+@pytest.mark.parametrize("target", ["foreground", "foreground+border"])
+@pytest.mark.parametrize("seed", range(3))
+def test_training_counts_the_objects_that_run_makes(target, seed):
+    taught = BORDER_CLASSES if target == "foreground+border" else FOREGROUND_CLASSES
+    field = ndimage.gaussian_filter(np.random.default_rng(seed).random((60, 70)), 0.8)
+    mask = np.digitize(field, np.quantile(field, (0.6, 0.8))[: len(taught) - 1]).astype(np.uint8)
+    cells = to_cells(mask, Teaching(target=target, n_classes=len(taught)))
+    count, ids = by_units(mask, 16, Rule.of_classes(taught))
+    assert cells.max() == count > 5
+    np.testing.assert_array_equal(ids, cells)
+
+
+@pytest.mark.parametrize("border", [1, 2, 3])
+def test_a_border_between_objects_of_several_classes(border):
+    mask = np.random.default_rng(border).integers(0, 4, (30, 40)).repeat(3, 0).astype(np.uint8)
+    count, ids = by_units(mask, 16, Rule(border, least_px=12))
+    assert count > 5
+    np.testing.assert_array_equal(ids, separate(mask, border=border))
 
 
 def test_a_blob_of_border_whose_nucleus_lies_units_away_is_no_object():

@@ -86,7 +86,13 @@ def test_separate_by_hand():
     # A blob of border alone is a cell too small for a nucleus.
     assert cells[2].tolist() == [0, 0, 0, 0, 0, 0, 0, 3]
     assert separate(classes, min_area_px=3).max() == 2
-    assert separate(classes, border=None, min_area_px=1)[0].tolist() == [1, 1, 0, 0, 2, 2, 0, 0]
+    # Without a border, and by another number of it, each other class is one of insides.
+    alone = separate(classes, border=None, min_area_px=1)
+    assert alone[0].tolist() == [1, 1, 2, 2, 3, 3, 0, 0]
+    turned = np.array([0, 3, 1])[classes]
+    assert np.array_equal(separate(turned, border=1, min_area_px=2), cells)
+    turned[:2, 4:6] = 2
+    assert np.array_equal(separate(turned, border=1, min_area_px=2), cells)
 
 
 def test_make_target_says_when_ids_are_too_many():

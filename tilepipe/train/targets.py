@@ -147,19 +147,20 @@ def _too_many_classes(labels: NDArray[Any], highest: int, n_classes: int, *, sou
 def separate(
     classes: NDArray[Any],
     *,
-    nucleus: int = 1,
     border: int | None = 2,
     min_area_px: int = 12,
     grow_px: float = 3.0,
 ) -> NDArray[np.int32]:
     """Turn class ids into cells: each connected nucleus, grown back into the border around it.
 
+    ``tilepipe run --instances`` makes the same of a mask, unit by unit (``pipeline/cells.py``).
+
     Parameters
     ----------
     classes
         (y, x) class ids.
-    nucleus, border
-        The class of a cell's inside, and of its ring (None: there is none).
+    border
+        The class of a cell's ring (None: there is none). Any other but 0 is one of insides.
     min_area_px
         Cells smaller than this after growing are dropped.
     grow_px
@@ -170,8 +171,12 @@ def separate(
     -------
     (y, x) int32 ids 1 ... n in reading order of their first pixel, 0 = background.
     """
-    seeds, count = ndimage.label(classes == nucleus)
-    seeds = seeds.astype(np.int32)
+    seeds, count = np.zeros(classes.shape, np.int32), 0
+    for value in np.unique(classes):
+        if value not in (0, border):
+            found, more = ndimage.label(classes == value)
+            seeds[found != 0] = found[found != 0] + count
+            count += more
     if border is not None:
         ring = classes == border
         blobs, _ = ndimage.label(ring | (seeds != 0), structure=np.ones((3, 3)))

@@ -93,7 +93,10 @@ def load(pair: Pair, *, channels: int) -> tuple[NDArray[np.float32], NDArray[Any
 
 def to_cells(classes: NDArray[Any], teaching: Teaching) -> NDArray[np.int32]:
     """(y, x) class ids -> (y, x) int32 cells, by the border class if there is one."""
-    return separate(classes, border=2 if teaching.target == "foreground+border" else None)
+    if teaching.target == "foreground+border":
+        return separate(classes, border=2)
+    # Only what has rings loses its smallest, as with `run --instances`.
+    return separate(classes, border=None, min_area_px=1)
 
 
 def _score(kind: str, part: _Sum, teaching: Teaching) -> KindScore:
