@@ -63,6 +63,7 @@ def test_width_changes_nothing():
         ("unet-bilinear", {"depth": 2}, 17, 4),
         ("unetpp", {"level": 2}, 22, 4),
         ("unet3plus", {"head_kernel": 3}, 110, 16),
+        ("unet-same", {"depth": 7}, 767, 128),
     ],
 )
 def test_options_change_the_context(name, options, context, alignment):

@@ -7,7 +7,7 @@ NaN strip at one edge of the input marks every output pixel that depends on it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +23,8 @@ from tilepipe.models.registry import architecture, build
 from tilepipe.models.seeded import fill_seeded
 
 _STRIP_PX = 64
+"""Of NaN, and the widest shift that is tried; as wide as a legal step where that is wider."""
 _WIDTH_PX = 16
-_SHIFTS = (1, 2, 4, 8, 16, 32, 64)
 _ODD_SHIFTS = (3, 5, 6, 7, 9, 10, 12, 18, 20, 24, 27, 28, 36, 40, 48, 56)
 _TOLERANCE = 1e-9
 
@@ -73,7 +73,9 @@ def probe(module: nn.Module, *, in_channels: int, largest_px: int = 16384) -> Lo
     found = replace(unknown, context=context, reach_px=max(context))
     alignment = strips.alignment(max(context))
     if alignment is None:
-        cause = ", ".join(never_causes) or "its output does not repeat under any shift to 64 px"
+        cause = ", ".join(never_causes) or (
+            f"its output does not repeat under any shift to {strips.widest_px} px"
+        )
         return replace(found, kind="never", reason=f"position dependent: {cause}")
     found = replace(found, alignment_px=alignment)
     # With the alignment known, tile starts and ends are where tiles may be cut.
@@ -90,6 +92,8 @@ class _Strips:
         self.channels = in_channels
         self.legal = legal
         self.largest_px = largest_px
+        # A network of 7 poolings repeats itself every 128 px.
+        self.widest_px = max(_STRIP_PX, legal.step_px)
         self.random = torch.Generator().manual_seed(0)
 
     def causes(self) -> tuple[list[str], list[str]]:
@@ -149,7 +153,7 @@ class _Strips:
 
     def _before(self, rows: int, axis: int, phase: int) -> int | None:
         """Context towards smaller indices: NaN in the first rows, up to a tile's start."""
-        edge = _STRIP_PX + phase
+        edge = self.widest_px + phase
         x = self.noise(rows, axis=axis)
         x.narrow(axis, 0, edge).fill_(float("nan"))
         marked = torch.nonzero(self.dirty(x, axis=axis)[0])
@@ -162,7 +166,7 @@ class _Strips:
 
     def _after(self, rows: int, axis: int, phase: int) -> int | None:
         """Context towards larger indices: NaN in the last rows, from a legal tile's end on."""
-        edge = self.legal.next_legal(rows - _STRIP_PX - self.legal.step_px) - phase
+        edge = self.legal.next_legal(rows - self.widest_px - self.legal.step_px) - phase
         x = self.noise(rows, axis=axis)
         x.narrow(axis, edge, rows - edge).fill_(float("nan"))
         marked = torch.nonzero(self.dirty(x, axis=axis)[0])
@@ -179,7 +183,7 @@ class _Strips:
         The marked border is a staircase in the phase: where two phases share a border, so do
         those between them, and the context is worst where a step begins.
         """
-        rows = self.legal.next_legal(2 * _STRIP_PX + 2 * alignment + context + 64)
+        rows = self.legal.next_legal(2 * self.widest_px + 2 * alignment + context + 64)
         worst = context
         for measure in (self._before, self._after):
             pending = [(0, alignment)]
@@ -201,11 +205,11 @@ class _Strips:
         """Smallest shift under which the output repeats itself, along both axes; else None."""
         margin = self.legal.margin_px
         # Past the alignment's own phase, what differs near the ends is at most the context away.
-        edge = max(0, context - margin) + 2 * _SHIFTS[-1]
-        rows = self.legal.next_legal(2 * (edge + margin) + 2 * _SHIFTS[-1])
+        edge = max(0, context - margin) + 2 * self.widest_px
+        rows = self.legal.next_legal(2 * (edge + margin) + 2 * self.widest_px)
         pairs: list[tuple[int, Tensor, Tensor]] = []
         for axis in (2, 3):
-            x = self.noise(rows + _SHIFTS[-1], axis=axis)
+            x = self.noise(rows + self.widest_px, axis=axis)
             pairs.append((axis, x, self.run(x.narrow(axis, 0, rows).contiguous())))
         if any(float(out.std()) == 0.0 for _, _, out in pairs):
             raise ModelError("its output is constant on noise, so its alignment cannot be seen")
@@ -221,10 +225,5 @@ class _Strips:
                     return False
             return True
 
-        return next(_passing(repeats), None)
-
-
-def _passing(repeats: Callable[[int], bool]) -> Iterator[int]:
-    for shift in (*_SHIFTS, *_ODD_SHIFTS):
-        if repeats(shift):
-            yield shift
+        doubled = (1 << power for power in range(self.widest_px.bit_length()))
+        return next((shift for shift in (*doubled, *_ODD_SHIFTS) if repeats(shift)), None)
