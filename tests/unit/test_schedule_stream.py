@@ -333,6 +333,9 @@ def test_a_cluster_that_loses_all_workers_for_good_is_given_up(connection, monke
         def workers(self):
             return {}
 
+        def n_paused(self):
+            return 0
+
     monkeypatch.setattr(crew_room, "NO_WORKER_S", 0.0)
     with pytest.raises(ScheduleError, match=r"no worker .* same command again"):
         drive(Empty(), iter([Pyramid("alone", count=2000)]), work_on)
@@ -418,6 +421,53 @@ def test_a_sealed_task_runs_nothing_on_a_worker_of_another_tilepipe(connection, 
     assert unknown.dag.finished
     assert not unknown.dag.failed
     assert len(refusals) == most + len(TASKS)
+
+
+@pytest.fixture
+def paused(connection):
+    """Both workers as Dask has them whose memory is near its limit."""
+    from distributed.core import Status
+
+    workers = list(connection.client.cluster.workers.values())
+
+    def become(status):
+        for worker in workers:
+            worker.loop.add_callback(setattr, worker, "status", status)
+        while connection.n_paused() != (len(workers) if status is Status.paused else 0):
+            time.sleep(0.01)
+
+    become(Status.paused)
+    yield len(workers)
+    become(Status.running)
+
+
+def test_workers_that_dask_paused_for_good_are_not_waited_for(connection, paused, monkeypatch):
+    monkeypatch.setattr(crew_room, "PAUSED_S", 0.5)
+    assert connection.workers() == {}
+    with pytest.raises(ScheduleError, match=rf"paused all {paused} workers, .* --memory-limit"):
+        run(connection, Pyramid("waits"))
+    address = connection.client.scheduler.address
+    with (
+        pytest.raises(ScheduleError, match=rf"paused all {paused} workers, .* --memory-limit"),
+        connect(address, timeout_s=0.5),
+    ):
+        pass
+    assert not CALLS
+
+
+def test_workers_that_go_on_after_a_pause_are_given_tasks_again(connection, paused):
+    from distributed.core import Status
+
+    workers = list(connection.client.cluster.workers.values())
+    timer = threading.Timer(
+        1.0,
+        lambda: [w.loop.add_callback(setattr, w, "status", Status.running) for w in workers],
+    )
+    timer.start()
+    job = run(connection, Pyramid("goes on"))
+    timer.join()
+    assert job.dag.finished
+    assert job.closed == [None]
 
 
 def test_no_scheduler_there_is_one_clear_error():

@@ -42,9 +42,34 @@ class Connection:
     """Workers of a cluster that were found to have the tilepipe of this process."""
 
     def workers(self) -> dict[str, int]:
-        """Addresses of the workers now known → threads."""
-        info = self.client.scheduler_info(n_workers=-1)["workers"]
-        return {address: int(worker["nthreads"]) for address, worker in info.items()}
+        """Addresses of the workers that take tasks now → threads."""
+        return {
+            address: int(worker["nthreads"])
+            for address, worker in _known(self.client).items()
+            if worker["status"] == "running"
+        }
+
+    def n_paused(self) -> int:
+        """Workers to which Dask gives no task, since their memory is near its limit."""
+        return _n_paused(self.client)
+
+
+def _known(client: Client) -> dict[str, dict[str, Any]]:
+    workers: dict[str, dict[str, Any]] = client.scheduler_info(n_workers=-1)["workers"]
+    return workers
+
+
+def _n_paused(client: Client) -> int:
+    return sum(worker["status"] == "paused" for worker in _known(client).values())
+
+
+def paused_error(count: int) -> ScheduleError:
+    """Return what to say where all workers are paused; a network's memory never becomes less."""
+    return ScheduleError(
+        f"Dask has paused all {count} workers, since their memory is near its limit; what was done "
+        "is recorded: start workers with a larger --memory-limit (0: none), or fewer on a machine, "
+        "and give the same command again to go on"
+    )
 
 
 @contextmanager
@@ -286,7 +311,10 @@ def _remote_client(scheduler: str, timeout_s: float) -> tuple[Client, frozenset[
     try:
         client.wait_for_workers(1, timeout=2 * timeout_s)
     except TimeoutError:
+        paused = _n_paused(client)
         _close(client)
+        if paused:
+            raise paused_error(paused) from None
         raise ScheduleError(
             f"the scheduler at {scheduler} has no worker after {2 * timeout_s:.0f} s; start some "
             f"with `dask worker {scheduler}`"

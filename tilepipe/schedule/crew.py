@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tilepipe.errors import ScheduleError
+from tilepipe.schedule.cluster import paused_error
 from tilepipe.schedule.versions import ask_versions, version_here
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ SILENCE_S = 120.0
 """A scheduler that cannot be reached for this long is lost."""
 NO_WORKER_S = 600.0
 """A cluster without any worker for this long is given up; a batch system may start some late."""
+PAUSED_S = 120.0
+"""The same where it has some, all of them paused by Dask: a task that ends may free memory."""
 _LOOK_EVERY_S = 2.0
 _ASK_S = 10.0
 """What a worker may take to say which tilepipe it has; then it is asked again."""
@@ -32,7 +35,8 @@ class Crew:
         self._connection = connection
         self._client = connection.client
         self.workers: dict[str, int] = {}
-        """Addresses → threads, as last seen; not emptied while a cluster is without any."""
+        """Addresses → threads of those that take tasks, as last seen; not emptied while a cluster
+        is without any."""
         self.strangers: frozenset[str] = frozenset()
         """Workers of a cluster that get no work: they have another tilepipe, or have not said yet
         which. ``on_other`` is told of each of the former."""
@@ -85,6 +89,7 @@ class Crew:
         self._looked_s = now_s
         try:
             found = self._connection.workers()
+            paused = 0 if found else self._connection.n_paused()
         except Exception:  # asked again in two seconds
             return False
         if not self._connection.local:
@@ -92,6 +97,8 @@ class Crew:
         if found:
             self.workers = found
             self._seen_s = now_s
+        elif paused and now_s - self._seen_s > PAUSED_S:
+            raise paused_error(paused)
         elif now_s - self._seen_s > NO_WORKER_S:
             raise ScheduleError(
                 f"the cluster has had no worker {'of this tilepipe ' if self.strangers else ''}"
