@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 
 import pytest
 import tifffile
@@ -48,6 +50,27 @@ def test_every_filled_tile_is_counted(hurt, tmp_path, how):
     assert holds["n_damaged"] == 30
     assert 20 <= len(holds["damaged"]) <= 30
     assert "damaged: DamagedTile(level=0, index=25" in tilepipe("inspect", out)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_a_job_that_ends_before_its_network_is_built_ends_in_order(make_slide, tmp_path, number):
+    """The thread that builds it was cut off in C++, and the command ended with SIGABRT."""
+    path = make_slide(tmp_path / "ruined.tif", shape=(300, 200))
+    raw = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tif:
+        for offset, count in zip(
+            tif.pages[0].dataoffsets, tif.pages[0].databytecounts, strict=True
+        ):
+            raw[offset : offset + count] = bytes(count)
+    path.write_bytes(raw)
+    command = ["run", path, "-o", tmp_path / f"{number}.zarr", *RANDOM, "--base", "16", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tilepipe", *map(str, command)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(f"Error: {path}: ")
+    assert "terminate" not in done.stderr
 
 
 def test_what_was_filled_is_told_of_when_its_unit_is_tried_again(hurt, tmp_path, monkeypatch):

@@ -164,7 +164,9 @@ def context_of(ticket: Ticket) -> Context:
             while len(_contexts) > _MOST_CONTEXTS:
                 _contexts.popitem(last=False)
             if ticket.warms:
-                threading.Thread(target=context.warm, name="tilepipe-warm", daemon=True).start()
+                # No daemon, as the lanes are that start it: it is in torch's C++ while a job that
+                # fails at once, or needs no network, ends the process, and would abort that.
+                threading.Thread(target=context.warm, name="tilepipe-warm", daemon=False).start()
         _contexts.move_to_end(key)
         return _contexts[key]
 
