@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,8 @@ def test_a_misspelt_command_is_told_what_is_like_it():
     assert "Did you mean" not in CliRunner().invoke(main, ["xyzzy"]).output
 
 
-def test_a_full_disk_under_stdout_is_one_message(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_full_disk_under_stdout_is_one_message(tmp_path, unbuffered):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     Image.new("L", (64, 64)).save(tmp_path / "s.tif")
@@ -68,6 +70,7 @@ def test_a_full_disk_under_stdout_is_one_message(tmp_path):
         result = subprocess.run(
             [sys.executable, "-m", "tilepipe", "inspect", str(tmp_path / "s.tif"), "--json"],
             stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr == "Error: No space left on device\n"

@@ -151,6 +151,11 @@ def fail(error: Exception) -> None:
     if "--json" in sys.argv:
         with suppress(OSError):  # What failed may be stdout itself.
             click.echo(json.dumps({"error": message, "kind": type(error).__name__}))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What is left in its buffer would fail once more, as Python ends: exit code 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
 
 
