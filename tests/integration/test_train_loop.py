@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -306,6 +307,32 @@ def test_weights_of_the_training_before_are_never_the_result(folders, monkeypatc
     again = train(spec_of(folders, seed=5), overwrite=True)
     assert read_header(folders / "w.safetensors")["extra"]["settings"]["seed"] == 5
     assert again.sha256 == load_model(folders / "w.safetensors").sha256
+
+
+def test_validations_take_a_fifth_of_the_time_at_the_most(folders, monkeypatch):
+    """On a clock of which a step takes 1 s and a validation 30 s."""
+    clock = [0.0]
+    step, validate = loop.Training.step, loop.Training.validate
+
+    def slow_step(self, **given):
+        clock[0] += 1
+        return step(self, **given)
+
+    def slow_validate(self, lr):
+        clock[0] += 30
+        return validate(self, lr)
+
+    monkeypatch.setattr(loop.Training, "step", slow_step)
+    monkeypatch.setattr(loop.Training, "validate", slow_validate)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    events = []
+    timed = {"steps": None, "minutes": 5, "validate_every": None, "save_every_s": 1e9}
+    train(spec_of(folders, **timed), on_event=events.append)
+    validations = sum(isinstance(event, Validated) for event in events)
+    steps = sum(isinstance(event, Stepped) for event in events)
+    assert validations >= 2  # the last one is at the end
+    assert 30 * (validations - 1) <= 0.25 * 300
+    assert steps >= 200
 
 
 def test_what_was_learnt_when_the_time_is_up_is_validated(folders, monkeypatch):

@@ -39,6 +39,8 @@ from tilepipe.train.state import Averaged, Counters, load_state, save_state
 from tilepipe.train.validate import KindScore, overall, score_images
 
 N_VALIDATIONS = 12
+VALIDATION_SHARE = 0.2
+"""Of a budget of time, for validations on the way."""
 """Validations in a budget, if their distance is not given."""
 
 
@@ -217,8 +219,9 @@ class Training:
                 else progress >= next_validation
             )
             if due or progress >= 1.0:
-                next_validation = self._next_validation(progress)
+                began_s = time.monotonic()
                 self.validate(lr)
+                next_validation = self._next_validation(progress, time.monotonic() - began_s)
                 saved_s = -float("inf")
             if time.monotonic() - saved_s >= self.spec.save_every_s:
                 counters.elapsed_s = time.monotonic() - started_s
@@ -239,9 +242,13 @@ class Training:
             scores=counters.scores,
         )
 
-    @staticmethod
-    def _next_validation(progress: float) -> float:
-        return (int(progress * N_VALIDATIONS) + 1) / N_VALIDATIONS
+    def _next_validation(self, progress: float, took_s: float = 0.0) -> float:
+        """Return the share of the budget at which to validate after ``progress``."""
+        after = (int(progress * N_VALIDATIONS) + 1) / N_VALIDATIONS
+        if self.spec.minutes is None:
+            return after
+        # Of a short time a slow machine would spend nearly all on it.
+        return max(after, progress + took_s / VALIDATION_SHARE / (60 * self.spec.minutes))
 
     def step(self, *, freeze: bool = False) -> float:
         """Learn from one batch; return its loss. ``freeze``: norms use running statistics."""

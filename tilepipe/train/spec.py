@@ -102,7 +102,7 @@ class TrainSpec(BaseModel):
     seed: int = Field(default=0, ge=0, le=2**43)
     """Each step has a seed of its own, about this times a million, which has to fit in 64 bits."""
     validate_every: int | None = Field(default=None, ge=1)
-    """Steps between validations; None: about twelve times in the budget."""
+    """Steps between validations; None: some twelve times in the budget, in a fifth of its time."""
     save_every_s: float = Field(default=60.0, ge=0)
     """Seconds between saves of the state that ``--resume`` reads."""
 
