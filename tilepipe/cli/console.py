@@ -36,7 +36,7 @@ class Console:
         self._as_json = as_json
         self._live: Live | None = None
         self._last: dict[str, Progress] = {}
-        self._due = NowAndThen(at_once=not as_json)
+        self._clock = NowAndThen(at_once=not as_json)
 
     def __enter__(self) -> Console:
         if not (self._quiet or self._as_json) and sys.stderr.isatty():
@@ -66,7 +66,7 @@ class Console:
         elif self._quiet:
             return
         elif self._as_json:
-            if isinstance(event, Progress) and self._due:
+            if isinstance(event, Progress) and self._clock.is_time():
                 tell_machine(**asdict(event))
         elif isinstance(event, Note):
             self._say(f"{event.slide}: {event.text}")
@@ -92,7 +92,7 @@ class Console:
         if self._live is not None:
             self._live.update(self._table())
             return
-        if self._due:
+        if self._clock.is_time():
             click.echo(plain_line(event), err=True)
 
     def _table(self) -> Any:

@@ -31,12 +31,13 @@ def duration(seconds: float | None) -> str:
 
 
 class NowAndThen:
-    """Says every ``EVERY_S`` seconds, first after as many, that it is time to tell something."""
+    """Every ``EVERY_S`` seconds it is time to tell something, first after as many or at once."""
 
     def __init__(self, *, at_once: bool = False) -> None:
-        self._told_s = 0.0 if at_once else time.monotonic()
+        self._told_s = -float("inf") if at_once else time.monotonic()
 
-    def __bool__(self) -> bool:
+    def is_time(self) -> bool:
+        """Tell whether it is time; then not again for a while."""
         now_s = time.monotonic()
         if now_s - self._told_s < EVERY_S:
             return False
@@ -75,7 +76,7 @@ class Steps:
         self._what = ""
         self._heard_s = time.monotonic()
         self._pace = Pace(self._heard_s)
-        self._due = NowAndThen()
+        self._clock = NowAndThen()
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -109,7 +110,7 @@ class Steps:
                 self._bar.add_task(what, total=total, told="")
             told = f"{mpix_per_s:.1f} MPix/s  left {duration(left_s)}"
             self._bar.update(self._bar.tasks[-1].id, completed=done, told=told)
-        elif not self._due:
+        elif not self._clock.is_time():
             return
         elif self._as_json:
             tell_machine(

@@ -115,7 +115,7 @@ class _Lines:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._due = NowAndThen()
+        self._clock = NowAndThen()
         self._metric: float | None = None
         self._first: tuple[float, float] | None = None
         """When the first step was done, and how far the budget was used up then."""
@@ -134,7 +134,7 @@ class _Lines:
         began_s, before = self._first
         gone = event.progress - before
         left_s = (now_s - began_s) / gone * (1 - event.progress) if gone > 0 else None
-        if not self._due:
+        if not self._clock.is_time():
             return
         if self._as_json:
             tell_machine(
