@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import MismatchError, StoreError, TilepipeError, VerifyError
+from tilepipe.infer.caches import cores
 from tilepipe.slide import Slide, open_slide
 from tilepipe.steps import Count, Tell
 from tilepipe.store import (
@@ -23,7 +27,11 @@ from tilepipe.store import (
     reduce_image,
     reduce_label,
 )
-from tilepipe.tiling import Box
+from tilepipe.tiling import Box, Unit
+
+_MOST_AT_ONCE = 4
+_AT_ONCE_BYTES = 512 << 20
+"""What the units that are checked at once may take, each with the four that lie under it."""
 
 
 def check_levels(
@@ -48,43 +56,72 @@ def check_levels(
     highest = None  # of objects, whose ids are no classes
     if isinstance(pyramid, Label) and pyramid.classes and pyramid.level(0).dtype == np.uint8:
         highest = len(pyramid.classes) - 1
-    checked = 0
     told = Count(tell, what, sum(prod(source(index).shape) for index in range(count)))
+
+    def check(index: int, recorded: Mapping[tuple[int, int], Any], unit: Unit) -> None:
+        level = source(index)
+        where = f"{what} level {index}, {unit.box}"
+        pixels = _read(level, unit.box, where)
+        if journal is not None:
+            record = recorded.get((unit.iy, unit.ix))
+            if record is None:
+                raise VerifyError(
+                    f"{store.location}: {where}: has no journal record; run the same job "
+                    "again, it does what is missing"
+                )
+            kept = record.checksum
+            if isinstance(pyramid, Probabilities):
+                kept = record.facts.get("probabilities")
+            if kept != checksum_of(pixels):
+                raise VerifyError(
+                    f"{store.location}: {where}: the bytes are not those that were written "
+                    "(checksum differs); make them again with --overwrite"
+                )
+        if highest is not None and index == 0 and int(pixels.max()) > highest:
+            raise VerifyError(
+                f"{store.location}: {where}: holds class {int(pixels.max())}; the label has "
+                f"classes 0 to {highest}"
+            )
+        if index:
+            fine = source(index - 1)
+            under = unit.box.enlarged(2).intersect(Box.of_shape(fine.shape))
+            fresh = reduce(_read(fine, under, f"{what} level {index - 1}, {under}"))
+            _same(store, fresh, pixels, unit.box, f"{what} level {index}", "the level below")
+
+    checked = 0
     for index in range(count):
         level = source(index)
         recorded = _recorded(journal, stages[min(index, 1)], index, what)
-        grid = level.grid
-        for unit in grid:
-            where = f"{what} level {index}, {unit.box}"
-            pixels = _read(level, unit.box, where)
-            if journal is not None:
-                record = recorded.get((unit.iy, unit.ix))
-                if record is None:
-                    raise VerifyError(
-                        f"{store.location}: {where}: has no journal record; run the same job "
-                        "again, it does what is missing"
-                    )
-                kept = record.checksum
-                if isinstance(pyramid, Probabilities):
-                    kept = record.facts.get("probabilities")
-                if kept != checksum_of(pixels):
-                    raise VerifyError(
-                        f"{store.location}: {where}: the bytes are not those that were written "
-                        "(checksum differs); make them again with --overwrite"
-                    )
-            if highest is not None and index == 0 and int(pixels.max()) > highest:
-                raise VerifyError(
-                    f"{store.location}: {where}: holds class {int(pixels.max())}; the label has "
-                    f"classes 0 to {highest}"
-                )
-            if index:
-                fine = source(index - 1)
-                under = unit.box.enlarged(2).intersect(Box.of_shape(fine.shape))
-                fresh = reduce(_read(fine, under, f"{what} level {index - 1}, {under}"))
-                _same(store, fresh, pixels, unit.box, f"{what} level {index}", "the level below")
-            checked += 1
-            told.add(unit.box.area)
+        _check_units(level, partial(check, index, recorded), told)
+        checked += len(level.grid)
     return checked
+
+
+def _check_units(level: Level, check: Callable[[Unit], None], told: Count) -> None:
+    """Check every unit of a level, several at once.
+
+    Raises what is wrong with the first, in their order, that is wrong.
+    """
+    each_bytes = 5 * prod(level.lead) * level.unit_px**2 * level.dtype.itemsize
+    at_once = max(1, min(_MOST_AT_ONCE, cores(), _AT_ONCE_BYTES // each_bytes))
+    with ThreadPoolExecutor(at_once, thread_name_prefix="tilepipe-verify") as pool:
+        under_way: deque[tuple[Unit, Future[None]]] = deque()
+
+        def finish() -> None:
+            unit, checked = under_way.popleft()
+            checked.result()
+            told.add(unit.box.area)
+
+        try:
+            for unit in level.grid:
+                under_way.append((unit, pool.submit(check, unit)))
+                if len(under_way) > at_once:
+                    finish()
+            while under_way:
+                finish()
+        finally:
+            for _, checked in under_way:
+                checked.cancel()
 
 
 def _recorded(
@@ -159,13 +196,13 @@ def _content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 def check_slide(store: Store, slide: Slide, *, tell: Tell) -> int:
     """Compare image level 0 with the slide, pixel by pixel; returns the units compared."""
     level = store.image(0)
-    grid = level.grid
-    told = Count(tell, "the slide", prod(level.shape))
-    for unit in grid:
+
+    def check(unit: Unit) -> None:
         where = f"image level 0, {unit.box}"
         expected = slide.read(unit.box)
         _same(
             store, expected, _read(level, unit.box, where), unit.box, "image level 0", "the slide"
         )
-        told.add(unit.box.area)
-    return len(grid)
+
+    _check_units(level, check, Count(tell, "the slide", prod(level.shape)))
+    return len(level.grid)
