@@ -9,7 +9,8 @@ from tilepipe.pipeline.worker import _damage
 from tilepipe.slide import Damage, DamagedTile
 from tilepipe.tiling import Box, Grid
 
-SIDES = st.integers(0, 3000)
+# A damaged file may say of a tile that it has any size.
+SIDES = st.integers(0, 3000) | st.integers(0, 1 << 31)
 BOXES = st.builds(
     lambda y, x, height, width: Box(y, x, y + height, x + width), SIDES, SIDES, SIDES, SIDES
 )

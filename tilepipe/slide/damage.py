@@ -11,6 +11,8 @@ from tilepipe.tiling import Box
 
 CELL_PX = 1024
 """Side of the squares under which tiles are kept: about that of a tile, of a unit a quarter."""
+MOST_CELLS = 64
+"""A tile under more of them is kept by itself: there are few, and a file may say any size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Damage(Sequence[DamagedTile]):
         self._tiles: list[DamagedTile] = []
         self._known: set[DamagedTile] = set()
         self._cells: dict[tuple[int, int, int], list[DamagedTile]] = {}
+        self._wide: list[DamagedTile] = []
         self._lock = threading.Lock()
 
     def add(self, tile: DamagedTile) -> None:
@@ -44,6 +47,9 @@ class Damage(Sequence[DamagedTile]):
         with self._lock:
             self._tiles.append(tile)
             self._known.add(tile)
+            if _n_cells(tile.box) > MOST_CELLS:
+                self._wide.append(tile)
+                return
             for cell in _cells(tile.level, tile.box):
                 self._cells.setdefault(cell, []).append(tile)
 
@@ -54,11 +60,15 @@ class Damage(Sequence[DamagedTile]):
         """
         found: dict[int, DamagedTile] = {}
         with self._lock:
-            for cell in _cells(level, box):
-                for tile in self._cells.get(cell, ()):
-                    # By identity: two pages may have the same tile damaged for the same reason.
-                    if id(tile) not in found and tile.box.intersect(box).area > 0:
-                        found[id(tile)] = tile
+            if _n_cells(box) > len(self._tiles):
+                near = self._tiles[:]
+            else:
+                near = [t for cell in _cells(level, box) for t in self._cells.get(cell, ())]
+                near += self._wide
+        for tile in near:
+            # By identity: two pages may have the same tile damaged for the same reason.
+            if tile.level == level and tile.box.intersect(box).area > 0:
+                found[id(tile)] = tile
         return sorted(found.values(), key=lambda tile: tile.index)
 
     def __contains__(self, tile: object) -> bool:
@@ -80,6 +90,11 @@ class Damage(Sequence[DamagedTile]):
     def __getitem__(self, index: int | slice) -> DamagedTile | list[DamagedTile]:
         """Return tiles by the order in which they were filled."""
         return self._tiles[index]
+
+
+def _n_cells(box: Box) -> int:
+    reduced = box.reduced(CELL_PX)
+    return reduced.area if box.area else 0
 
 
 def _cells(level: int, box: Box) -> Iterator[tuple[int, int, int]]:
