@@ -35,7 +35,7 @@ def command(as_json: bool, quiet: bool, **settings: Any) -> None:
     Per class Dice, IoU, precision and recall; pixel error; foreground-restricted Rand error and
     warping error (ISBI 2012); F1 and AP of cells at IoU 0.5 to 0.95.
     """
-    from tilepipe.cli.steps import Steps
+    from tilepipe.cli.steps import progress
     from tilepipe.train.evaluate import evaluate, open_labels
 
     predicted = open_labels(settings["predicted"], name=settings["label"])
@@ -43,14 +43,14 @@ def command(as_json: bool, quiet: bool, **settings: Any) -> None:
     for one in (predicted, truth):
         if one.stored is not None:
             check_masks(one.stored[0], [one.stored[1]], image=False, quiet=quiet)
-    with Steps(settings["predicted"], quiet=quiet, as_json=as_json) as steps:
+    with progress(settings["predicted"], quiet=quiet, as_json=as_json) as tell:
         result = evaluate(
             predicted,
             truth,
             predicted_kind=settings["pred_kind"],
             truth_kind=settings["truth_kind"],
             border=settings["border"],
-            tell=steps,
+            tell=tell,
         )
     for note in () if quiet else result.notes:
         click.echo(f"Note: {note}", err=True)

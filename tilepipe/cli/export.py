@@ -97,7 +97,7 @@ def command(store: str, form: str, output: str | None, **options_given: Any) -> 
     GeoJSON has one feature per object, pixel-exact, joined across tile borders; a name ending in
     .geojson.gz is compressed.
     """
-    from tilepipe.cli.steps import Steps
+    from tilepipe.cli.steps import progress
     from tilepipe.errors import ExportError
     from tilepipe.store import open_store
 
@@ -106,8 +106,8 @@ def command(store: str, form: str, output: str | None, **options_given: Any) -> 
     if "://" in target and form != "ome-zarr-0.4":
         raise ExportError(f"{target}: only --to ome-zarr-0.4 can be written there; name a file")
     _check(opened, form, options_given)
-    with Steps(store, quiet=options_given["quiet"], as_json=options_given["as_json"]) as steps:
-        told = _WRITERS[form](opened, target, options_given, steps)
+    with progress(store, quiet=options_given["quiet"], as_json=options_given["as_json"]) as tell:
+        told = _WRITERS[form](opened, target, options_given, tell)
     if options_given["as_json"]:
         click.echo(json.dumps({"output": target, "to": form, **told}))
     elif not options_given["quiet"]:

@@ -35,15 +35,15 @@ def command(
     quiet: bool,
 ) -> None:
     """Write one self-contained page about STORE: picture, areas, objects, plan, certificate."""
-    from tilepipe.cli.steps import Steps
+    from tilepipe.cli.steps import progress
     from tilepipe.export.report import write_report
     from tilepipe.store import open_store
 
     opened = open_store(store)
     shown = [opened.label(name) for name in labels or opened.labels]
     check_masks(opened, shown, image=True, quiet=quiet)
-    with Steps(store, quiet=quiet, as_json=as_json) as steps:
-        told = write_report(output, opened, labels=labels or None, overwrite=overwrite, tell=steps)
+    with progress(store, quiet=quiet, as_json=as_json) as tell:
+        told = write_report(output, opened, labels=labels or None, overwrite=overwrite, tell=tell)
     if as_json:
         click.echo(json.dumps({"output": str(output), "labels": told}, default=str))
     elif not quiet:

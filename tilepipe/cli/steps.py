@@ -6,10 +6,13 @@ import json
 import sys
 import time
 from collections import deque
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from tilepipe.steps import Tell, ignore
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -66,39 +69,32 @@ def tell_machine(**facts: Any) -> None:
     click.echo(json.dumps({"event": "progress", **facts}, default=str), err=True)
 
 
-class Steps:
-    """Hears of the steps of one command (``tilepipe.steps.Tell``) and shows them."""
+@contextmanager
+def progress(name: str, *, quiet: bool, as_json: bool) -> Iterator[Tell]:
+    """Show the steps of one command: of the file or store ``name``."""
+    if quiet:
+        yield ignore
+    elif sys.stderr.isatty() and not as_json:
+        with _bar() as bar:
+            yield _Steps(name, bar=bar)
+    else:
+        yield _Steps(name, as_json=as_json)
 
-    def __init__(self, name: str, *, quiet: bool, as_json: bool) -> None:
+
+class _Steps:
+    """Hears of steps and shows the one that is under way."""
+
+    def __init__(self, name: str, *, as_json: bool = False, bar: Progress | None = None) -> None:
         self._name = name
-        self._quiet = quiet
         self._as_json = as_json
+        self._bar = bar
         self._what = ""
         self._heard_s = time.monotonic()
         self._pace = Pace(self._heard_s)
         self._clock = NowAndThen()
-        self._bar: Progress | None = None
-
-    def __enter__(self) -> Self:
-        if not (self._quiet or self._as_json) and sys.stderr.isatty():
-            self._bar = _bar()
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` px of the step ``what`` are done."""
-        if self._quiet:
-            return
         if what != self._what:  # it began when the one before was done
             self._what, self._pace = what, Pace(self._heard_s)
         self._heard_s = time.monotonic()

@@ -40,7 +40,7 @@ def command(
     its probabilities) against a second computation in float32 from larger pieces that are cut
     otherwise. Exit code 1 names the first wrong box.
     """
-    from tilepipe.cli.steps import Steps
+    from tilepipe.cli.steps import progress
     from tilepipe.errors import VerifyError
     from tilepipe.infer.certify import verifiable, verify
 
@@ -49,9 +49,9 @@ def command(
         raise VerifyError(f"{store}: has no mask made by tilepipe run; there is nothing to verify")
     certificates = []
     for name in names:
-        with Steps(store, quiet=quiet, as_json=as_json) as steps:
+        with progress(store, quiet=quiet, as_json=as_json) as tell:
             certificate = verify(
-                store, label=name, samples=samples, slide=slide, weights=weights, tell=steps
+                store, label=name, samples=samples, slide=slide, weights=weights, tell=tell
             )
         certificates.append(certificate.to_json())
         if not (as_json or quiet):

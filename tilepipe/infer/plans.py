@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilepipe.errors import PlanError
-from tilepipe.models import Model
+from tilepipe.models import Locality, Model
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import Shape, TilePlan, plan_tiles, round_up
 from tilepipe.tiling.plan import Mode, legal_input
@@ -54,6 +54,17 @@ def choose_mode(model: Model, spec: JobSpec) -> tuple[Mode, list[str]]:
     return "two-pass" if spec.cgm == "slide" else "exact", notes
 
 
+def usual_halo(locality: Locality) -> int:
+    """Return the px that a tile reads around its core, where a job asks for nothing else."""
+    if locality.exact and locality.context_px <= WIDE_CONTEXT_PX:
+        return locality.halo_px
+    return _blend_halo(locality)
+
+
+def _blend_halo(locality: Locality) -> int:
+    return locality.margin_px + BLEND_HALO_PX
+
+
 def plan_for(
     model: Model,
     extent: Shape,
@@ -75,15 +86,13 @@ def plan_for(
     input_px = spec.tile
     if mode == "blended":
         if halo_px is None:
-            halo_px = locality.margin_px + BLEND_HALO_PX
+            halo_px = _blend_halo(locality)
         if input_px is None:
             wanted = min(BLEND_TILE_PX, max(extent) + 2 * halo_px)
             least = max(wanted, 2 * halo_px + alignment_px)
             input_px = legal_input(least, least_px=least_px, step_px=step_px)
     else:
-        needed_px = locality.margin_px + round_up(
-            max(0, locality.context_px - locality.margin_px), alignment_px
-        )
+        needed_px = locality.halo_px
         if halo_px is not None and halo_px < locality.context_px:
             notes.append(
                 f"warning: --halo {halo_px} px is less than the {locality.context_px} px that "

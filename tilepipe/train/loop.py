@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from tilepipe.errors import TrainError
+from tilepipe.infer.plans import usual_halo
 from tilepipe.models import Net, build, locality_of, save_checkpoint
+from tilepipe.train.budget import Budget
 from tilepipe.train.curve import draw_curve
 from tilepipe.train.dataset import Samples, Teaching
 from tilepipe.train.events import Event, Started, Stepped, TrainResult, Validated
@@ -18,7 +20,7 @@ from tilepipe.train.images import data_hash, open_raster
 from tilepipe.train.log import TrainLog
 from tilepipe.train.losses import gate_loss, make_loss, supervised
 from tilepipe.train.pixels import check_pair
-from tilepipe.train.predict import autocast, choose_precision, halo_of
+from tilepipe.train.predict import autocast, choose_precision
 from tilepipe.train.refusals import told
 from tilepipe.train.schedule import make_optimizer, rate
 from tilepipe.train.setup import (
@@ -37,11 +39,6 @@ from tilepipe.train.setup import (
 from tilepipe.train.spec import TrainSpec
 from tilepipe.train.state import Averaged, Counters, load_state, save_state
 from tilepipe.train.validate import KindScore, overall, score_images
-
-N_VALIDATIONS = 12
-VALIDATION_SHARE = 0.2
-"""Of a budget of time, for validations on the way."""
-"""Validations in a budget, if their distance is not given."""
 
 
 def train(
@@ -123,6 +120,7 @@ class Training:
             kind_weights=spec.kind_weights,
             seed=spec.seed,
         )
+        self.budget = Budget.of(spec, n_images=len(training))
         self.averaged = Averaged(self.net, spec.ema)
         self.optimizer = make_optimizer(spec, self.net)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -173,30 +171,16 @@ class Training:
         """Whether the weights that lie there are this training's, not those of one before."""
         return bool(self.counters.sha256) and self.spec.out.is_file()
 
-    @property
-    def total_steps(self) -> int | None:
-        """Steps of the budget, or None if only time bounds it."""
-        bounds = [] if self.spec.steps is None else [self.spec.steps]
-        if self.spec.epochs is not None:
-            epoch = len(self.samples.pairs) / self.spec.batch
-            bounds.append(max(1, round(self.spec.epochs * epoch)))
-        return min(bounds) if bounds else None
-
     def progress(self, elapsed_s: float) -> float:
-        """Share of the budget used: of steps or of time, whichever is further."""
-        shares = [0.0]
-        if self.total_steps is not None:
-            shares.append(self.counters.step / self.total_steps)
-        if self.spec.minutes is not None:
-            shares.append(elapsed_s / (60 * self.spec.minutes))
-        return min(1.0, max(shares))
+        """Share of the budget used."""
+        return self.budget.used(self.counters.step, elapsed_s)
 
     def run(self) -> TrainResult:
         """Step until the budget is used; validate on the way and at the end."""
         counters = self.counters
         started_s = time.monotonic() - counters.elapsed_s
         saved_s = time.monotonic()
-        next_validation = self._next_validation(self.progress(counters.elapsed_s))
+        next_validation = self.budget.next_validation(self.progress(counters.elapsed_s))
         while (progress := self.progress(time.monotonic() - started_s)) < 1.0:
             began_s = time.monotonic()
             lr = rate(self.spec, progress)
@@ -221,7 +205,7 @@ class Training:
             if due or progress >= 1.0:
                 began_s = time.monotonic()
                 self.validate(lr)
-                next_validation = self._next_validation(progress, time.monotonic() - began_s)
+                next_validation = self.budget.next_validation(progress, time.monotonic() - began_s)
                 saved_s = -float("inf")
             if time.monotonic() - saved_s >= self.spec.save_every_s:
                 counters.elapsed_s = time.monotonic() - started_s
@@ -241,14 +225,6 @@ class Training:
             best_step=counters.best_step,
             scores=counters.scores,
         )
-
-    def _next_validation(self, progress: float, took_s: float = 0.0) -> float:
-        """Return the share of the budget at which to validate after ``progress``."""
-        after = (int(progress * N_VALIDATIONS) + 1) / N_VALIDATIONS
-        if self.spec.minutes is None:
-            return after
-        # Of a short time a slow machine would spend nearly all on it.
-        return max(after, progress + took_s / VALIDATION_SHARE / (60 * self.spec.minutes))
 
     def step(self, *, freeze: bool = False) -> float:
         """Learn from one batch; return its loss. ``freeze``: norms use running statistics."""
@@ -300,7 +276,7 @@ class Training:
             forward,
             self.validation,
             sizes=self.net,
-            halo_px=halo_of(self.locality),
+            halo_px=usual_halo(self.locality),
             teaching=self.teaching,
             channels=self.samples.channels,
             device=self.device,

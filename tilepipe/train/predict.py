@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilepipe.infer.backends import supported_precisions
-from tilepipe.infer.plans import BLEND_HALO_PX, WIDE_CONTEXT_PX
-from tilepipe.models import Locality
 from tilepipe.tiling import Box, plan_tiles, read_mirrored, round_up
 from tilepipe.train.losses import probabilities
 
@@ -59,13 +57,6 @@ def _has_amx() -> bool:
     return bool(supported()) if supported is not None else False
 
 
-def halo_of(locality: Locality) -> int:
-    """Return the px that ``run`` reads around a tile, where nothing else is asked for."""
-    if locality.exact and locality.context_px <= WIDE_CONTEXT_PX:
-        return locality.halo_px
-    return locality.margin_px + BLEND_HALO_PX
-
-
 def predict(
     forward: Forward,
     share: NDArray[np.float32],
@@ -77,7 +68,7 @@ def predict(
 ) -> NDArray[np.float32]:
     """Probabilities of a (c, y, x) image of shares: (K, y, x) float32.
 
-    ``halo_px`` are read around it and its tiles, mirrored at its borders: with ``halo_of`` the
+    ``halo_px`` are read around it and its tiles, mirrored at its borders: with ``usual_halo`` the
     classes are those of ``run``, where a padded network sees no padding either.
     """
     extent = (int(share.shape[1]), int(share.shape[2]))

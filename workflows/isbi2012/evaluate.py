@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tilepipe.infer.plans import usual_halo
 from tilepipe.models import load_model
 from tilepipe.train.em import rand_error, warping_error
 from tilepipe.train.images import find_pairs, read_names
-from tilepipe.train.predict import choose_precision, halo_of, predict, predict_turned
+from tilepipe.train.predict import choose_precision, predict, predict_turned
 from tilepipe.train.validate import load
 
 HERE = Path(__file__).parent
@@ -72,7 +73,7 @@ def main() -> None:
                 continue  # three training slices are enough to find a threshold
             share, labels = load(pair, channels=model.in_channels)
             cell = run(
-                forward, share, model.module, halo_px=halo_of(model.locality), device=device,
+                forward, share, model.module, halo_px=usual_halo(model.locality), device=device,
                 precision=precision,
             )[-1]  # fmt: skip
             sides[test][0].append(cell)

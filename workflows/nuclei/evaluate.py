@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from tilepipe.infer.plans import usual_halo
 from tilepipe.models import load_model
 from tilepipe.train.dataset import Teaching
 from tilepipe.train.images import find_pairs, read_kinds, read_names
-from tilepipe.train.predict import halo_of
 from tilepipe.train.validate import score_images
 
 HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def main() -> None:
         lambda shares: module(model.normalise(shares)),
         [pair for pair in pairs if pair.name in held],
         sizes=model.module,
-        halo_px=halo_of(model.locality),
+        halo_px=usual_halo(model.locality),
         teaching=Teaching(target="foreground+border", n_classes=3),
         channels=model.in_channels,
         device=torch.device("cpu"),
