@@ -52,12 +52,12 @@ def settings_on(device):
 
 
 def test_a_gpu_gets_as_many_lanes_as_its_process_has_cores(monkeypatch):
-    monkeypatch.setattr("tilepipe.infer.cores", lambda: 16)
+    monkeypatch.setattr("tilepipe.pipeline.lanes.cores", lambda: 16)
     gpu = settings_on("cuda:0")
     assert lanes_of(JobSpec(), gpu) == MOST_LANES
     assert lanes_of(JobSpec(gpus="0,1"), gpu) == 8
     assert lanes_of(JobSpec(workers=4), gpu) == 4
-    monkeypatch.setattr("tilepipe.infer.cores", lambda: 2)
+    monkeypatch.setattr("tilepipe.pipeline.lanes.cores", lambda: 2)
     assert lanes_of(JobSpec(), gpu) == LANES
     assert lanes_of(JobSpec(), settings_on("cpu")) == lanes_of(JobSpec(), None) == LANES
 

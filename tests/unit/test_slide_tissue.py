@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -171,3 +172,50 @@ def test_what_is_not_0_is_tissue_in_every_kind_of_mask(tmp_path, image, name):
     image.save(tmp_path / name)
     mask = TissueMask.from_image(tmp_path / name, (500, 1000))
     np.testing.assert_array_equal(mask.mask, SHOWN > 0)
+
+
+def test_boxes_are_read_several_at_once_and_the_mask_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("tilepipe.slide.tissue._BOX_PX", 64)
+    path, _ = bright_field(tmp_path / "a.tif")
+    masks = []
+    for number in (1, 3):
+        monkeypatch.setattr("tilepipe.slide.tissue.cores", lambda number=number: number)
+        meet = threading.Barrier(number, timeout=30)
+        with open_slide(path) as slide:
+            image = Meeting(slide, meet, together=63)
+            masks.append(tissue_mask(image))
+        assert image.boxes == 64
+    np.testing.assert_array_equal(masks[0].mask, masks[1].mask)
+
+
+class Meeting:
+    """A slide whose first ``together`` reads go on only when as many threads as meet read."""
+
+    def __init__(self, slide, meet, *, together):
+        self.rgb, self.dtype, self.levels = slide.rgb, slide.dtype, slide.levels
+        self.boxes = 0
+        self._slide, self._meet, self._together = slide, meet, together
+        self._lock = threading.Lock()
+
+    def read(self, box, *, level=0):
+        with self._lock:
+            self.boxes += 1
+            meets = self.boxes <= self._together
+        if meets:
+            self._meet.wait()
+        return self._slide.read(box, level=level)
+
+
+def test_a_box_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("tilepipe.slide.tissue._BOX_PX", 64)
+    path, _ = bright_field(tmp_path / "a.tif")
+    with open_slide(path) as slide:
+
+        class Broken(Meeting):
+            def read(self, box, *, level=0):
+                if box.y0 == 256:
+                    raise SlideError(f"cannot read {box.x0}")
+                return slide.read(box, level=level)
+
+        with pytest.raises(SlideError, match=r"cannot read 0$"):
+            tissue_mask(Broken(slide, None, together=0))

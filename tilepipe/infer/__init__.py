@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tilepipe.infer.account import Account, account_json, merge_seconds, trace_json
-    from tilepipe.infer.caches import cores
     from tilepipe.infer.certify import Certificate, verify
     from tilepipe.infer.engine import Engine
     from tilepipe.infer.maps import UnitResult
@@ -29,7 +28,6 @@ _HOME = {
     "UnitResult": "maps",
     "Settings": "settings",
     "choose_settings": "settings",
-    "cores": "caches",
     "estimate_memory": "memory",
     "estimate_seconds": "tuning",
     "forward_bytes": "memory",
@@ -43,7 +41,6 @@ __all__ = [
     "UnitResult",
     "account_json",
     "choose_settings",
-    "cores",
     "estimate_memory",
     "estimate_seconds",
     "forward_bytes",

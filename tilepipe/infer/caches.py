@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from tilepipe.threads import cores
+
 
 def cache_folder() -> Path:
     """Return ``$TILEPIPE_CACHE``, else ``tilepipe`` in the user's cache folder."""
@@ -39,11 +41,6 @@ def version_of(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "absent"
-
-
-def cores() -> int:
-    """Return the processor cores that this process may use, which may be bound to few."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_name(device: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -14,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import MismatchError, StoreError, TilepipeError, VerifyError
-from tilepipe.infer.caches import cores
 from tilepipe.slide import Slide, open_slide
 from tilepipe.steps import Count, Tell
 from tilepipe.store import (
@@ -27,6 +24,7 @@ from tilepipe.store import (
     reduce_image,
     reduce_label,
 )
+from tilepipe.threads import cores, several_at_once
 from tilepipe.tiling import Box, Unit
 
 _MOST_AT_ONCE = 4
@@ -104,24 +102,9 @@ def _check_units(level: Level, check: Callable[[Unit], None], told: Count) -> No
     """
     each_bytes = 5 * prod(level.lead) * level.unit_px**2 * level.dtype.itemsize
     at_once = max(1, min(_MOST_AT_ONCE, cores(), _AT_ONCE_BYTES // each_bytes))
-    with ThreadPoolExecutor(at_once, thread_name_prefix="tilepipe-verify") as pool:
-        under_way: deque[tuple[Unit, Future[None]]] = deque()
-
-        def finish() -> None:
-            unit, checked = under_way.popleft()
-            checked.result()
-            told.add(unit.box.area)
-
-        try:
-            for unit in level.grid:
-                under_way.append((unit, pool.submit(check, unit)))
-                if len(under_way) > at_once:
-                    finish()
-            while under_way:
-                finish()
-        finally:
-            for _, checked in under_way:
-                checked.cancel()
+    checked = several_at_once(check, level.grid, at_once=at_once, name="tilepipe-verify")
+    for unit, _ in zip(level.grid, checked, strict=True):
+        told.add(unit.box.area)
 
 
 def _recorded(

@@ -13,11 +13,11 @@ from tilepipe.errors import ModelError, PlanError
 from tilepipe.infer import guard, shapes, tuning
 from tilepipe.infer.backends import resolve_device, supported_precisions
 from tilepipe.infer.blend_error import estimate_blend_error
-from tilepipe.infer.caches import cores
 from tilepipe.infer.openvino import openvino_fits
 from tilepipe.infer.plans import choose_unit, plan_for
 from tilepipe.models import Model
 from tilepipe.spec import JobSpec
+from tilepipe.threads import cores
 from tilepipe.tiling import Box, Shape, TilePlan
 
 SMALL_PX = 4096 * 4096

@@ -15,6 +15,7 @@ from tilepipe.pipeline.lanes import lanes_of, processes_of, recent_bytes, slack_
 from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import Source, open_source
 from tilepipe.pipeline.tissue import forecast_tissue, tissue_share
+from tilepipe.threads import cores
 from tilepipe.tiling import Box
 
 PROCESS_BYTES = 330_000_000
@@ -48,7 +49,7 @@ def bill(request: Request) -> dict[str, Any]:
     elif spec.tissue != "off":
         notes.append("warning: where there is tissue takes long to find: all counts as tissue here")
     chosen = choose(source, spec, listen)
-    from tilepipe.infer import cores, estimate_memory, estimate_seconds
+    from tilepipe.infer import estimate_memory, estimate_seconds
     from tilepipe.infer.backends import device_here
 
     extents = source.extents

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tilepipe.schedule.cluster import LANES, gpu_numbers
 from tilepipe.spec import JobSpec
+from tilepipe.threads import cores
 
 if TYPE_CHECKING:
     from tilepipe.infer import Settings
@@ -34,8 +35,6 @@ def lanes_of(spec: JobSpec, settings: Settings | None) -> int:
     """
     if settings is None or settings.device == "cpu":
         return LANES
-    from tilepipe.infer import cores
-
     return max(LANES, min(MOST_LANES, cores() // processes_of(spec)))
 
 

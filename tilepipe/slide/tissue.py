@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError
 from tilepipe.slide.types import LevelInfo, Pixels
+from tilepipe.threads import cores, several_at_once
 from tilepipe.tiling import Box, Shape
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _THRESHOLD_RANGE = (0.04, 0.12)
 _DARK = 0.6
 _BOX_PX = 2048
 _SAMPLES = 4
+_MOST_AT_ONCE = 8
 
 
 class Image(Protocol):
@@ -167,7 +169,7 @@ def tissue_mask(slide: Image) -> TissueMask | None:
     """Find tissue on a bright-field slide; None where there is no glass to tell it from.
 
     Reads the coarsest level of at least 1024 px a side; where there is none, the finest one in
-    bands of bounded memory.
+    boxes of bounded memory, several at once.
     """
     if not slide.rgb or slide.dtype != np.uint8:
         return None
@@ -199,9 +201,15 @@ def _coarse(slide: Image, number: int) -> tuple[Pixels, int]:
     factor = factor // step * step
     side = max(1, _BOX_PX // factor) * factor
     coarse = np.empty((3, *Box.of_shape(shape).reduced(factor).shape), np.uint8)
-    for box in Box.of_shape(shape).split((side, side)):
+
+    def look(box: Box) -> None:
         samples = slide.read(box, level=number)[:, ::step, ::step]
         coarse[(slice(None), *box.reduced(factor).slices)] = _block_mean(samples, factor // step)
+
+    boxes = Box.of_shape(shape).split((side, side))
+    at_once = min(_MOST_AT_ONCE, cores())
+    for _ in several_at_once(look, boxes, at_once=at_once, name="tilepipe-tissue"):
+        pass
     return coarse, factor
 
 
