@@ -12,17 +12,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from tilepipe.errors import ModelError, SpecError, TilepipeError, TrainError
-from tilepipe.infer import Engine
+from tilepipe.errors import ModelError, PlanError, SpecError, TilepipeError, TrainError
+from tilepipe.infer import Engine, verify
 from tilepipe.infer.plans import plan_for
 from tilepipe.models import checkpoint, load_model, read_header
 from tilepipe.pipeline.cells import Rule
+from tilepipe.pipeline.events import Note
+from tilepipe.pipeline.run import Request, run_one
 from tilepipe.spec import JobSpec
+from tilepipe.store import open_store
 from tilepipe.tiling import Box
 from tilepipe.train import loop
 from tilepipe.train.augment import NO_AUGMENT, AugmentSpec
@@ -443,6 +447,55 @@ def test_side_outputs_and_gate_are_taught(folders, model, options):
     spec = spec_of(folders, model=model, options=options, steps=1, output_px=32, batch=2, base=2)
     result = train(spec)
     assert 0 <= result.scores[0].dice <= 1
+
+
+def test_what_learns_from_luminance_runs_on_colours(folders, tmp_path):
+    colours = np.random.default_rng(5).integers(0, 255, (90, 70, 3), np.uint8)
+    for path in sorted((folders / "img").iterdir())[1:3]:
+        grey = np.asarray(Image.open(path))
+        Image.fromarray(np.stack([grey, grey // 2, 255 - grey], axis=-1)).save(path)
+    weights = train(spec_of(folders, steps=2)).weights
+    model = load_model(weights)
+    assert model.in_channels == 1
+    assert model.luminance
+    tifffile.imwrite(tmp_path / "rgb.tif", colours, photometric="rgb")
+    told = []
+    spec = JobSpec(model=str(weights), precision="fp32", backend="torch", device="cpu", tune=False)
+    request = Request(str(tmp_path / "rgb.tif"), str(tmp_path / "rgb.zarr"), spec)
+    run_one(request, on_event=told.append)
+    assert "colours, shown to the network as luminance" in [
+        event.text for event in told if isinstance(event, Note)
+    ]
+    store = open_store(str(tmp_path / "rgb.zarr"))
+    mask = store.label(model.name).level(0).read(Box(0, 0, 90, 70))
+    shares = colours.astype(np.float64) @ [0.299, 0.587, 0.114]
+    assert np.abs(shares - shares.round()).max() > 0.4
+    grey = shares.round().astype(np.uint8)[None]
+    plan, _ = plan_for(model, (90, 70), spec, unit_px=128)
+    alone = Engine(model, plan=plan, device="cpu", precision="fp32", backend="torch", batch=1)
+    np.testing.assert_array_equal(
+        mask, alone.segment(lambda box: grey[(slice(None), *box.slices)], Box(0, 0, 90, 70)).ids
+    )
+    alone.close()
+    verify(str(tmp_path / "rgb.zarr"), samples=4)
+
+    # Three channels that are no colours have no luminance.
+    tifffile.imwrite(
+        tmp_path / "stains.tif", np.moveaxis(colours, -1, 0), photometric="minisblack",
+        planarconfig="separate", metadata={"axes": "CYX"}, ome=True,
+    )  # fmt: skip
+    stains = Request(str(tmp_path / "stains.tif"), str(tmp_path / "stains.zarr"), spec)
+    with pytest.raises(PlanError, match=r"has 3 channels, but .* takes 1"):
+        run_one(stains)
+
+
+def test_what_learns_from_grey_alone_is_not_shown_colours(folders, tmp_path):
+    weights = train(spec_of(folders, steps=1)).weights
+    assert not load_model(weights).luminance
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((90, 70, 3), np.uint8), photometric="rgb")
+    spec = JobSpec(model=str(weights), device="cpu")
+    with pytest.raises(PlanError, match=r"has 3 channels, but .* takes 1"):
+        run_one(Request(str(tmp_path / "a.tif"), str(tmp_path / "a.zarr"), spec))
 
 
 def test_border_target_has_three_classes(folders):

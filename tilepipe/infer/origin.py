@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tilepipe.errors import TilepipeError, VerifyError
 from tilepipe.infer.settings import Settings
 from tilepipe.models import Model, model_for
-from tilepipe.slide import Read, Slide, spread
+from tilepipe.slide import Read, Slide, reads_shown
 from tilepipe.spec import JobSpec
 from tilepipe.store import Label, Store
 from tilepipe.tiling import Box
@@ -72,4 +72,4 @@ def reader_of(
         def read(box: Box, slide: Slide = slide, number: int = number) -> NDArray[Any]:
             return slide.read(box, level=number)
 
-    return spread(read, channels)
+    return reads_shown(read, channels)

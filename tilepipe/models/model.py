@@ -79,6 +79,11 @@ class Model:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
+    def luminance(self) -> bool:
+        """Tell whether the network, of one channel, has learnt from the luminance of colours."""
+        return self.in_channels == 1 and self.extra.get("luminance") is True
+
+    @property
     def has_gate(self) -> bool:
         """Tell whether the module has ``gate_logits`` (UNet 3+ with CGM)."""
         return hasattr(self.module, "gate_logits")

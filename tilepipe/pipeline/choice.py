@@ -17,7 +17,7 @@ from tilepipe.pipeline.source import Source, absolute, open_source, portable, re
 from tilepipe.pipeline.stored import content_of
 from tilepipe.pipeline.tissue import asked_tissue
 from tilepipe.schedule.cluster import ask_a_worker
-from tilepipe.slide import Read, spread
+from tilepipe.slide import Read, reads_shown
 from tilepipe.spec import JobSpec
 from tilepipe.store import Store, open_store
 from tilepipe.tiling import round_up
@@ -56,7 +56,10 @@ def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
 
     model = _load(source, spec)
     if model.in_channels != source.channels:
-        on_event(Note(source.name, f"one channel, shown to all {model.in_channels} of the network"))
+        text = "colours, shown to the network as luminance"
+        if source.channels == 1:
+            text = f"one channel, shown to all {model.in_channels} of the network"
+        on_event(Note(source.name, text))
     level = resolve_level(source, spec)
     if source.mpp is not None and model.mpp is not None:
         here = source.mpp[0] * source.downsample(level)
@@ -101,7 +104,8 @@ def _load(source: Source, spec: JobSpec) -> Model:
 
     channels = source.channels
     model = model_for(spec, image_channels=channels)
-    if channels not in (1, model.in_channels):
+    colours = source.image.rgb and model.luminance
+    if channels not in (1, model.in_channels) and not (colours and model.in_channels == 1):
         raise PlanError(
             f"{source.name}: has {channels} channels, but {spec.model} ({model.source}) takes "
             f"{model.in_channels}; use weights trained on {channels} channels"
@@ -138,7 +142,7 @@ def _settings(source: Source, spec: JobSpec, model: Model, level: int) -> Settin
         spec=spec,
         channels=model.in_channels,
         dtype=source.dtype,
-        read=spread(read, model.in_channels) if read is not None else None,
+        read=reads_shown(read, model.in_channels) if read is not None else None,
         workers=spec.workers or 1,
     )
 

@@ -15,7 +15,7 @@ from tilepipe.pipeline.instances import Objects
 from tilepipe.pipeline.job import GATE, Ticket
 from tilepipe.pipeline.lanes import waiting_bytes
 from tilepipe.pipeline.tissue import read_tissue
-from tilepipe.slide import Read, Slide, TissueMask, open_slide, spread
+from tilepipe.slide import Read, Slide, TissueMask, open_slide, reads_shown
 from tilepipe.spec import JobSpec
 from tilepipe.store import Journal, Label, RecentUnits, Store, open_store
 from tilepipe.tiling import Box, TilePlan
@@ -128,8 +128,8 @@ class Context:
         """Read boxes of the level that is segmented, with the network's channels."""
         if self.spec.in_place:
             number = slide_level(self.slide, self.ticket.level)
-            return spread(partial(self.slide.read, level=number), self.ticket.in_channels)
-        return spread(self.store.image(self.ticket.level).read, self.ticket.in_channels)
+            return reads_shown(partial(self.slide.read, level=number), self.ticket.in_channels)
+        return reads_shown(self.store.image(self.ticket.level).read, self.ticket.in_channels)
 
 
 def slide_level(slide: Slide, level: int) -> int:

@@ -2,7 +2,7 @@
 
 from tilepipe.slide.damage import Damage, DamagedTile
 from tilepipe.slide.open import open_slide
-from tilepipe.slide.spread import Read, spread
+from tilepipe.slide.shown import Read, reads_shown
 from tilepipe.slide.tissue import TissueMask, tissue_level, tissue_mask
 from tilepipe.slide.types import LevelInfo, OnDamage, Slide
 
@@ -15,7 +15,7 @@ __all__ = [
     "Slide",
     "TissueMask",
     "open_slide",
-    "spread",
+    "reads_shown",
     "tissue_level",
     "tissue_mask",
 ]

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tilepipe.slide.shown import LUMINANCE
 from tilepipe.train.augment import AugmentSpec, happens, log_uniform, uniform
-
-LUMINANCE = (0.299, 0.587, 0.114)
 
 # Optical densities of haematoxylin, eosin and the direction across both (Ruifrok & Johnston 2001).
 _STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -86,8 +87,9 @@ class Training:
         self.classes = choose_classes(spec)
         channels = spec.in_channels or open_raster(training[0].image).channels
         n_classes = len(self.classes) if spec.target == "classes" else None
-        for pair in (*training, *self.validation):
-            check_pair(pair, channels=channels, n_classes=n_classes)
+        check = partial(check_pair, channels=channels, n_classes=n_classes)
+        have = {check(pair) for pair in (*training, *self.validation)}
+        self.luminance = channels == 1 and have != {1}
         self.outputs = 1 if spec.classes == 1 else len(self.classes)
         self.normalisation = choose_normalisation(spec, channels)
         torch.manual_seed(spec.seed)
@@ -318,6 +320,7 @@ class Training:
                 "images": {"training": len(self.samples.pairs), "validation": len(self.validation)},
                 "data_sha256": self.data_hash,
                 "settings": spec.to_json(),
+                "luminance": self.luminance,
             },
             storage=spec.store,
         )

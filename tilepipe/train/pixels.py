@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import TrainError
 from tilepipe.infer.network import divisor_of
+from tilepipe.slide.shown import shown
 from tilepipe.tiling import Box
-from tilepipe.train.colour import LUMINANCE
 from tilepipe.train.ids import read_labels
 from tilepipe.train.images import Pair, Raster, open_pair
 from tilepipe.train.targets import make_target
@@ -46,14 +46,11 @@ def to_share(pixels: NDArray[Any], *, channels: int) -> NDArray[np.float32]:
     whole = divisor_of(pixels.dtype) != 1.0 or pixels.dtype.newbyteorder("=") in _SMALL_INTEGERS
     if not whole and pixels.dtype.kind != "f":
         raise TrainError(f"images of dtype {pixels.dtype}; uint8, uint16, int16 or float wanted")
-    share = pixels.astype(np.float32) / np.float32(divisor_of(pixels.dtype))
-    if share.shape[0] == channels:
-        return share
-    if share.shape[0] == 1:
-        return np.repeat(share, channels, axis=0)
-    if share.shape[0] == 3 and channels == 1:
-        return np.tensordot(np.array(LUMINANCE, np.float32), share, axes=1)[None]
-    raise TrainError(f"images of {share.shape[0]} channels for a network of {channels}")
+    divisor = divisor_of(pixels.dtype)
+    planes = shown(pixels if divisor != 1.0 else pixels.astype(np.float32), channels)
+    if planes.shape[0] != channels:
+        raise TrainError(f"images of {planes.shape[0]} channels for a network of {channels}")
+    return planes.astype(np.float32) / np.float32(divisor)
 
 
 def span_of(pixels: NDArray[Any]) -> tuple[float, float] | None:
@@ -72,8 +69,10 @@ def span_of(pixels: NDArray[Any]) -> tuple[float, float] | None:
     return (low, high) if low < high else (low, low + 1.0)
 
 
-def check_pair(pair: Pair, *, channels: int, n_classes: int | None) -> None:
-    """Raise TrainError for a pair that could not be learnt from or compared with, by its file.
+def check_pair(pair: Pair, *, channels: int, n_classes: int | None) -> int:
+    """Return the channels of a pair's image.
+
+    Raises TrainError for a pair that could not be learnt from or compared with, by its file.
 
     ``n_classes`` is None where ids are cells. Of images too large to be kept only one pixel and
     one id are looked at, of others all ids, and all pixels of floats: these may be no numbers.
@@ -88,3 +87,4 @@ def check_pair(pair: Pair, *, channels: int, n_classes: int | None) -> None:
     ids = read_labels(labels, whole if labels.in_memory else first)
     if n_classes is not None:
         make_target(ids, "classes", n_classes=n_classes, source=labels.path)
+    return image.channels
