@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -353,3 +355,17 @@ def test_reading_gives_a_net_that_can_go_on_training(tmp_path, net):
 
 
 SHA256_OF_UNET_0 = "92d2ca3eaddf93a2db26d0d551ef62d1527b133c7fff2d8c1fdaa4b6f22921f0"
+
+
+def test_weights_are_read_without_torchs_compiler():
+    """It takes a second and 70 MB; torch loads it to draw numbers for a network without data."""
+    code = (
+        "import sys\n"
+        "from tilepipe.models import load_model\n"
+        "load_model('unet')\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

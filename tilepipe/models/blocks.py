@@ -174,9 +174,13 @@ def check_depth(depth: int) -> int:
 
 
 def he_init(module: nn.Module) -> None:
-    """Draw convolution weights from He's normal distribution, biases zero (global generator)."""
+    """Draw convolution weights from He's normal distribution, biases zero (global generator).
+
+    A network on the meta device, known for its shapes alone, is left as it is: torch would load its
+    compiler (a second) to draw nothing.
+    """
     for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and not part.weight.is_meta:
             nn.init.kaiming_normal_(
                 part.weight,
                 mode="fan_in" if isinstance(part, nn.Conv2d) else "fan_out",
