@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import threading
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,9 @@ class Context:
         self.object_journal: Journal | None = None
         if ticket.instances is not None:
             self.object_journal = self.store.journal(ticket.instances, ticket.instances_fingerprint)
+        self.users = 0
+        """Units that are being done with it."""
+        self.is_dropped = False
         self._opening = threading.Lock()
         self._labels: dict[str, Label] = {}
         self._slide: Slide | None = None
@@ -64,6 +68,11 @@ class Context:
                     cache_bytes=SEGMENTS_BYTES if self.ticket.shared_tiles else 0,
                 )
             return self._slide
+
+    def close(self) -> None:
+        """Close the input; nobody uses it any more, or its file might be another by now."""
+        if self._slide is not None:
+            self._slide.close()
 
     def label(self, name: str) -> Label:
         """Return a label of the store, opened on first use."""
@@ -151,8 +160,9 @@ _lock = threading.Lock()
 _engine_lock = threading.Lock()
 
 
-def context_of(ticket: Ticket) -> Context:
-    """Return what this process holds of a job, opened when it is first asked for."""
+@contextmanager
+def context_of(ticket: Ticket) -> Iterator[Context]:
+    """Lend what this process holds of a job, opened when it is first asked for."""
     # A worker of a cluster outlives jobs: the next may want more of the same mask, its objects.
     key = (ticket.output, ticket.slide, ticket.image_fingerprint, ticket.label_fingerprint,
            ticket.instances_fingerprint)  # fmt: skip
@@ -162,20 +172,35 @@ def context_of(ticket: Ticket) -> Context:
                 other.recent.resize(0)
             context = _contexts[key] = Context(ticket)
             while len(_contexts) > _MOST_CONTEXTS:
-                _contexts.popitem(last=False)
+                _drop(next(iter(_contexts)))
             if ticket.warms:
                 # No daemon, as the lanes are that start it: it is in torch's C++ while a job that
                 # fails at once, or needs no network, ends the process, and would abort that.
                 threading.Thread(target=context.warm, name="tilepipe-warm", daemon=False).start()
         _contexts.move_to_end(key)
-        return _contexts[key]
+        context = _contexts[key]
+        context.users += 1
+    try:
+        yield context
+    finally:
+        with _lock:
+            context.users -= 1
+            if context.is_dropped and not context.users:
+                context.close()
 
 
 def forget(output: str) -> None:
-    """Close what this process holds of an output."""
+    """Let go of what this process holds of an output; a unit that is under way still ends."""
     with _lock:
         for key in [key for key in _contexts if key[0] == output]:
-            del _contexts[key]
+            _drop(key)
+
+
+def _drop(key: tuple[str | None, ...]) -> None:
+    context = _contexts.pop(key)
+    context.is_dropped = True
+    if not context.users:
+        context.close()
 
 
 def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
@@ -203,6 +228,7 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
                     "planned with: the file was changed, or is another one on this machine; put "
                     "the same everywhere and give the command again"
                 )
+            is_first = not _engines
             while len(_engines) >= 2:  # the job that ends and the one that begins
                 _engines.popitem(last=False)
             _engines[key] = Engine(
@@ -217,6 +243,8 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
                 probabilities=spec.probabilities,
                 trims=settings.trims,
             )
-            # torch leaves half a million objects that stay: no collection need look at them again.
-            gc.freeze()
+            if is_first:
+                # torch leaves half a million objects that stay: no collection need look at them
+                # again. Once: what has ended since then, and waits to be collected, would stay.
+                gc.freeze()
         return _engines[key]

@@ -16,7 +16,7 @@ from tilepipe.pipeline.events import Finished, Note, OnEvent, Opened, Warned, ig
 from tilepipe.pipeline.lanes import lanes_of
 from tilepipe.pipeline.prepare import Job, prepare
 from tilepipe.pipeline.source import default_output
-from tilepipe.pipeline.work import SlideWork
+from tilepipe.pipeline.work import SlideWork, Span
 from tilepipe.pipeline.worker import run_units
 from tilepipe.schedule import Dag, Outcome
 from tilepipe.schedule.cluster import connect
@@ -93,11 +93,18 @@ def run_many(
     spec = requests[0].spec
     results: list[RunResult] = []
     works: list[SlideWork] = []
+    spans: list[Span] = []
 
     def keep(result: RunResult) -> None:
         results.append(result)
         if on_result is not None:
             on_result(result)
+
+    def end(work: SlideWork) -> None:
+        """Let go of a job: of a thousand slides' networks and files only those at work are held."""
+        works.remove(work)
+        spans.extend(work.spans)
+        _let_go(work)
 
     def jobs() -> Iterator[SlideWork | _Refused]:
         for request in requests:
@@ -125,14 +132,13 @@ def run_many(
                 yield _Refused(refused, on_event)
                 continue
             on_event(Opened(request.slide, job.source.output, _plan_facts(job)))
-            work = _Kept(job, request, on_event=on_event, keep=keep)
+            work = _Kept(job, request, on_event=on_event, keep=keep, end=end)
             works.append(work)
             yield work
 
     def tick(workers: dict[str, int]) -> None:
         for work in works:
-            if work.state == "running":
-                work.look(workers)
+            work.look(workers)
 
     try:
         stream = jobs()
@@ -165,20 +171,22 @@ def run_many(
             )
     finally:
         for work in works:
-            work.job.held.close()
-            forget(work.ticket.output)
+            _let_go(work)
     if trace is not None:
-        _write_trace(trace, works)
+        _write_trace(trace, spans)
     return results
 
 
 class _Kept(SlideWork):
-    """Hands its result on when it closes."""
+    """Hands its result on when it closes, and then itself."""
 
-    def __init__(self, job: Job, request: Request, *, on_event: OnEvent, keep: Any) -> None:
+    def __init__(
+        self, job: Job, request: Request, *, on_event: OnEvent, keep: Any, end: Any
+    ) -> None:
         super().__init__(job, part=request.spec.part, on_event=on_event)
         self._request = request
         self._keep = keep
+        self._end = end
 
     def close(self, reason: str | None) -> None:
         super().close(reason)
@@ -195,10 +203,14 @@ class _Kept(SlideWork):
                 self.summary,
             )
         )
-        self.job.held.close()
-        slide = self.job.source.slide
-        if slide is not None:
-            slide.close()
+        self._end(self)
+
+
+def _let_go(work: SlideWork) -> None:
+    work.job.held.close()
+    if work.job.source.slide is not None:
+        work.job.source.slide.close()
+    forget(work.ticket.output)
 
 
 def run_one(
@@ -263,9 +275,8 @@ def _check_trace(path: Path) -> None:
         )
 
 
-def _write_trace(path: Path, works: Sequence[SlideWork]) -> None:
+def _write_trace(path: Path, spans: Sequence[Span]) -> None:
     """Write a timeline that chrome://tracing and Perfetto open."""
-    spans = [(worker, span) for work in works for worker, span in work.spans]
     origin_s = min((span[1] for _, span in spans), default=0.0)
     workers = sorted({worker for worker, _ in spans})
     events: list[dict[str, Any]] = [

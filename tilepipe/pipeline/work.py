@@ -22,6 +22,8 @@ from tilepipe.store import Journal
 
 MOST_FAILURES_LISTED = 100
 MOST_DAMAGE_LISTED = 1000
+Span = tuple[str, tuple[str, float, float, int]]
+"""A worker; what it did, when it began, the seconds it took, its thread."""
 
 
 class SlideWork:
@@ -50,7 +52,7 @@ class SlideWork:
         self._workers: set[str] = set()
         self._threads: dict[str, int] = {}
         """Of all workers seen so far, by address."""
-        self.spans: list[tuple[str, tuple[str, float, float, int]]] = []
+        self.spans: list[Span] = []
         self.state = "running"
         self.reason: str | None = None
         self.summary: dict[str, Any] = {}

@@ -49,8 +49,8 @@ def run_units(ticket: Ticket, stage: int, units: tuple[int, ...]) -> list[Outcom
     for index in units:
         started_s, clock_s = time.time(), time.perf_counter()
         try:
-            context = context_of(ticket)
-            facts = _STAGES[name](context, level, index)
+            with context_of(ticket) as context:
+                facts = _STAGES[name](context, level, index)
         except (Exception, MemoryError) as error:
             outcomes.append(_failed(index, error))
             continue

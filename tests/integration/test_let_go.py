@@ -1,0 +1,100 @@
+"""What a job of many slides holds does not grow with their number."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import write_slide
+from tilepipe.pipeline import context as context_room
+from tilepipe.pipeline import run as run_room
+from tilepipe.pipeline.context import context_of, forget
+from tilepipe.pipeline.events import ignore
+from tilepipe.pipeline.prepare import prepare
+from tilepipe.pipeline.run import Request, run_many
+from tilepipe.spec import JobSpec
+from tilepipe.tiling import Box
+
+SPEC = JobSpec(
+    weights="random:0", base=2, options={"depth": 1}, tune=False, precision="fp32", device="cpu"
+)
+COUNT = 14
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    paths = [folder / f"{number:02}.tif" for number in range(COUNT)]
+    for number, path in enumerate(paths):
+        write_slide(path, (150 - number, 130), seed=number)
+    return paths
+
+
+def open_files_in(folder):
+    """Files of a folder that this process holds open."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found.append(Path(os.readlink(f"/proc/self/fd/{number}")))
+        except OSError:
+            continue
+    return [path for path in found if path.parent == folder]
+
+
+def test_of_many_slides_only_those_at_work_are_held(slides, tmp_path, monkeypatch):
+    alive, held, files = weakref.WeakSet(), [], []
+
+    class Watched(run_room._Kept):
+        def __init__(self, *args, **named):
+            super().__init__(*args, **named)
+            alive.add(self)
+
+    monkeypatch.setattr(run_room, "_Kept", Watched)
+
+    def look(result):
+        assert result.state == "done", result.reason
+        held.append(len(alive))
+        files.append(len(open_files_in(slides[0].parent)))
+
+    requests = [Request(str(path), str(tmp_path / f"{path.stem}.zarr"), SPEC) for path in slides]
+    results = run_many(requests, on_result=look)
+    assert len(results) == len(held) == COUNT
+    # Four jobs are open at the most, and the one that was just closed; each opens its slide twice.
+    assert max(held) <= 6
+    assert 0 < max(files) <= 10
+    assert open_files_in(slides[0].parent) == []
+    outputs = {request.output for request in requests}
+    assert not outputs & {key[0] for key in context_room._contexts}
+
+
+def test_the_slide_of_a_unit_under_way_is_closed_after_it(slides, tmp_path):
+    jobs = [
+        prepare(str(path), str(tmp_path / f"{path.stem}.zarr"), SPEC, on_event=ignore)
+        for path in slides[:6]
+    ]
+    for job in jobs:
+        job.source.slide.close()
+    box = Box(0, 0, 100, 100)
+    with context_of(jobs[0].ticket) as first:
+        before = first.slide.read(box)
+        for job in jobs[1:]:  # more than a process keeps
+            with context_of(job.ticket) as other:
+                other.slide.read(box)
+        assert jobs[0].ticket.output not in {key[0] for key in context_room._contexts}
+        np.testing.assert_array_equal(first.slide.read(box), before)
+        assert slides[0] in open_files_in(slides[0].parent)
+    assert slides[0] not in open_files_in(slides[0].parent)
+
+    with context_of(jobs[1].ticket) as second:
+        second.slide.read(box)
+        forget(jobs[1].ticket.output)
+        np.testing.assert_array_equal(second.slide.read(box).shape, (3, 100, 100))
+    assert slides[1] not in open_files_in(slides[0].parent)
+    for job in jobs:
+        job.held.close()
+        forget(job.ticket.output)
+    assert open_files_in(slides[0].parent) == []
