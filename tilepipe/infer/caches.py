@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def usable_cache() -> Path | None:
     return None
 
 
+@cache
 def version_of(package: str) -> str:
     """Return an installed package's version, or "absent"."""
     try:
