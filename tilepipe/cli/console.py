@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -25,15 +27,52 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+class Slides:
+    """How many of a run's slides have come to their end, and when the last may."""
+
+    def __init__(self, total: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total = total
+        self.done = self.failed = 0
+        self._worked = 0
+        self._clock = clock
+        self._began_s = clock()
+
+    def end(self, event: Finished) -> None:
+        """Count a slide."""
+        self.done += 1
+        self.failed += event.state not in ("done", "part done")
+        self._worked += bool(event.summary.get("px"))
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until all have ended, by those for which something was done; None before one."""
+        if not self._worked:
+            return None
+        return (self._clock() - self._began_s) / self._worked * (self.total - self.done)
+
+    def __str__(self) -> str:
+        failed = f", {self.failed} failed" if self.failed else ""
+        left = f", {duration(self.left_s)} left for all" if self.done < self.total else ""
+        return f"{self.done} of {self.total} slides{failed}{left}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same for a program."""
+        return {
+            "total": self.total, "done": self.done, "failed": self.failed, "left_s": self.left_s,
+        }  # fmt: skip
+
+
 class Console:
     """Listens to a run and draws it on stderr; a context manager.
 
-    ``as_json``: where it stands is told in lines of JSON, for a program.
+    ``slides`` is how many there are. ``as_json``: where it stands is told in lines of JSON, for a
+    program.
     """
 
-    def __init__(self, *, quiet: bool, as_json: bool = False) -> None:
+    def __init__(self, *, quiet: bool, as_json: bool = False, slides: int = 1) -> None:
         self._quiet = quiet
         self._as_json = as_json
+        self._slides = Slides(slides)
         self._live: Live | None = None
         self._last: dict[str, Progress] = {}
         self._clock = NowAndThen(at_once=not as_json)
@@ -61,13 +100,15 @@ class Console:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        if isinstance(event, Finished):
+            self._slides.end(event)
         if isinstance(event, Warned):
             self._say(f"Warning: {event.slide}: {event.text}", always=True)
         elif self._quiet:
             return
         elif self._as_json:
             if isinstance(event, Progress) and self._clock.is_time():
-                tell_machine(**asdict(event))
+                tell_machine(**asdict(event), slides=self._slides.to_json())
         elif isinstance(event, Note):
             self._say(f"{event.slide}: {event.text}")
         elif isinstance(event, Opened):
@@ -78,6 +119,8 @@ class Console:
             self._progress(event)
         elif isinstance(event, Finished):
             self._last.pop(event.slide, None)
+            if self._slides.total > 1:
+                self._say(f"{event.slide}: {end_of(event)}; {self._slides}")
 
     def _say(self, text: str, *, always: bool = False) -> None:
         if self._quiet and not always:
@@ -111,7 +154,28 @@ class Console:
             for stage in event.stages:
                 bar = ProgressBar(total=max(1, stage.total), completed=stage.done, width=30)
                 table.add_row(f"  {stage.name}", bar, f"{stage.done}/{stage.total} units")
+        if self._slides.total > 1:
+            bar = ProgressBar(total=self._slides.total, completed=self._slides.done, width=30)
+            table.add_row("all", bar, str(self._slides))
         return table
+
+
+def end_of(event: Finished) -> str:
+    """Return in a few words how one of several slides ended."""
+    if event.state not in ("done", "part done"):
+        reasons = [event.summary.get("reason"), *_reasons(event.summary)]
+        reason = next((str(reason) for reason in reasons if reason), "")
+        return f"{event.state}: {reason}" if reason else event.state
+    if not event.summary.get("px"):
+        return "was complete already"
+    return (
+        f"{event.state} in {duration(event.summary['elapsed_s'])}, "
+        f"{event.summary['mpix_per_s']:.2f} MPix/s"
+    )
+
+
+def _reasons(summary: dict[str, Any]) -> list[str]:
+    return [entry["reason"] for entry in summary.get("failed", [])]
 
 
 def plain_line(event: Progress) -> str:

@@ -175,7 +175,7 @@ def _run(
         if folder is not None:
             write_status(folder, requests, known)
 
-    with Console(quiet=quiet, as_json=as_json) as console:
+    with Console(quiet=quiet, as_json=as_json, slides=len(requests)) as console:
         return run_many(requests, trace=trace, on_event=console, on_result=keep)
 
 
