@@ -28,7 +28,7 @@ from tilepipe.models.model import locality_of
 from tilepipe.models.net import Net
 from tilepipe.models.normalisation import Normalisation
 from tilepipe.models.pickles import read_pickle
-from tilepipe.models.registry import build, check_arguments
+from tilepipe.models.registry import build, check_arguments, option_defaults
 from tilepipe.spec import ClassName, LabelClass, default_classes, explain, read_toml
 
 
@@ -64,6 +64,9 @@ class KeyMap(BaseModel):
     """Halo in px that the weights' publisher states; held against the probe."""
     spread: tuple[float, ...] = ()
     """Shares of each input channel that a one-channel network reads, e.g. [0, 0, 1] for blue."""
+    swap: tuple[str, ...] = ()
+    """Regular expressions of our names; of these convolutions the two halves of the input channels
+    change places: of a network that joins two maps the other way round."""
 
     @classmethod
     def from_toml(cls, path: Path) -> KeyMap:
@@ -71,7 +74,8 @@ class KeyMap(BaseModel):
         values = read_toml(path)
         try:
             found = cls(**values)
-            for pattern in (*found.drop, *(rule.pattern for rule in found.regex)):
+            rules = (rule.pattern for rule in found.regex)
+            for pattern in (*found.drop, *rules, *found.swap):
                 re.compile(pattern)
         except ValidationError as error:
             raise CheckpointError(f"{path}: {explain(error)}") from error
@@ -162,7 +166,7 @@ def convert(
     wanted = wanted_shapes(net)
     if rules.spread:
         tensors = _spread(tensors, wanted, rules.spread, source=str(source))
-    tensors = _with_biases(tensors, net)
+    tensors = _swapped(_with_biases(tensors, net), rules.swap, source=str(source))
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     problem = describe_mismatch(wanted, found, most=2000)
     if problem:
@@ -205,7 +209,27 @@ def convert(
         "alignment_px": locality.alignment_px,
         "exact": locality.exact,
         "reason": locality.reason,
+        "assumed": [] if same else assumed_of(model, options),
     }
+
+
+def assumed_of(model: str, options: Mapping[str, Any]) -> list[str]:
+    """Say what weights do not: those of a network that differs in this would fit as well."""
+    defaults = option_defaults(model)
+    chosen = {**defaults, **options}
+
+    def shapes(**changed: Any) -> dict[str, tuple[int, ...]]:
+        with torch.device("meta"):
+            return wanted_shapes(build(model, in_channels=1, classes=2, **{**options, **changed}))
+
+    plain = shapes()
+    switches = [
+        f"{name} = {str(bool(chosen[name])).lower()}"
+        for name, default in defaults.items()
+        if isinstance(default, bool) and shapes(**{name: not chosen[name]}) == plain
+    ]
+    norms = ["ReLU behind the norm", "epsilon 1e-5"] if chosen["norm"] == "batch" else ["ReLU"]
+    return [*switches, "the order of joined maps", *norms]
 
 
 def _classes(names: tuple[str, ...], outputs: int, header: Header | None) -> tuple[LabelClass, ...]:
@@ -219,6 +243,26 @@ def _classes(names: tuple[str, ...], outputs: int, header: Header | None) -> tup
     return tuple(
         LabelClass(name=name, color=entry.color) for name, entry in zip(names, plain, strict=True)
     )
+
+
+def _swapped(
+    tensors: Mapping[str, Tensor], patterns: tuple[str, ...], *, source: str
+) -> dict[str, Tensor]:
+    """Let the halves of the input channels of the weights that ``patterns`` name change places."""
+    swapped = dict(tensors)
+    for pattern in patterns:
+        keys = [key for key in tensors if re.fullmatch(pattern, key)]
+        if not keys:
+            raise CheckpointError(f"{source}: swap {pattern!r} names no weights, once renamed")
+        for key in keys:
+            tensor = tensors[key]
+            if tensor.dim() != 4 or tensor.shape[1] % 2:
+                raise CheckpointError(
+                    f"{source}: swap {pattern!r} names {key} {tuple(tensor.shape)}; wanted the "
+                    "weights of convolutions of two maps with as many channels each"
+                )
+            swapped[key] = torch.cat(tensor.chunk(2, dim=1)[::-1], dim=1)
+    return swapped
 
 
 def _with_biases(tensors: dict[str, Tensor], net: Net) -> dict[str, Tensor]:
