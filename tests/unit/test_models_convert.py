@@ -275,6 +275,21 @@ def test_what_weights_do_not_say_is_told(tmp_path, net):
     assert again["assumed"] == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({}, "rename with --map"),
+        ({"arguments": {"base": 4}}, "23 convolutions of the file are not the network's 23"),
+        ({"arguments": {"base": 2, "depth": 3}}, "the options depth, widths, norm, dropout"),
+    ],
+)
+def test_names_are_told_from_other_networks(tmp_path, net, changes, advice):
+    state = {f"net.{key}": value for key, value in net.state_dict().items()}
+    torch.save(state, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match=advice):
+        make(tmp_path, net, **changes)
+
+
 @pytest.mark.parametrize("replacement", ["e.\\\\2", "e.\\\\g<level>", "e.\\\\q"])
 def test_a_replacement_that_cannot_be_made_is_named(tmp_path, net, replacement):
     torch.save(net.state_dict(), tmp_path / "in.pth")

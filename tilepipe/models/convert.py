@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from tilepipe.models.model import locality_of
 from tilepipe.models.net import Net
 from tilepipe.models.normalisation import Normalisation
 from tilepipe.models.pickles import read_pickle
-from tilepipe.models.registry import build, check_arguments, option_defaults
+from tilepipe.models.registry import build, check_arguments, option_defaults, option_names
 from tilepipe.spec import ClassName, LabelClass, default_classes, explain, read_toml
 
 
@@ -172,7 +173,7 @@ def convert(
     if problem:
         raise CheckpointError(
             f"{source}: the weights do not fit {model} ({channels} channels, {logits} outputs, "
-            f"{options or 'no options'}); rename with --map\n{problem}"
+            f"{options or 'no options'}); {_what_next(model, wanted, found)}\n{problem}"
         )
     fill(net, tensors)
     if normalisation is None and (rules.mean or rules.std):
@@ -230,6 +231,22 @@ def assumed_of(model: str, options: Mapping[str, Any]) -> list[str]:
     ]
     norms = ["ReLU behind the norm", "epsilon 1e-5"] if chosen["norm"] == "batch" else ["ReLU"]
     return [*switches, "the order of joined maps", *norms]
+
+
+def _what_next(
+    model: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> str:
+    """Say what to do about weights that do not fit: other names, or another network."""
+    ours, theirs = (
+        Counter(shape for shape in shapes.values() if len(shape) == 4) for shapes in (wanted, found)
+    )
+    if ours == theirs:
+        return "rename with --map"
+    return (
+        f"names aside (--map), {theirs.total()} convolutions of the file are not the network's "
+        f"{ours.total()}, or of other shapes: see to --in-channels, --classes, --base and the "
+        f"options {', '.join(option_names(model))}, or choose another --model"
+    )
 
 
 def _classes(names: tuple[str, ...], outputs: int, header: Header | None) -> tuple[LabelClass, ...]:
