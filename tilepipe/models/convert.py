@@ -23,13 +23,14 @@ from tilepipe.models.checkpoint import (
     save_checkpoint,
     wanted_shapes,
 )
+from tilepipe.models.fitting import assumed_of
 from tilepipe.models.header import Header, normalisation_of
 from tilepipe.models.locality import check_halo
 from tilepipe.models.model import locality_of
 from tilepipe.models.net import Net
 from tilepipe.models.normalisation import Normalisation
 from tilepipe.models.pickles import read_pickle
-from tilepipe.models.registry import build, check_arguments, option_defaults, option_names
+from tilepipe.models.registry import build, check_arguments, option_names
 from tilepipe.spec import ClassName, LabelClass, default_classes, explain, read_toml
 
 
@@ -212,25 +213,6 @@ def convert(
         "reason": locality.reason,
         "assumed": [] if same else assumed_of(model, options),
     }
-
-
-def assumed_of(model: str, options: Mapping[str, Any]) -> list[str]:
-    """Say what weights do not: those of a network that differs in this would fit as well."""
-    defaults = option_defaults(model)
-    chosen = {**defaults, **options}
-
-    def shapes(**changed: Any) -> dict[str, tuple[int, ...]]:
-        with torch.device("meta"):
-            return wanted_shapes(build(model, in_channels=1, classes=2, **{**options, **changed}))
-
-    plain = shapes()
-    switches = [
-        f"{name} = {str(bool(chosen[name])).lower()}"
-        for name, default in defaults.items()
-        if isinstance(default, bool) and shapes(**{name: not chosen[name]}) == plain
-    ]
-    norms = ["ReLU behind the norm", "epsilon 1e-5"] if chosen["norm"] == "batch" else ["ReLU"]
-    return [*switches, "the order of joined maps", *norms]
 
 
 def _what_next(
