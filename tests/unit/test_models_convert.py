@@ -270,9 +270,21 @@ def test_weights_that_cannot_be_swapped_are_named(tmp_path, net, pattern, messag
 def test_what_weights_do_not_say_is_told(tmp_path, net):
     torch.save(net.state_dict(), tmp_path / "in.pth")
     target, facts = make(tmp_path, net)
-    assert facts["assumed"][:2] == ["leaky = true", "the order of joined maps"]
+    assert facts["assumed"] == [
+        "leaky = true",
+        "the order of joined maps",
+        "ReLU behind the norm",
+        "epsilon 1e-5",
+        "a softmax whose first class is the background",
+        "pixels from 0 to 1 without mean and std",
+    ]
     again = convert(target, tmp_path / "again.safetensors", model="unet-same")
     assert again["assumed"] == []
+    bare = build("unet", in_channels=1, classes=1, base=2)
+    torch.save(bare.state_dict(), tmp_path / "in.pth")
+    shown = Normalisation("mean-std", (0.5,), (0.2,))
+    _, facts = make(tmp_path, net, model="unet", outputs=1, normalisation=shown)
+    assert facts["assumed"] == ["the order of joined maps", "ReLU", "a sigmoid"]
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,9 @@ def convert(
         "alignment_px": locality.alignment_px,
         "exact": locality.exact,
         "reason": locality.reason,
-        "assumed": [] if same else assumed_of(model, options),
+        "assumed": []
+        if same
+        else assumed_of(model, options, outputs=logits, normalisation=normalisation),
     }
 
 

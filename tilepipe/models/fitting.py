@@ -9,6 +9,7 @@ import torch
 
 from tilepipe.errors import ModelError
 from tilepipe.models.checkpoint import wanted_shapes
+from tilepipe.models.normalisation import Normalisation
 from tilepipe.models.registry import build, option_defaults
 
 
@@ -22,7 +23,9 @@ def fits(name: str, arguments: Mapping[str, Any], option: str, value: Any) -> bo
         return False
 
 
-def assumed_of(name: str, arguments: Mapping[str, Any]) -> list[str]:
+def assumed_of(
+    name: str, arguments: Mapping[str, Any], *, outputs: int, normalisation: Normalisation
+) -> list[str]:
     """Say what is taken of a network that its weights do not say: those of another would fit."""
     chosen = {**option_defaults(name), **arguments}
     switches = [
@@ -31,7 +34,9 @@ def assumed_of(name: str, arguments: Mapping[str, Any]) -> list[str]:
         if isinstance(default, bool) and fits(name, arguments, option, not chosen[option])
     ]
     norms = ["ReLU behind the norm", "epsilon 1e-5"] if chosen["norm"] == "batch" else ["ReLU"]
-    return [*switches, "the order of joined maps", *norms]
+    head = "a sigmoid" if outputs == 1 else "a softmax whose first class is the background"
+    pixels = ["pixels from 0 to 1 without mean and std"] if normalisation.kind == "unit" else []
+    return [*switches, "the order of joined maps", *norms, head, *pixels]
 
 
 def _shapes(name: str, arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
