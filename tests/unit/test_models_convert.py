@@ -290,9 +290,12 @@ def test_what_weights_do_not_say_is_told(tmp_path, net):
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [
-        ({}, "rename with --map"),
+        ({}, r"Rename with --map\.$"),
         ({"arguments": {"base": 4}}, "23 convolutions of the file are not the network's 23"),
-        ({"arguments": {"base": 2, "depth": 3}}, "the options depth, widths, norm, dropout"),
+        (
+            {"arguments": {"base": 2, "depth": 3}},
+            r"the options depth, widths, norm, dropout.*another --model\.$",
+        ),
     ],
 )
 def test_names_are_told_from_other_networks(tmp_path, net, changes, advice):

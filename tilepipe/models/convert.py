@@ -172,9 +172,10 @@ def convert(
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     problem = describe_mismatch(wanted, found, most=2000)
     if problem:
+        # Last of all, where the lists have not scrolled it away.
         raise CheckpointError(
             f"{source}: the weights do not fit {model} ({channels} channels, {logits} outputs, "
-            f"{options or 'no options'}); {_what_next(model, wanted, found)}\n{problem}"
+            f"{options or 'no options'}):\n{problem}\n{_what_next(model, wanted, found)}"
         )
     fill(net, tensors)
     if normalisation is None and (rules.mean or rules.std):
@@ -225,11 +226,11 @@ def _what_next(
         Counter(shape for shape in shapes.values() if len(shape) == 4) for shapes in (wanted, found)
     )
     if ours == theirs:
-        return "rename with --map"
+        return "Rename with --map."
     return (
-        f"names aside (--map), {theirs.total()} convolutions of the file are not the network's "
+        f"Names aside (--map), {theirs.total()} convolutions of the file are not the network's "
         f"{ours.total()}, or of other shapes: see to --in-channels, --classes, --base and the "
-        f"options {', '.join(option_names(model))}, or choose another --model"
+        f"options {', '.join(option_names(model))}, or choose another --model."
     )
 
 
