@@ -61,6 +61,7 @@ def test_convert(tmp_path, state):
     assert out.is_file()
     text = call("convert", state, out, *flags, "--classes", 1, "--base", 2, "--fp16")
     assert "Next: tilepipe run" in text.stdout
+    assert "do not say, so this is taken: leaky = true" in text.stdout
     assert call("convert", state, out, *flags, "--classes", 1, "--base", 2, "-q").output == ""
 
 

@@ -291,6 +291,20 @@ def test_evaluate_takes_ids_of_any_integer_kind(tmp_path, truth, dtype):
     assert len(values["classes"]) == (2 if dtype is bool else 3)
 
 
+def test_evaluate_takes_grey_masks_in_colour_as_train_does(tmp_path, truth):
+    """Many programs save a mask as RGB or RGBA with three times the same."""
+    opaque = np.full_like(truth, 255)
+    for name, planes in (("rgb", [truth] * 3), ("rgba", [truth] * 3 + [opaque])):
+        Image.fromarray(np.stack(planes, axis=-1)).save(tmp_path / f"{name}.png")
+        for pair in ((f"{name}.png", "t.png"), ("t.png", f"{name}.png")):
+            shown = call("evaluate", *(tmp_path / one for one in pair), "--json")
+            values = json.loads(shown.stdout)
+            assert {score["dice"] for score in values["classes"].values()} == {1.0}
+    Image.fromarray(np.stack([truth, truth * 2, truth], axis=-1)).save(tmp_path / "colour.png")
+    wrong = call("evaluate", tmp_path / "colour.png", tmp_path / "t.png", code=1)
+    assert "labels of 3 channels that differ; save one channel of ids" in wrong.output
+
+
 def test_evaluate_without_a_true_object_has_no_rand_error(tmp_path, truth):
     np.save(tmp_path / "none.npy", truth * 0)
     pair = (tmp_path / "t.png", tmp_path / "none.npy")

@@ -222,8 +222,17 @@ def test_what_is_asked_must_agree_with_the_file(tmp_path, net):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 3}, "have depth 2; 3 was asked for"),
-        ({"align_corners": True}, "have align_corners False; True was asked for"),
+        ({"depth": 3}, "have depth 2; 3 was asked for; leave it out, or give other weights"),
+        ({"depth": 99}, "99 was asked for; leave it out, or give other weights"),
+        (
+            {"align_corners": True},
+            "have align_corners False; True was asked for; leave it out, or ",
+        ),
+        (
+            {"reduce_relu": False},
+            r"make such .*`tilepipe convert \S+a\.safetensors OUT.safetensors "
+            "--model unet-bilinear --option reduce_relu=false`",
+        ),
         ({"widths": [4, 8, 16]}, "have widths None"),
         ({"nonsense": 5}, "unet-bilinear has no option 'nonsense'; it takes depth"),
         ({"name": "x"}, "has no option 'name'"),

@@ -233,6 +233,78 @@ def test_a_mismatch_prints_both_sides(tmp_path, net):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "side"),
+    [("unet-same", {"leaky": False}, 32), ("unet-bilinear", {}, 32), ("unet", {"depth": 2}, 44)],
+)
+def test_maps_that_are_joined_the_other_way_round(tmp_path, monkeypatch, model, options, side):
+    net = build(model, in_channels=1, classes=2, base=2, **options).eval()
+    torch.save(net.state_dict(), tmp_path / "in.pth")
+    x = torch.rand(1, 1, side, side)
+    with monkeypatch.context() as patch, torch.no_grad():
+        place = f"tilepipe.models.{model.replace('-', '_')}.join"
+        patch.setattr(place, lambda skip, up: torch.cat((up, skip), dim=1))
+        theirs = net.infer(x)
+    arguments = {"base": 2, **options}
+    rules = toml(tmp_path, "swap = ['decoders.+0.conv.weight']")
+    target, _ = make(tmp_path, net, model=model, arguments=arguments, key_map=rules)
+    torch.testing.assert_close(load_model(target).module(x), theirs, rtol=0, atol=1e-5)
+    target, _ = make(tmp_path, net, model=model, arguments=arguments)
+    assert float((load_model(target).module(x) - theirs).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("decoder", "names no weights, once renamed"),
+        ("head.bias", r"names head\.bias \(2,\); wanted the weights of convolutions"),
+        (r"encoders\.0\.0\.conv\.weight", r"\(2, 1, 3, 3\); wanted the weights of convolutions"),
+    ],
+)
+def test_weights_that_cannot_be_swapped_are_named(tmp_path, net, pattern, message):
+    torch.save(net.state_dict(), tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match=message):
+        make(tmp_path, net, key_map=KeyMap(swap=(pattern,)))
+
+
+def test_what_weights_do_not_say_is_told(tmp_path, net):
+    torch.save(net.state_dict(), tmp_path / "in.pth")
+    target, facts = make(tmp_path, net)
+    assert facts["assumed"] == [
+        "leaky = true",
+        "the order of joined maps",
+        "ReLU behind the norm",
+        "epsilon 1e-5",
+        "a softmax whose first class is the background",
+        "pixels from 0 to 1 without mean and std",
+    ]
+    again = convert(target, tmp_path / "again.safetensors", model="unet-same")
+    assert again["assumed"] == []
+    bare = build("unet", in_channels=1, classes=1, base=2)
+    torch.save(bare.state_dict(), tmp_path / "in.pth")
+    shown = Normalisation("mean-std", (0.5,), (0.2,))
+    _, facts = make(tmp_path, net, model="unet", outputs=1, normalisation=shown)
+    assert facts["assumed"] == ["the order of joined maps", "ReLU", "a sigmoid"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({}, r"Rename with --map\.$"),
+        ({"arguments": {"base": 4}}, "23 convolutions of the file are not the network's 23"),
+        (
+            {"arguments": {"base": 2, "depth": 3}},
+            r"the options depth, widths, norm, dropout.*another --model\.$",
+        ),
+    ],
+)
+def test_names_are_told_from_other_networks(tmp_path, net, changes, advice):
+    state = {f"net.{key}": value for key, value in net.state_dict().items()}
+    torch.save(state, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match=advice):
+        make(tmp_path, net, **changes)
+
+
 @pytest.mark.parametrize("replacement", ["e.\\\\2", "e.\\\\g<level>", "e.\\\\q"])
 def test_a_replacement_that_cannot_be_made_is_named(tmp_path, net, replacement):
     torch.save(net.state_dict(), tmp_path / "in.pth")
@@ -383,6 +455,7 @@ def test_a_list_is_no_state_dict(tmp_path):
     [
         ("colour = 1", "colour"),
         ("drop = ['(']", "not a regular expression"),
+        ("swap = ['(']", "not a regular expression"),
         ("[[regex]]\nfrom = 'a'", "regex"),
         ("in_channels = 0", "in_channels"),
     ],

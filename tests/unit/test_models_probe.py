@@ -72,6 +72,14 @@ def test_options_change_the_context(name, options, context, alignment):
     assert locality.exact
 
 
+@pytest.mark.parametrize(("depth", "reach"), [(2, 23), (5, 219)])
+def test_what_a_valid_network_consumes_does_not_shorten_its_reach(depth, reach):
+    """A px in the worst place lies a whole step, less one px, farther away than the context."""
+    locality = locality_of("unet", {"depth": depth})
+    assert locality.context_px == locality.margin_px
+    assert locality.reach_px == locality.context_px + 2**depth - 1 == reach
+
+
 def test_align_corners_is_never_exact_and_says_why():
     locality = locality_of("unet-bilinear", {"align_corners": True})
     assert locality.kind == "never"

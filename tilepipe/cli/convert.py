@@ -57,6 +57,7 @@ def command(
       outputs = 1
       declared_halo = 32             as published; checked by the probe
       drop = ["optimizer"]           regular expressions
+      swap = ["decoders.+0.conv.weight"]  of ours, if it joins maps the other way
       [arguments]                    base and options of the architecture
       depth = 3
       [prefix]                       the longest that fits, once
@@ -95,9 +96,15 @@ def command(
         click.echo(json.dumps(facts))
     elif not quiet:
         exact = "exact in tiles" if facts["exact"] else facts["reason"]
+        taken = ""
+        if facts["assumed"]:
+            taken = (
+                f"Weights do not say, so this is taken: {', '.join(facts['assumed'])}; compare one "
+                "result with the program that they come from\n"
+            )
         click.echo(
             f"{facts['path']}: {facts['architecture']}, {facts['tensors']} tensors, context "
             f"{facts['context_px']} px, alignment {facts['alignment_px']} px, {exact}\n"
-            f"Next: tilepipe run SLIDE -o OUT.zarr --model {facts['architecture']} "
+            f"{taken}Next: tilepipe run SLIDE -o OUT.zarr --model {facts['architecture']} "
             f"--weights {facts['path']}"
         )

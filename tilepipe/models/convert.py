@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +23,14 @@ from tilepipe.models.checkpoint import (
     save_checkpoint,
     wanted_shapes,
 )
+from tilepipe.models.fitting import assumed_of
 from tilepipe.models.header import Header, normalisation_of
 from tilepipe.models.locality import check_halo
 from tilepipe.models.model import locality_of
 from tilepipe.models.net import Net
 from tilepipe.models.normalisation import Normalisation
 from tilepipe.models.pickles import read_pickle
-from tilepipe.models.registry import build, check_arguments
+from tilepipe.models.registry import build, check_arguments, option_names
 from tilepipe.spec import ClassName, LabelClass, default_classes, explain, read_toml
 
 
@@ -64,6 +66,9 @@ class KeyMap(BaseModel):
     """Halo in px that the weights' publisher states; held against the probe."""
     spread: tuple[float, ...] = ()
     """Shares of each input channel that a one-channel network reads, e.g. [0, 0, 1] for blue."""
+    swap: tuple[str, ...] = ()
+    """Regular expressions of our names; of these convolutions the two halves of the input channels
+    change places: of a network that joins two maps the other way round."""
 
     @classmethod
     def from_toml(cls, path: Path) -> KeyMap:
@@ -71,7 +76,8 @@ class KeyMap(BaseModel):
         values = read_toml(path)
         try:
             found = cls(**values)
-            for pattern in (*found.drop, *(rule.pattern for rule in found.regex)):
+            rules = (rule.pattern for rule in found.regex)
+            for pattern in (*found.drop, *rules, *found.swap):
                 re.compile(pattern)
         except ValidationError as error:
             raise CheckpointError(f"{path}: {explain(error)}") from error
@@ -162,13 +168,14 @@ def convert(
     wanted = wanted_shapes(net)
     if rules.spread:
         tensors = _spread(tensors, wanted, rules.spread, source=str(source))
-    tensors = _with_biases(tensors, net)
+    tensors = _swapped(_with_biases(tensors, net), rules.swap, source=str(source))
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     problem = describe_mismatch(wanted, found, most=2000)
     if problem:
+        # Last of all, where the lists have not scrolled it away.
         raise CheckpointError(
             f"{source}: the weights do not fit {model} ({channels} channels, {logits} outputs, "
-            f"{options or 'no options'}); rename with --map\n{problem}"
+            f"{options or 'no options'}):\n{problem}\n{_what_next(model, wanted, found)}"
         )
     fill(net, tensors)
     if normalisation is None and (rules.mean or rules.std):
@@ -205,7 +212,26 @@ def convert(
         "alignment_px": locality.alignment_px,
         "exact": locality.exact,
         "reason": locality.reason,
+        "assumed": []
+        if same
+        else assumed_of(model, options, outputs=logits, normalisation=normalisation),
     }
+
+
+def _what_next(
+    model: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> str:
+    """Say what to do about weights that do not fit: other names, or another network."""
+    ours, theirs = (
+        Counter(shape for shape in shapes.values() if len(shape) == 4) for shapes in (wanted, found)
+    )
+    if ours == theirs:
+        return "Rename with --map."
+    return (
+        f"Names aside (--map), {theirs.total()} convolutions of the file are not the network's "
+        f"{ours.total()}, or of other shapes: see to --in-channels, --classes, --base and the "
+        f"options {', '.join(option_names(model))}, or choose another --model."
+    )
 
 
 def _classes(names: tuple[str, ...], outputs: int, header: Header | None) -> tuple[LabelClass, ...]:
@@ -219,6 +245,26 @@ def _classes(names: tuple[str, ...], outputs: int, header: Header | None) -> tup
     return tuple(
         LabelClass(name=name, color=entry.color) for name, entry in zip(names, plain, strict=True)
     )
+
+
+def _swapped(
+    tensors: Mapping[str, Tensor], patterns: tuple[str, ...], *, source: str
+) -> dict[str, Tensor]:
+    """Let the halves of the input channels of the weights that ``patterns`` name change places."""
+    swapped = dict(tensors)
+    for pattern in patterns:
+        keys = [key for key in tensors if re.fullmatch(pattern, key)]
+        if not keys:
+            raise CheckpointError(f"{source}: swap {pattern!r} names no weights, once renamed")
+        for key in keys:
+            tensor = tensors[key]
+            if tensor.dim() != 4 or tensor.shape[1] % 2:
+                raise CheckpointError(
+                    f"{source}: swap {pattern!r} names {key} {tuple(tensor.shape)}; wanted the "
+                    "weights of convolutions of two maps with as many channels each"
+                )
+            swapped[key] = torch.cat(tensor.chunk(2, dim=1)[::-1], dim=1)
+    return swapped
 
 
 def _with_biases(tensors: dict[str, Tensor], net: Net) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tilepipe.errors import CheckpointError, ModelError
 from tilepipe.models.checkpoint import hash_weights, read_checkpoint, weights_of
+from tilepipe.models.fitting import fits
 from tilepipe.models.header import Header, normalisation_of
 from tilepipe.models.locality import Locality, check_halo, recorded_localities
 from tilepipe.models.net import Net
@@ -293,8 +294,19 @@ def _check_asked(header: Header, asked: Mapping[str, Any], *, source: str) -> No
             check_arguments(header.architecture, (key,))
         elif value is not None and _plain(recorded[key]) != _plain(value):
             raise CheckpointError(
-                f"{source}: its weights have {key} {recorded[key]}; {value} was asked for"
+                f"{source}: its weights have {key} {recorded[key]}; {value} was asked for; "
+                f"{_instead(header, key, value, source=source)}"
             )
+
+
+def _instead(header: Header, key: str, value: Any, *, source: str) -> str:
+    """Say what to do where weights were not made with ``key`` ``value``."""
+    if not fits(header.architecture, header.arguments, key, value):
+        return "leave it out, or give other weights"
+    return (
+        f"leave it out, or make such weights of them: `tilepipe convert {source} OUT.safetensors "
+        f"--model {header.architecture} --option {key}={str(value).lower()}`"
+    )
 
 
 def _native(value: Any) -> Any:

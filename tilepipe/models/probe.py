@@ -183,7 +183,10 @@ class _Strips:
         The marked border is a staircase in the phase: where two phases share a border, so do
         those between them, and the context is worst where a step begins.
         """
-        rows = self.legal.next_legal(2 * self.widest_px + 2 * alignment + context + 64)
+        # What a valid network consumes has to be there beside what is measured.
+        rows = self.legal.next_legal(
+            2 * (self.widest_px + alignment + self.legal.margin_px) + context + 64
+        )
         worst = context
         for measure in (self._before, self._after):
             pending = [(0, alignment)]

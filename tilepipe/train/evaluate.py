@@ -17,7 +17,7 @@ from tilepipe.steps import Count, Tell, ignore
 from tilepipe.tiling import Box, Shape
 from tilepipe.train.cells import THRESHOLDS, match
 from tilepipe.train.em import rand_error_of, warping_error
-from tilepipe.train.ids import check_ids, check_ids_dtype
+from tilepipe.train.ids import check_ids, check_ids_dtype, read_labels
 from tilepipe.train.images import SUFFIXES, open_raster
 from tilepipe.train.metrics import (
     ClassScore,
@@ -115,14 +115,12 @@ def open_labels(location: str | Path, *, name: str | None = None) -> LabelImage:
             f"{path}: an image holds no label called {name!r}; leave out --label (--truth-label)"
         )
     raster = open_raster(path, ids=True)
-    if raster.channels != 1:
-        raise TrainError(f"{path}: {raster.channels} channels; a label image has one")
     check_ids_dtype(raster.dtype, source=str(path))
     return LabelImage(
         str(path),
         raster.extent,
         raster.dtype,
-        lambda box: check_ids(raster.read(box)[0], source=str(path)),
+        lambda box: read_labels(raster, box),
     )
 
 

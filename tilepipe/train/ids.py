@@ -18,7 +18,8 @@ def read_labels(raster: Raster, box: Box) -> NDArray[Any]:
     if planes.shape[0] != 1:
         if not (planes == planes[:1]).all():
             raise TrainError(
-                f"{raster.path}: labels of {planes.shape[0]} channels; one channel of ids wanted"
+                f"{raster.path}: labels of {planes.shape[0]} channels that differ; save one "
+                "channel of ids, as a grey image"
             )
         planes = planes[:1]
     check_ids_dtype(planes.dtype, source=raster.path)
