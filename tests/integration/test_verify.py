@@ -170,6 +170,14 @@ def test_a_mask_of_other_weights_is_caught(store, slide, tmp_path):
         verify(str(store), samples=4)
 
 
+def test_a_precision_too_coarse_for_the_network_is_named(slide, tmp_path, monkeypatch):
+    out = tmp_path / "out.zarr"
+    tilepipe("run", slide, "-o", out, *RANDOM, "--precision", "bf16", "--quiet")
+    monkeypatch.setattr("tilepipe.infer.certify.REDUCED_FLIPS", 1e-5)
+    with pytest.raises(VerifyError, match=r"or bf16 is too coarse .* --overwrite --precision fp32"):
+        verify(str(out), samples=2)
+
+
 def test_weights_that_are_not_the_recorded_ones_are_refused(store):
     with pytest.raises(VerifyError, match="was made with weights"):
         verify(str(store), weights="random:5", samples=1)

@@ -146,6 +146,19 @@ def test_sparse_tiles_are_not_damage(tmp_path):
     np.testing.assert_array_equal(got[64:], image[64:])
 
 
+@pytest.mark.parametrize("no_data", ["0", "1"])
+def test_sparse_bits_are_what_the_file_calls_no_data(tmp_path, no_data):
+    path = tmp_path / "a.tif"
+    bits = texture((64, 128, 3))[..., 0] > 99
+    tifffile.imwrite(path, bits, tile=(64, 64), extratags=[(42113, 2, None, no_data, True)])
+    set_entry(path, 324, 1, 0)
+    set_entry(path, 325, 1, 0)
+    with open_slide(path) as slide:
+        got = slide.read(Box(0, 0, 64, 128))[0]
+    np.testing.assert_array_equal(got[:, :64], bits[:, :64])
+    assert (got[:, 64:] == int(no_data)).all()
+
+
 def test_an_offset_without_bytes_is_damage(tmp_path):
     path = tmp_path / "a.tif"
     write(path, compression="zlib")

@@ -162,7 +162,7 @@ def _verify(
             slide.close()
     sampled_px = sum(one.compared_px for one in found)
     flips = sum(one.flips for one in found)
-    allowed = REDUCED_FLIPS if settings.precision in ("bf16", "fp16") else 0.0
+    allowed = REDUCED_FLIPS if _is_reduced(settings) else 0.0
     share = flips / sampled_px if sampled_px else 0.0
     if share > allowed:
         worst = next(one for one in found if one.flips > allowed * one.compared_px)
@@ -170,9 +170,9 @@ def _verify(
             f"{store.location}: label {label.name}, {worst.box}: {worst.flips} of "
             f"{worst.compared_px} pixels differ from the network's own answer ({share:.3%} over "
             f"{len(found)} places; {allowed:.1%} is allowed in {settings.precision}): the mask is "
-            "of other weights or was changed; make it again with --overwrite"
+            f"of other weights or was changed{_way_out(settings)}"
         )
-    _check_probabilities(store, label, found, reduced=allowed > 0)
+    _check_probabilities(store, label, found, settings)
     return Certificate(
         label=label.name,
         passed=True,
@@ -213,17 +213,31 @@ def _check_objects(store: Store, mask: Label, tell: Tell) -> tuple[int, tuple[st
 
 
 def _check_probabilities(
-    store: Store, label: Label, found: Sequence[Comparison], *, reduced: bool
+    store: Store, label: Label, found: Sequence[Comparison], settings: Settings
 ) -> None:
+    reduced = _is_reduced(settings)
     for one in found:
         off = one.probability_mean_off if reduced else one.probability_off
         if off > (REDUCED_MEAN_OFF if reduced else PROBABILITY_OFF):
             raise VerifyError(
                 f"{store.location}: probabilities of label {label.name}, {one.box}: "
                 f"{'on average ' if reduced else 'up to '}{off:.3g}/255 from the network's own "
-                "answer: they are of other weights or were changed; make them again with "
-                "--overwrite"
+                f"answer: they are of other weights or were changed{_way_out(settings)}"
             )
+
+
+def _is_reduced(settings: Settings) -> bool:
+    return settings.precision in ("bf16", "fp16")
+
+
+def _way_out(settings: Settings) -> str:
+    """Say what else it may be, and what to do: a precision that was asked for had no guard."""
+    if not _is_reduced(settings):
+        return "; make it again with --overwrite"
+    return (
+        f", or {settings.precision} is too coarse for this network; make it again with --overwrite "
+        "--precision fp32"
+    )
 
 
 def _compare(

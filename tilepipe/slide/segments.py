@@ -26,6 +26,7 @@ from tilepipe.tiling import Box, Shape
 SEGMENT_LIMIT_BYTES = 512 << 20
 """Largest decoded tile or compressed strip; beyond it a header is not believed."""
 _BAND_BYTES = 16 << 20
+_GDAL_NODATA = 42113
 _JPEG_CODES = {6, 7, 33007, 34892}
 
 
@@ -83,6 +84,8 @@ class PagePixels:
             and not keyframe.is_jfif
             and (self.several_greys or (photometric == 2 and not keyframe.extrasamples))
         )
+        if self.absent is None:
+            self.absent = _no_data(keyframe)
         # Read now: the library's file is closed later.
         self.jpegtables: bytes | None = self.page.jpegtables if self.is_jpeg else None
         self.jpegheader: bytes | None = keyframe.jpegheader if self.is_jpeg else None
@@ -154,7 +157,7 @@ class PagePixels:
         offset, count = int(self.offsets[index]), int(self.counts[index])
         if offset == 0 and count == 0:
             # A sparse file: the writer left the tile out on purpose.
-            target[...] = self.page.keyframe.nodata if self.absent is None else self.absent
+            target[...] = self.absent
             return
         self._check_extent(index, offset, count)
         if self.raw_rows:
@@ -303,6 +306,14 @@ class PagePixels:
         ):
             return ycbcr_to_rgb(pixels)
         return pixels
+
+
+def _no_data(keyframe: Any) -> Any:
+    """Return the value of what is not stored, as the file says it; else 0."""
+    if keyframe.dtype != np.bool_:
+        return keyframe.nodata
+    # Any text is true to the library, "0" as well.
+    return str(keyframe.tags.valueof(_GDAL_NODATA, "0")).strip() == "1"
 
 
 def _first_line(error: Exception) -> str:
