@@ -207,6 +207,7 @@ def test_job_file_and_flags(small_slide, tmp_path):
         (["run", "SLIDE", *RANDOM, "--slide-mpp", "inf"], 1, "slide_mpp"),
         (["run", "SLIDE", "SLIDE", *RANDOM], 1, "would both be written to"),
         (["run", "SLIDE", *RANDOM, "--trace", "no/t.json"], 1, "no is no folder"),
+        (["run", "SLIDE", *RANDOM, "--trace", "SLIDE"], 1, "is no trace, it is left alone"),
         (["run", "SLIDE", *RANDOM, "-o", "/proc/nothing/out.zarr"], 1, "/proc/nothing"),
         (["inspect", "missing"], 1, "missing"),
         (["finish", "missing.zarr"], 1, "missing.zarr"),
