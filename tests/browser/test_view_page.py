@@ -277,3 +277,18 @@ def test_tiles_of_a_large_slide_come_quickly(visit, tmp_path):
     print(f"{len(times)} tiles, 95th percentile {slowest:.0f} ms")
     assert slowest < 3000, "a bound for a busy machine; the figure printed is the measure"
     assert seen.complaints == []
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    ["source=-1", "source=0.5", "label=0.5", "compare=foo", "mode=%22]", "zoom=0", "opacity=900",
+     "source=1&channels=0:5:", "source=1&channels=0:1:9:zz:1", "colors=1:zz", "swipe=-9"],
+)  # fmt: skip
+def test_what_is_spoilt_of_a_link_is_passed_over(visit, two_stores, spoilt):
+    seen = visit(*two_stores, hash_=f"#opacity=70&{spoilt}")
+    seen.settle()
+    assert seen.app("app.settings.opacity") == 70
+    assert not seen.app("document.getElementById('toast').textContent")
+    assert re.match(r"[ab].zarr", seen.page.inner_text("#title"))
+    assert seen.page.locator('input[name="compare"]:checked').count() == 1
+    assert seen.complaints == []
