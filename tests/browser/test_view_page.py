@@ -279,6 +279,38 @@ def test_tiles_of_a_large_slide_come_quickly(visit, tmp_path):
     assert seen.complaints == []
 
 
+def test_a_store_without_a_mask_can_be_chosen(visit, two_stores):
+    seen = visit(*two_stores)
+    assert seen.page.locator("#label-select option").all_inner_texts() == [
+        "a.zarr · unet",
+        "b.zarr · no mask",
+    ]
+    seen.page.select_option("#label-select", "1.0")
+    seen.until("document.title.startsWith('b.zarr')")
+    seen.settle()
+    assert seen.page.locator("#channels li").count() == 2
+    seen.page.keyboard.press("Escape")
+    seen.page.locator("#label-select").blur()
+    seen.page.keyboard.press("l")
+    seen.until("document.title.startsWith('a.zarr')")
+    assert seen.complaints == []
+
+
+def test_a_link_to_another_store_in_the_same_tab(visit, two_stores):
+    seen = visit(*two_stores)
+    before = len(seen.requests)
+    seen.page.evaluate("location.hash = '#source=1&panel=0'")
+    seen.until("document.title.startsWith('b.zarr')")
+    seen.settle()
+    assert seen.page.locator("#channels li").count() == 2
+    assert seen.page.locator("#label-select").input_value() == "1.0"
+    assert not seen.page.locator("#panel").is_visible()
+    asked = [url for url in seen.requests[before:] if "/t/1/image/" in url]
+    assert asked
+    assert all("c=0%3A" in url for url in asked), "with the channels of that store"
+    assert seen.complaints == []
+
+
 @pytest.mark.parametrize(
     "spoilt",
     ["source=-1", "source=0.5", "label=0.5", "compare=foo", "mode=%22]", "zoom=0", "opacity=900",
