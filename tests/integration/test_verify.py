@@ -354,3 +354,9 @@ def test_another_slide_is_told_from_the_stores(store, tmp_path):
     said = r"other.tif is not its slide: 3 x 300 x 389 \(c, y, x\) instead of 3 x 600 x 389"
     with pytest.raises(VerifyError, match=said):
         verify(str(store), slide=str(other), samples=1)
+
+
+@pytest.mark.parametrize("option", ["--label", "--slide", "--weights"])
+def test_an_option_that_is_empty_is_not_one_left_out(store, option):
+    said = tilepipe("verify", store, option, "", "--samples", "0", code=1).output
+    assert said.startswith("Error: ")

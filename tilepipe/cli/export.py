@@ -103,7 +103,7 @@ def command(store: str, form: str, output: str | None, **options_given: Any) -> 
     from tilepipe.store import open_store
 
     opened = open_store(store)
-    target = output or _default_output(store, _SUFFIXES[form])
+    target = _default_output(store, _SUFFIXES[form]) if output is None else output
     if "://" in target and form != "ome-zarr-0.4":
         raise ExportError(f"{target}: only --to ome-zarr-0.4 can be written there; name a file")
     _check(opened, form, options_given)

@@ -97,7 +97,9 @@ if TYPE_CHECKING:
     help="Also write the probability of each class, as bytes, beside the mask.",
 )
 @click.option(
-    "--job", type=click.Path(dir_okay=False), help="TOML file with any of these; flags win."
+    "--job",
+    type=click.Path(dir_okay=False),
+    help="TOML file with any of these but --output, --manifest and --trace; flags win.",
 )
 @click.option(
     "--overwrite", is_flag=True, default=None, help="Make the output anew; with --part, its share."
@@ -131,14 +133,18 @@ def command(
             given[key] = _number(key, given[key])
     if option_pairs:
         given["options"] = options.key_values(option_pairs)
-    spec = JobSpec.from_toml(Path(job), **given) if job else JobSpec.checked(given, source="run")
+    spec = (
+        JobSpec.from_toml(Path(job), **given)
+        if job is not None
+        else JobSpec.checked(given, source="run")
+    )
     requests = requests_of(slides, output, manifest, spec)
     several = manifest is not None or len(requests) > 1
     if dry_run:
         _bill(requests, several=several, as_json=as_json)
         return
     folder = (output or ".") if several else None
-    timeline = Path(trace) if trace else None
+    timeline = Path(trace) if trace is not None else None
     results = _run(requests, folder, timeline, quiet=quiet, as_json=as_json)
     _tell(results, folder=folder, as_json=as_json, quiet=quiet)
 

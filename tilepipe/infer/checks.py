@@ -167,7 +167,7 @@ def slide_of(record: Mapping[str, Any], path: str | None) -> tuple[Slide | None,
     """Open the slide that a store was made from, if it is still there; and say what was found."""
     source = record.get("source")
     recorded = source.get("path") if isinstance(source, dict) else None
-    where = path or recorded
+    where = path if path is not None else recorded
     if not isinstance(where, str):
         return None, "not recorded"
     if path is None and not Path(where).exists():

@@ -262,7 +262,7 @@ def _check_trace(path: Path) -> None:
             "written to; make it first, or name another --trace"
         )
     # The same command is given again after a stop, and then writes over the trace it wrote.
-    if path.is_file() and not _is_trace(path):
+    if path.is_dir() or (path.is_file() and not _is_trace(path)):
         raise StoreError(
             f"{path}: is there already and is no trace, it is left alone; name another --trace"
         )
