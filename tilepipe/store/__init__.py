@@ -1,5 +1,6 @@
 """OME-Zarr stores: layout, metadata, whole-shard writing, the journal, pyramid reduction."""
 
+from tilepipe.store.colors import channel_colors
 from tilepipe.store.create import check_free, create_store, what_is_at
 from tilepipe.store.files import Files, LocalFiles, open_files, overlap
 from tilepipe.store.journal import Journal, Record
@@ -23,6 +24,7 @@ __all__ = [
     "RecentUnits",
     "Record",
     "Store",
+    "channel_colors",
     "check_free",
     "checksum_of",
     "create_store",
