@@ -12,6 +12,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner
 
 from tilepipe.cli.main import main
@@ -220,3 +221,11 @@ def test_no_export_replaces_a_file_of_its_store_or_its_slide(store, tmp_path, co
     assert result.exit_code == 1
     assert "name another --output" in result.output
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_inspect_tells_both_sides_of_a_pixel_that_is_no_square(tmp_path):
+    sides = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}
+    image = np.zeros((40, 50), np.uint8)
+    tifffile.imwrite(tmp_path / "flat.ome.tif", image, ome=True, metadata={"axes": "YX", **sides})
+    told = run("inspect", tmp_path / "flat.ome.tif").output
+    assert told.count("0.5 x 0.25 µm/px") == 2
