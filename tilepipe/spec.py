@@ -144,9 +144,21 @@ class JobSpec(BaseModel):
     def _auto(cls, value: Any) -> Any:
         return None if value == "auto" else value
 
+    @field_validator(
+        "classes", "base", "level", "mpp", "slide_mpp", "tolerance", "tile", "batch", "halo",
+        "unit", "workers", "retries", "max_pixels", mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # a level of true is not level 1
+            raise ValueError("a number is wanted, not true or false")  # noqa: TRY004 - for pydantic
+        return value
+
     @field_validator("model", "weights", "tissue", "scheduler")
     @classmethod
     def _nameable(cls, text: str | None) -> str | None:
+        if text is not None and not text.strip():
+            raise ValueError("names nothing; give a name, or leave it out")
         if text is not None and "://" not in text and not is_path(text):
             raise ValueError("no file can have such a name")
         return text if text is None else at_home(text)

@@ -212,3 +212,15 @@ def slide_store(data, tmp_path_factory):
     }
     build_store(path, image, {"unet": mask, "unet3+": second}, mpp=0.499, records={"unet": record})
     return path
+
+
+@pytest.fixture
+def two_stores(tmp_path):
+    """A stained image with a mask, and a fluorescence image without."""
+    rng = np.random.default_rng(0)
+    stained = rng.integers(0, 255, (3, 300, 260), dtype=np.uint8)
+    build_store(tmp_path / "a.zarr", stained, {"unet": stain_mask(stained)}, mpp=0.5)
+    build_store(
+        tmp_path / "b.zarr", rng.integers(0, 900, (2, 200, 240), np.uint16), {}, mpp=None, rgb=False
+    )
+    return tmp_path / "a.zarr", tmp_path / "b.zarr"

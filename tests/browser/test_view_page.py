@@ -277,3 +277,50 @@ def test_tiles_of_a_large_slide_come_quickly(visit, tmp_path):
     print(f"{len(times)} tiles, 95th percentile {slowest:.0f} ms")
     assert slowest < 3000, "a bound for a busy machine; the figure printed is the measure"
     assert seen.complaints == []
+
+
+def test_a_store_without_a_mask_can_be_chosen(visit, two_stores):
+    seen = visit(*two_stores)
+    assert seen.page.locator("#label-select option").all_inner_texts() == [
+        "a.zarr · unet",
+        "b.zarr · no mask",
+    ]
+    seen.page.select_option("#label-select", "1.0")
+    seen.until("document.title.startsWith('b.zarr')")
+    seen.settle()
+    assert seen.page.locator("#channels li").count() == 2
+    seen.page.keyboard.press("Escape")
+    seen.page.locator("#label-select").blur()
+    seen.page.keyboard.press("l")
+    seen.until("document.title.startsWith('a.zarr')")
+    assert seen.complaints == []
+
+
+def test_a_link_to_another_store_in_the_same_tab(visit, two_stores):
+    seen = visit(*two_stores)
+    before = len(seen.requests)
+    seen.page.evaluate("location.hash = '#source=1&panel=0'")
+    seen.until("document.title.startsWith('b.zarr')")
+    seen.settle()
+    assert seen.page.locator("#channels li").count() == 2
+    assert seen.page.locator("#label-select").input_value() == "1.0"
+    assert not seen.page.locator("#panel").is_visible()
+    asked = [url for url in seen.requests[before:] if "/t/1/image/" in url]
+    assert asked
+    assert all("c=0%3A" in url for url in asked), "with the channels of that store"
+    assert seen.complaints == []
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    ["source=-1", "source=0.5", "label=0.5", "compare=foo", "mode=%22]", "zoom=0", "opacity=900",
+     "source=1&channels=0:5:", "source=1&channels=0:1:9:zz:1", "colors=1:zz", "swipe=-9"],
+)  # fmt: skip
+def test_what_is_spoilt_of_a_link_is_passed_over(visit, two_stores, spoilt):
+    seen = visit(*two_stores, hash_=f"#opacity=70&{spoilt}")
+    seen.settle()
+    assert seen.app("app.settings.opacity") == 70
+    assert not seen.app("document.getElementById('toast').textContent")
+    assert re.match(r"[ab].zarr", seen.page.inner_text("#title"))
+    assert seen.page.locator('input[name="compare"]:checked').count() == 1
+    assert seen.complaints == []

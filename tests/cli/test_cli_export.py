@@ -12,6 +12,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner
 
 from tilepipe.cli.main import main
@@ -197,3 +198,34 @@ def test_view_serves_until_it_is_ended(store):
         process.terminate()
         process.wait(timeout=20)
         process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["export", "--to", "csv", "--label", "one"],
+        ["export", "--to", "png", "--label", "one"],
+        ["export", "--to", "ome-tiff", "--image"],
+        ["report"],
+    ],
+)
+@pytest.mark.parametrize("target", ["slide.zarr/zarr.json", "slide.ome.tif"])
+def test_no_export_replaces_a_file_of_its_store_or_its_slide(store, tmp_path, command, target):
+    copy = tmp_path / "slide.zarr"
+    shutil.copytree(store, copy)
+    slide = tmp_path / "slide.ome.tif"
+    slide.write_bytes(b"the only one")
+    open_store(str(copy), writable=True).write_record({"source": {"path": str(slide)}})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = run(command[0], copy, *command[1:], "-o", tmp_path / target, "--overwrite")
+    assert result.exit_code == 1
+    assert "name another --output" in result.output
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_inspect_tells_both_sides_of_a_pixel_that_is_no_square(tmp_path):
+    sides = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}
+    image = np.zeros((40, 50), np.uint8)
+    tifffile.imwrite(tmp_path / "flat.ome.tif", image, ome=True, metadata={"axes": "YX", **sides})
+    told = run("inspect", tmp_path / "flat.ome.tif").output
+    assert told.count("0.5 x 0.25 µm/px") == 2

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -173,3 +174,16 @@ def test_more_declared_pixels_than_allowed_are_refused(folder, zygote, flags, tm
     assert "19500" in text.replace(",", "").replace(" ", "") or "150 x 130" in text
     assert "--max-pixels" in text
     assert not out.exists()
+
+
+def test_a_bill_of_many_slides_names_those_that_would_fail(folder, zygote, flags, tmp_path):
+    slides = [folder / f"s{number}.tif" for number in (10, 11, 12)]
+    command = ["run", *slides, "-o", tmp_path / "out", *flags, "--dry-run"]
+    text = zygote.run(*command, code=1)
+    assert text.count("of memory") == 2
+    assert "s11.tif: is not a TIFF" in text
+    assert "1 of 3 slides would fail" in text
+    (line,) = re.findall(r"^\[.*\]$", zygote.run(*command, "--json", code=1), re.M)
+    bills = json.loads(line)
+    assert ["error" in one for one in bills] == [False, True, False]
+    assert not (tmp_path / "out").exists()

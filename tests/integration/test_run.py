@@ -177,6 +177,12 @@ def test_dry_run_writes_nothing(small_slide, tmp_path):
     assert "MB" in tilepipe("run", small_slide, "-o", out, *RANDOM, "--dry-run")
 
 
+def test_dry_run_refuses_a_place_that_the_job_would_not_take(small_slide, tmp_path):
+    (tmp_path / "notes.txt").write_text("of mine")
+    told = tilepipe("run", small_slide, "-o", tmp_path, *RANDOM, "--dry-run", code=1)
+    assert "not an OME-Zarr store, it is left alone" in told
+
+
 def test_job_file_and_flags(small_slide, tmp_path):
     job = tmp_path / "job.toml"
     job.write_text('model = "unet"\nweights = "random:0"\nbase = 4\nunit = 256\ntune = false\n')
@@ -207,6 +213,7 @@ def test_job_file_and_flags(small_slide, tmp_path):
         (["run", "SLIDE", *RANDOM, "--slide-mpp", "inf"], 1, "slide_mpp"),
         (["run", "SLIDE", "SLIDE", *RANDOM], 1, "would both be written to"),
         (["run", "SLIDE", *RANDOM, "--trace", "no/t.json"], 1, "no is no folder"),
+        (["run", "SLIDE", *RANDOM, "--trace", "SLIDE"], 1, "is no trace, it is left alone"),
         (["run", "SLIDE", *RANDOM, "-o", "/proc/nothing/out.zarr"], 1, "/proc/nothing"),
         (["inspect", "missing"], 1, "missing"),
         (["finish", "missing.zarr"], 1, "missing.zarr"),

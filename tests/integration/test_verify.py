@@ -354,3 +354,17 @@ def test_a_mask_that_is_not_finished_is_handed_on_with_a_warning(with_all, tmp_p
     export = ["export", store, "--label", "unet", "--to", "csv", "--overwrite"]
     assert "label unet is not finished (running)" in tilepipe(*export).output
     assert tilepipe(*export, "--quiet").output == ""
+
+
+def test_another_slide_is_told_from_the_stores(store, tmp_path):
+    other = tmp_path / "other.tif"
+    tifffile.imwrite(other, np.zeros((300, 389, 3), np.uint8), photometric="rgb")
+    said = r"other.tif is not its slide: 3 x 300 x 389 \(c, y, x\) instead of 3 x 600 x 389"
+    with pytest.raises(VerifyError, match=said):
+        verify(str(store), slide=str(other), samples=1)
+
+
+@pytest.mark.parametrize("option", ["--label", "--slide", "--weights"])
+def test_an_option_that_is_empty_is_not_one_left_out(store, option):
+    said = tilepipe("verify", store, option, "", "--samples", "0", code=1).output
+    assert said.startswith("Error: ")

@@ -35,6 +35,11 @@ def test_columns_are_known_however_they_are_spelled(read, head):
         ("slide,mpp,mpp\na.tif,0.25,0.5\n", "two columns are called 'mpp'"),
         ("slide,output\na.tif,a.zarr,0.25\n", "line 2: more cells than columns"),
         ("slide,mpp\na.tif,\nb.tif,-1\n", "m.csv: line 3: .*slide_mpp"),
+        (
+            'slide,output\n"a.tif","a.zarr\nb.tif,\nc.tif,\n',
+            "m.csv: line 4: unexpected end of data",
+        ),
+        ('slide\n"a".tif\nb.tif\n', "m.csv: line 2: .*; quotes stand around a whole cell"),
         ("slide\n", "lists no slide"),
         ("", "lists no slide"),
     ],

@@ -27,6 +27,7 @@ from tilepipe.export import (
 from tilepipe.export.detail import busiest
 from tilepipe.export.report import write_report
 from tilepipe.infer import verify
+from tilepipe.slide import open_slide
 from tilepipe.spec import LabelClass
 from tilepipe.store import create_store, open_store, overlap, reduce_image, reduce_label
 from tilepipe.tiling import Box
@@ -374,3 +375,44 @@ def test_a_copy_says_that_it_is_one(tmp_path, state):
     assert copy.label("unet").read_record() == {**told, "class_px": {"nucleus": 3}}
     with pytest.raises(VerifyError, match=f"exported from .*tilepipe verify {store.location}"):
         verify(copy.location)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [({"longest_px": 0}, "a picture of 0 px"), ({"show": "masks"}, "overlay, mask, image")],
+)
+def test_a_picture_that_cannot_be_meant(made, setting, told):
+    store, _, _ = made
+    with pytest.raises(ExportError, match=told):
+        Result(store, "unet").overview(**setting)
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_channels_are_drawn_in_their_own_colours(tmp_path, version):
+    store = create_store(
+        str(tmp_path / "two.zarr"), channels=2, dtype="uint16", extent=(40, 40), unit_px=512,
+        channel_names=("GFP", "DAPI"), channel_colors=("00FF00", "0000FF"), ome_zarr=version,
+    )  # fmt: skip
+    image = np.zeros((2, 40, 40), np.uint16)
+    image[0, :20] = image[1, 20:] = 900
+    write_pyramid([store.image(0)], reduce_image, image)
+    picture = render_view(open_store(store.location), None, show="image")
+    assert picture[10, 10].tolist() == [0, 255, 0]
+    assert picture[30, 10].tolist() == [0, 0, 255]
+
+
+def test_an_ome_tiff_has_the_colours_of_its_channels(tmp_path):
+    colors = ("FF0000", "00FF00", "0000FF", "FF8000")
+    names = ("Cy5", "GFP", "DAPI", "Cy3")
+    store = create_store(
+        str(tmp_path / "four.zarr"), channels=4, dtype="uint16", extent=(40, 40), unit_px=512,
+        channel_names=names, channel_colors=colors,
+    )  # fmt: skip
+    write_pyramid([store.image(0)], reduce_image, np.ones((4, 40, 40), np.uint16))
+    write_ome_tiff(tmp_path / "four.ome.tif", store, label=None)
+    with open_slide(str(tmp_path / "four.ome.tif")) as slide:
+        assert slide.channel_names == names
+        assert slide.channel_colors == colors
+    with tifffile.TiffFile(tmp_path / "four.ome.tif") as tif:
+        written = re.findall(r'Color="(-?\d+)"', tif.ome_metadata)
+    assert [int(one) for one in written] == [-16776961, 16711935, 65535, -8388353]

@@ -13,6 +13,7 @@ from tilepipe.errors import ModelError, ShapeError
 from tilepipe.models import ARCHITECTURES, build, from_net, load_model, parameters_of
 from tilepipe.models.blocks import ConvBlock
 from tilepipe.models.checkpoint import read_checkpoint, save_checkpoint
+from tilepipe.models.listing import list_models
 from tilepipe.models.locality import recorded_localities
 from tilepipe.models.registry import option_names
 from tilepipe.models.seeded import fill_seeded
@@ -315,3 +316,13 @@ def test_norm_none_has_none():
             for part in net.modules()
             if isinstance(part, ConvBlock)
         )
+
+
+def test_a_network_that_is_not_in_the_table_is_measured(monkeypatch):
+    listed = list_models()
+    table = {name: one for name, one in recorded_localities().items() if name != "unet-same"}
+    for room in ("model", "listing"):
+        monkeypatch.setattr(
+            f"tilepipe.models.{room}.recorded_localities", lambda: table, raising=False
+        )
+    assert list_models() == listed

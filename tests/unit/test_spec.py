@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -137,3 +139,26 @@ def test_a_tilde_is_the_home_folder_for_a_training_too(tmp_path, monkeypatch):
     assert spec.out == tmp_path / "w.safetensors"
     called = TrainSpec(images="~/i", labels="l", out="w.safetensors", kinds="~/k.csv", steps=1)
     assert (called.images, called.kinds) == (tmp_path / "i", tmp_path / "k.csv")
+
+
+@pytest.mark.parametrize("key", ["level", "tile", "batch", "mpp", "retries"])
+def test_true_is_no_number(tmp_path, key):
+    job = tmp_path / "job.toml"
+    job.write_text(f"{key} = true\n")
+    with pytest.raises(SpecError, match=f"{key}: .*a number is wanted, not true or false"):
+        JobSpec.from_toml(job)
+
+
+@pytest.mark.parametrize("key", ["model", "weights", "tissue", "scheduler"])
+def test_an_empty_name_is_told(key):
+    with pytest.raises(SpecError, match=f"{key}: .*names nothing"):
+        JobSpec.checked({key: ""})
+
+
+@pytest.mark.parametrize("option", ["--job", "--trace"])
+def test_an_option_that_is_empty_is_not_one_left_out(option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("s.tif").write_bytes(b"")
+    result = CliRunner().invoke(main, ["run", "s.tif", option, ""])
+    assert result.exit_code == 1
+    assert "s.tif" not in result.output

@@ -258,3 +258,11 @@ def test_chunk_sides_divide_their_unit():
         side = chunk_side(unit_px, 512)
         assert unit_px % side == 0
         assert side >= min(unit_px, 128)
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_a_label_is_no_store(tmp_path, version):
+    store = create_store(str(tmp_path / "slide.zarr"), ome_zarr=version, **ASKED)
+    store.create_label("unet", classes=default_classes(2), unit_px=256)
+    with pytest.raises(StoreError, match=f"is a label, .* lies in: {tmp_path}/slide.zarr$"):
+        open_store(str(tmp_path / "slide.zarr" / "labels" / "unet") + "/")

@@ -99,13 +99,16 @@ def command(store: str, form: str, output: str | None, **options_given: Any) -> 
     """
     from tilepipe.cli.steps import progress
     from tilepipe.errors import ExportError
+    from tilepipe.export.sink import check_place
     from tilepipe.store import open_store
 
     opened = open_store(store)
-    target = output or _default_output(store, _SUFFIXES[form])
+    target = _default_output(store, _SUFFIXES[form]) if output is None else output
     if "://" in target and form != "ome-zarr-0.4":
         raise ExportError(f"{target}: only --to ome-zarr-0.4 can be written there; name a file")
     _check(opened, form, options_given)
+    if form != "ome-zarr-0.4":  # which looks at more than that by itself
+        check_place(opened, Path(target))
     with progress(store, quiet=options_given["quiet"], as_json=options_given["as_json"]) as tell:
         told = _WRITERS[form](opened, target, options_given, tell)
     if options_given["as_json"]:

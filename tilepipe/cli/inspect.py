@@ -28,7 +28,10 @@ def command(path: str, slide_mpp: float | None, as_json: bool) -> None:
 
 
 def _mpp(mpp: Any) -> str:
-    return "unknown µm/px" if mpp is None else f"{mpp[1]:.4g} µm/px"
+    if mpp is None:
+        return "unknown µm/px"
+    x, y = f"{mpp[1]:.4g}", f"{mpp[0]:.4g}"
+    return f"{x} µm/px" if x == y else f"{x} x {y} µm/px"
 
 
 def _slide(facts: dict[str, Any]) -> list[str]:

@@ -122,9 +122,15 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         text = path.read_text(encoding="utf-8-sig")
         if "\0" in text:
             raise SpecError(f"{path}: holds a null byte; a manifest is text")
-        reader = csv.reader(io.StringIO(text))
+        # A quote that nobody closes would take the rest of the manifest for one cell.
+        reader = csv.reader(io.StringIO(text), strict=True)
         lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise SpecError(
+            f"{path}: line {reader.line_num}: {error}; quotes stand around a whole cell, and one "
+            "inside it is written twice"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not a manifest that can be read: {error}") from error
     if not lines:
         raise SpecError(f"{path}: lists no slide")

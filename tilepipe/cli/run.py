@@ -97,7 +97,9 @@ if TYPE_CHECKING:
     help="Also write the probability of each class, as bytes, beside the mask.",
 )
 @click.option(
-    "--job", type=click.Path(dir_okay=False), help="TOML file with any of these; flags win."
+    "--job",
+    type=click.Path(dir_okay=False),
+    help="TOML file with any of these but --output, --manifest and --trace; flags win.",
 )
 @click.option(
     "--overwrite", is_flag=True, default=None, help="Make the output anew; with --part, its share."
@@ -131,14 +133,18 @@ def command(
             given[key] = _number(key, given[key])
     if option_pairs:
         given["options"] = options.key_values(option_pairs)
-    spec = JobSpec.from_toml(Path(job), **given) if job else JobSpec.checked(given, source="run")
+    spec = (
+        JobSpec.from_toml(Path(job), **given)
+        if job is not None
+        else JobSpec.checked(given, source="run")
+    )
     requests = requests_of(slides, output, manifest, spec)
-    if dry_run:
-        _bill(requests, as_json=as_json)
-        return
     several = manifest is not None or len(requests) > 1
+    if dry_run:
+        _bill(requests, several=several, as_json=as_json)
+        return
     folder = (output or ".") if several else None
-    timeline = Path(trace) if trace else None
+    timeline = Path(trace) if trace is not None else None
     results = _run(requests, folder, timeline, quiet=quiet, as_json=as_json)
     _tell(results, folder=folder, as_json=as_json, quiet=quiet)
 
@@ -150,16 +156,30 @@ def _number(key: str, text: str) -> int:
         raise click.UsageError(f"--{key}: 'auto' or a number, not {text!r}") from None
 
 
-def _bill(requests: list[Request], *, as_json: bool) -> None:
+def _bill(requests: list[Request], *, several: bool, as_json: bool) -> None:
+    """Print the bill of each slide; of several, one that cannot be run does not hide the others."""
     from tilepipe.cli.console import bill_text
     from tilepipe.pipeline.bill import bill
 
-    bills = [bill(request) for request in requests]
+    bills: list[dict[str, Any]] = []
+    refused = 0
+    for request in requests:
+        try:
+            bills.append(bill(request))
+        except TilepipeError as error:
+            if not several:
+                raise
+            refused += 1
+            bills.append({"slide": request.slide, "output": request.output, "error": str(error)})
+            click.echo(f"Error: {error}", err=True)
+        else:
+            if not as_json:
+                click.echo(bill_text(bills[-1]))
     if as_json:
-        click.echo(json.dumps(bills[0] if len(bills) == 1 else bills))
-        return
-    for entry in bills:
-        click.echo(bill_text(entry))
+        click.echo(json.dumps(bills if several else bills[0]))
+    if refused:
+        click.echo(f"{refused} of {len(bills)} slides would fail", err=True)
+        raise SystemExit(1)
 
 
 def _run(

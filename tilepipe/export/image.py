@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tilepipe.errors import ExportError
 from tilepipe.export.sink import whole_path
 from tilepipe.spec import LabelClass
-from tilepipe.store import Label, Level, Store
+from tilepipe.store import Label, Level, Store, channel_colors
 from tilepipe.tiling import Box
 
 UInt8 = NDArray[np.uint8]
@@ -21,7 +21,6 @@ Show = Literal["overlay", "mask", "image"]
 _BLANK = 236
 _BAND_PX = 1 << 24
 """Of a level, read at once."""
-_CHANNEL_COLORS = ((77, 124, 255), (61, 220, 132), (255, 77, 94), (255, 210, 63), (208, 92, 255))
 
 
 def render_view(
@@ -38,7 +37,7 @@ def render_view(
 
     It is drawn from the finest level that fits, without resampling: one pixel of the picture is
     one of that level, or, of a pyramid without such a level, every so many of its coarsest. Raises
-    ExportError for a region outside the slide.
+    ExportError for a region outside the slide and other settings that are none.
     """
     whole = Box.of_shape(store.extent)
     asked = whole if region is None else region
@@ -49,6 +48,10 @@ def render_view(
         )
     if not 0 <= opacity <= 1:
         raise ExportError(f"opacity {opacity}: a number from 0 to 1 is wanted")
+    if show not in get_args(Show):
+        raise ExportError(f"show {show!r}: the choices are {', '.join(get_args(Show))}")
+    if longest_px < 1:
+        raise ExportError(f"a picture of {longest_px} px: its longest side is 1 px or more")
     if show != "image" and label is None:
         raise ExportError(f"{store.location}: no label to draw; use --show image")
     factor = _fitting(store, label, asked, longest_px, with_image=show != "mask")
@@ -102,14 +105,11 @@ def _rgb(pixels: NDArray[Any], store: Store) -> UInt8:
         top = 65535.0 if rgb.dtype == np.uint16 else 1.0
         return (np.nan_to_num(rgb.astype(np.float32)) * (255 / top)).clip(0, 255).astype(np.uint8)
     total = np.zeros((*pixels.shape[1:], 3), dtype=np.float32)
-    for index, plane in enumerate(pixels[:8]):
+    for plane, color in zip(pixels[:8], channel_colors(store), strict=False):
         finite = np.nan_to_num(plane.astype(np.float32))
         low, high = np.percentile(finite, [0.5, 99.7])
-        color = (
-            (255, 255, 255) if len(pixels) == 1 else _CHANNEL_COLORS[index % len(_CHANNEL_COLORS)]
-        )
         share = ((finite - low) / max(float(high - low), 1e-9)).clip(0, 1)
-        total += share[..., None] * np.asarray(color, dtype=np.float32)
+        total += share[..., None] * np.asarray([*bytes.fromhex(color)], np.float32)
     return total.clip(0, 255).astype(np.uint8)
 
 

@@ -16,7 +16,7 @@ from tilepipe.errors import ExportError
 from tilepipe.export.sink import whole_path
 from tilepipe.spec import LabelClass
 from tilepipe.steps import Count, Tell, ignore
-from tilepipe.store import Level, Store
+from tilepipe.store import Level, Store, channel_colors
 from tilepipe.tiling import Box
 
 Compression = Literal["deflate", "lzw", "jpeg", "none"]
@@ -167,5 +167,13 @@ def _ome(store: Store, level: Level, label: str | None, *, rgb: bool) -> dict[st
             "PhysicalSizeYUnit": "µm",
         }
     if several:
-        facts["Channel"] = {"Name": list(store.channel_names)}
+        facts["Channel"] = {
+            "Name": list(store.channel_names),
+            "Color": [_ome_color(color) for color in channel_colors(store)],
+        }
     return facts
+
+
+def _ome_color(rrggbb: str) -> int:
+    """Return an opaque colour as OME has it: RGBA as a signed number of 32 bits."""
+    return int.from_bytes(bytes.fromhex(f"{rrggbb}ff"), signed=True)

@@ -14,7 +14,7 @@ from tilepipe.export.detail import busiest
 from tilepipe.export.figures import facts
 from tilepipe.export.image import UInt8, render_view, to_png
 from tilepipe.export.page import Entry, count, marked, number, percent, shown, terms, text
-from tilepipe.export.sink import text_sink
+from tilepipe.export.sink import check_place, text_sink
 from tilepipe.steps import Tell, ignore
 from tilepipe.store import Label, Store
 
@@ -34,6 +34,7 @@ def write_report(
     names = store.labels if labels is None else tuple(labels)
     if not names:
         raise ExportError(f"{store.location}: no label to report; make one with: tilepipe run")
+    check_place(store, path)
     for name in names:
         store.label(name).check_placed()
     told = []

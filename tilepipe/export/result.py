@@ -12,6 +12,7 @@ from tilepipe.export.figures import facts, holds_instances, um2_per_px
 from tilepipe.export.geojson import iter_features, write_geojson
 from tilepipe.export.image import Show, render_view, to_png
 from tilepipe.export.probability import probability_of
+from tilepipe.export.sink import check_place
 from tilepipe.store import Label, Level, Store, open_store
 from tilepipe.tiling import Box, Shape
 
@@ -158,6 +159,7 @@ class Result:
                 )
             )
             return {"type": "FeatureCollection", "features": features}
+        check_place(self.store, Path(path))
         return write_geojson(
             Path(path),
             level,

@@ -9,6 +9,26 @@ from pathlib import Path
 from typing import IO
 
 from tilepipe.errors import ExportError, TilepipeError
+from tilepipe.store import Store, overlap
+
+
+def check_place(store: Store, path: Path) -> None:
+    """Raise ExportError for a path inside the store, or that of the slide it was made from.
+
+    Not even ``overwrite`` means those: of a slide named as its export would be, this is all there
+    is.
+    """
+    if overlap(store.location, str(path)):
+        raise ExportError(
+            f"{path}: lies around or inside the store {store.location}, which it could damage; "
+            "name another --output"
+        )
+    source = store.read_record().get("source")
+    slide = source.get("path") if isinstance(source, dict) else None
+    if isinstance(slide, str) and path.exists() and Path(slide).exists() and path.samefile(slide):
+        raise ExportError(
+            f"{path}: is the slide that {store.location} was made from; name another --output"
+        )
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def verify(
         raise SpecError(f"samples {samples!r}: how many places are computed again, from 0 on")
     started_s = time.perf_counter()
     store = open_store(location)
-    name = label or _only_label(store)
+    name = label if label is not None else _only_label(store)
     found = store.label(name)
     record = found.read_record()
     if isinstance(mask := record.get("instances_of"), str):  # checked with their mask

@@ -150,7 +150,7 @@ def slide_of(record: Mapping[str, Any], path: str | None) -> tuple[Slide | None,
     """Open the slide that a store was made from, if it is still there; and say what was found."""
     source = record.get("source")
     recorded = source.get("path") if isinstance(source, dict) else None
-    where = path or recorded
+    where = path if path is not None else recorded
     if not isinstance(where, str):
         return None, "not recorded"
     if path is None and not Path(where).exists():
@@ -179,6 +179,13 @@ def _content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 def check_slide(store: Store, slide: Slide, *, tell: Tell) -> int:
     """Compare image level 0 with the slide, pixel by pixel; returns the units compared."""
     level = store.image(0)
+    sides, there = (store.channels, *store.extent), (slide.channels, *slide.levels[0].shape)
+    if sides != there:
+        shapes = [" x ".join(map(str, each)) for each in (there, sides)]
+        raise VerifyError(
+            f"{store.location}: {slide.path} is not its slide: {shapes[0]} (c, y, x) instead of "
+            f"{shapes[1]}; name the one that the store was made from with --slide"
+        )
 
     def check(unit: Unit) -> None:
         where = f"image level 0, {unit.box}"

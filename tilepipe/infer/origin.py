@@ -34,7 +34,7 @@ def model_of(
     store: Store, label: Label, record: Mapping[str, Any], spec: JobSpec, weights: str | None
 ) -> Model:
     """Load the network that the record names; VerifyError if the weights are others."""
-    named = spec.replace(weights=weights) if weights else spec
+    named = spec.replace(weights=weights) if weights is not None else spec
     model = model_for(named, image_channels=store.channels)
     kept = record.get("model")
     sha256 = kept.get("sha256") if isinstance(kept, dict) else None

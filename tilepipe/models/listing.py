@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tilepipe.models.locality import recorded_localities
-from tilepipe.models.model import WEIGHTS
+from tilepipe.models.model import WEIGHTS, locality_of
 from tilepipe.models.registry import ARCHITECTURES, option_names, parameters_of
 
 
@@ -18,7 +17,7 @@ def list_models() -> list[dict[str, Any]]:
     """
     rows = []
     for name, entry in ARCHITECTURES.items():
-        locality = recorded_localities()[name]
+        locality = locality_of(name, {})
         rows.append(
             {
                 "name": name,

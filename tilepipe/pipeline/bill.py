@@ -15,6 +15,7 @@ from tilepipe.pipeline.lanes import lanes_of, processes_of, recent_bytes, slack_
 from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import Source, open_source
 from tilepipe.pipeline.tissue import forecast_tissue, tissue_share
+from tilepipe.store import check_free, open_files
 from tilepipe.threads import cores
 from tilepipe.tiling import Box
 
@@ -40,6 +41,7 @@ def bill(request: Request) -> dict[str, Any]:
 
     spec = request.spec
     source = open_source(request.slide, request.output, spec)
+    check_free(open_files(source.output))
     for note in source.notes:
         listen(Note(source.name, note))
     # A mask image that cannot be used fails here, as it would later.

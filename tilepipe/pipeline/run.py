@@ -273,6 +273,22 @@ def _check_trace(path: Path) -> None:
             f"{path}: the trace could not be written, {path.parent} is no folder that can be "
             "written to; make it first, or name another --trace"
         )
+    # The same command is given again after a stop, and then writes over the trace it wrote.
+    if path.is_dir() or (path.is_file() and not _is_trace(path)):
+        raise StoreError(
+            f"{path}: is there already and is no trace, it is left alone; name another --trace"
+        )
+
+
+_TRACE_HEAD = b'{"traceEvents":'
+
+
+def _is_trace(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_TRACE_HEAD)) in (_TRACE_HEAD, b"")
+    except OSError as error:
+        raise StoreError(f"{path}: the trace cannot be written: {error.strerror}") from error
 
 
 def _write_trace(path: Path, spans: Sequence[Span]) -> None:

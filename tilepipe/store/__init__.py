@@ -1,6 +1,7 @@
 """OME-Zarr stores: layout, metadata, whole-shard writing, the journal, pyramid reduction."""
 
-from tilepipe.store.create import create_store, what_is_at
+from tilepipe.store.colors import channel_colors
+from tilepipe.store.create import check_free, create_store, what_is_at
 from tilepipe.store.files import Files, LocalFiles, open_files, overlap
 from tilepipe.store.journal import Journal, Record
 from tilepipe.store.label import Label, Probabilities
@@ -23,6 +24,8 @@ __all__ = [
     "RecentUnits",
     "Record",
     "Store",
+    "channel_colors",
+    "check_free",
     "checksum_of",
     "create_store",
     "open_files",

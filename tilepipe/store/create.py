@@ -151,16 +151,22 @@ def what_is_at(files: Files) -> Found:
     return "ome-zarr" if "multiscales" in ome_of(attributes, version) else "other"
 
 
-def _make_room(files: Files, *, overwrite: bool) -> None:
+def check_free(files: Files) -> Found:
+    """Tell what lies at a store's place; StoreError if it is something that no store replaces."""
     found = what_is_at(files)
+    if found == "other":
+        raise StoreError(
+            f"{files.location}: something is there that is not an OME-Zarr store, it is left "
+            "alone; choose another output"
+        )
+    return found
+
+
+def _make_room(files: Files, *, overwrite: bool) -> None:
+    found = check_free(files)
     location = files.location
     if found == "nothing":
         return
-    if found == "other":
-        raise StoreError(
-            f"{location}: something is there that is not an OME-Zarr store, it is left alone; "
-            "choose another output"
-        )
     if found != "unfinished" and not overwrite:
         raise StoreError(
             f"{location}: a store is there already; use --overwrite to replace it or another output"

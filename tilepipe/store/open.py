@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tilepipe.store.attributes import (
     read_store_facts,
 )
 from tilepipe.store.files import Files, LocalFiles, open_files
-from tilepipe.store.layout import Version
+from tilepipe.store.layout import OWN, Version
 from tilepipe.store.level import Level
 from tilepipe.store.metadata import Pyramid, read_channels, read_pyramid
 from tilepipe.store.store import ImageFacts, Store
@@ -39,19 +40,31 @@ def open_store(location: str, *, writable: bool = False) -> Store:
     if writable and isinstance(files, LocalFiles) and not os.access(files.root, os.W_OK):
         raise StoreError(f"{location}: no permission to write there; change it or copy the store")
     attributes = read_attributes(files, "", version) or {}
+    ome = ome_of(attributes, version)
+    if "image-label" in ome and OWN in attributes:
+        # What a label remembers of its layout would be read as a store's.
+        raise StoreError(
+            f"{location}: is a label, not a store; give the store that it lies in: "
+            f"{_two_up(files.location)}"
+        )
     facts = read_store_facts(files, attributes)
     if facts is not None and facts.state == "creating":
         raise StoreError(
             f"{location}: its creation was interrupted and it holds nothing yet; run the same "
             "command again, it begins anew"
         )
-    ome = ome_of(attributes, version)
     pyramid = read_pyramid(files.location, ome)
     if facts is not None:
         return Store(files, _own_facts(files, version, facts, pyramid), writable=writable)
     if pyramid is None:
         raise StoreError(f"{location}: {no_image_said(str(location), ome)}")
     return Store(files, _foreign_facts(files, version, ome, pyramid), writable=writable)
+
+
+def _two_up(location: str) -> str:
+    """Return the store of a label at ``store/labels/name``."""
+    whole = location if "://" in location else str(Path(location).expanduser().absolute())
+    return whole.rstrip("/").rsplit("/", 2)[0]
 
 
 def _what_is_there(files: Files) -> str:

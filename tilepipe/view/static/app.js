@@ -376,6 +376,9 @@ class App {
       this.settings = read;
       this.settings.source = Math.min(read.source, this.sources.length - 1);
       this.settings.label = Math.max(0, Math.min(read.label, this.source.labels.length - 1));
+      this.panel.buildChannels();
+      this.panel.fillSelects();
+      this.panel.showPanel();
       this.selectSource(true);
     });
   }

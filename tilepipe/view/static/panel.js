@@ -63,18 +63,20 @@ export class Panel {
 
   fillSelects() {
     const { app } = this, several = app.sources.length > 1;
-    const options = (select, chosen) => {
-      select.replaceChildren(...app.sources.flatMap((source, s) => source.labels.map((label, l) =>
+    const options = (select, chosen, without = []) => {
+      select.replaceChildren(...app.sources.flatMap((source, s) => (source.labels.length ? source.labels : without).map((label, l) =>
         make("option", { value: `${s}.${l}`, textContent: several ? `${source.name} · ${label.name}` : label.name, selected: `${s}.${l}` === chosen }))));
     };
-    options($("label-select"), `${this.settings.source}.${this.settings.label}`);
+    // Stores without a mask are chosen here, too.
+    options($("label-select"), `${this.settings.source}.${this.settings.label}`, [{ name: "no mask" }]);
     const all = app.sources.flatMap((source, s) => source.labels.map((_, l) => `${s}.${l}`));
     const current = `${this.settings.source}.${this.settings.label}`;
     if (!all.includes(this.settings.with) || this.settings.with === current) this.settings.with = all.find((one) => one !== current) || "";
     options($("compare-select"), this.settings.with);
     $("compare-section").hidden = all.length < 2;
-    $("mask-section").hidden = all.length === 0;
-    $("label-row").hidden = all.length < 2;
+    const rows = $("label-select").options.length;
+    $("mask-section").hidden = all.length === 0 && rows < 2;
+    $("label-row").hidden = rows < 2;
   }
 
   // Everything that depends on the label or the settings.

@@ -11,17 +11,28 @@ export const defaults = {
   units: 0, tiles: 0, state: 0, certificate: 0, scale: 1, navigator: 1, panel: 1,
 };
 
+const between = (least, most) => (value) => value >= least && value <= most;
+const whole = (value) => Number.isInteger(value) && value >= 0;
+const like = (pattern) => (value) => pattern.test(value);
+const number = "-?[\\d.]+(?:e[+-]?\\d+)?";
+
+// What a link may say; a part that a hand or a mail has spoilt is passed over.
+const allowed = {
+  zoom: (value) => value > 0, source: whole, label: whole,
+  mode: like(/^(fill|outline|off)$/), compare: like(/^(off|swipe|side)$/),
+  colors: like(/^(\d+:[0-9a-f]{6}(,|$))*$/i),
+  channels: like(new RegExp(`^(\\d+:${number}:${number}:[0-9a-f]{6}:[01](,|$))*$`, "i")),
+  opacity: between(0, 100), heatopacity: between(0, 100), swipe: between(2, 98),
+  brightness: between(40, 200), contrast: between(40, 250),
+};
+
 export function fromHash(hash) {
   const read = { ...defaults };
   for (const [key, text] of new URLSearchParams(hash.replace(/^#/, ""))) {
     if (!(key in defaults)) continue;
-    const plain = defaults[key];
-    if (typeof plain === "number" || plain === null) {
-      const number = Number(text);
-      if (Number.isFinite(number)) read[key] = number;
-    } else {
-      read[key] = text;
-    }
+    const plain = defaults[key], numeric = typeof plain === "number" || plain === null;
+    const value = numeric ? Number(text) : text;
+    if ((!numeric || Number.isFinite(value)) && (allowed[key]?.(value) ?? true)) read[key] = value;
   }
   return read;
 }
