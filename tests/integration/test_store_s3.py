@@ -100,6 +100,16 @@ def test_other_objects_are_left_alone(bucket):
     assert body == b"mine"
 
 
+def test_no_store_is_made_inside_another(bucket):
+    make("around/a.zarr")
+    for key in ("around/a.zarr/labels/x", "around/a.zarr/0"):
+        with pytest.raises(
+            StoreError, match=r"lies inside the OME-Zarr s3://slides/around/a\.zarr"
+        ):
+            make(key, overwrite=True)
+    make("around/b.zarr")
+
+
 def test_a_bucket_that_is_not_there(bucket):
     with pytest.raises(StoreError, match=r"s3://nobody/a.zarr: cannot .*check the address"):
         create_store("s3://nobody/a.zarr", channels=1, dtype="uint8", extent=(9, 9), unit_px=16)

@@ -54,6 +54,28 @@ def test_a_store_is_not_replaced_without_being_asked(tmp_path):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+@pytest.mark.parametrize("place", ["labels/mask", "labels/new", "0", "deep/inside/it", "link"])
+def test_no_store_is_made_inside_another(tmp_path, version, place):
+    """Its levels and labels are the image's: --overwrite takes none of them away."""
+    store = create_store(str(tmp_path / "a.zarr"), **{**ASKED, "ome_zarr": version})
+    store.create_label("mask", classes=default_classes(2), unit_px=256)
+    (tmp_path / "link").symlink_to(tmp_path / "a.zarr" / "labels")
+    before = snapshot(tmp_path)
+    inside = tmp_path / "link" / "mask" if place == "link" else tmp_path / "a.zarr" / place
+    wanted = f"lies inside the OME-Zarr {tmp_path / 'a.zarr'}"
+    for overwrite in (False, True):
+        with pytest.raises(StoreError, match=re.escape(wanted)):
+            create_store(str(inside), **ASKED, overwrite=overwrite)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_store_may_lie_in_a_group_of_images(tmp_path):
+    (tmp_path / "all.zarr").mkdir()
+    (tmp_path / "all.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    assert create_store(str(tmp_path / "all.zarr" / "a"), **ASKED).own
+
+
 def test_overwrite_leaves_nothing_of_the_old_store(tmp_path):
     path = tmp_path / "a.zarr"
     store = create_store(str(path), **ASKED)

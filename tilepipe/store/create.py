@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -152,7 +153,16 @@ def what_is_at(files: Files) -> Found:
 
 
 def check_free(files: Files) -> Found:
-    """Tell what lies at a store's place; StoreError if it is something that no store replaces."""
+    """Tell what lies at a store's place; StoreError if it is something that no store replaces.
+
+    Nor does one lie inside another OME-Zarr image, whose levels and labels are that image's.
+    """
+    for around in _around(files.location):
+        if _is_image(around):
+            raise StoreError(
+                f"{files.location}: lies inside the OME-Zarr {around}, which would be damaged; "
+                "choose another output"
+            )
     found = what_is_at(files)
     if found == "other":
         raise StoreError(
@@ -160,6 +170,24 @@ def check_free(files: Files) -> Found:
             "alone; choose another output"
         )
     return found
+
+
+def _is_image(location: str) -> bool:
+    with suppress(StoreError, OSError):  # a folder that cannot be read is none of ours
+        files = open_files(location)
+        # First a look for a group alone: a folder of thousands of stores is not listed for it.
+        return find_version(files) is not None and what_is_at(files) in ("ours", "ome-zarr")
+    return False
+
+
+def _around(location: str) -> Iterator[str]:
+    """Folders that a location lies in, the nearest first; on S3 down to the bucket's first."""
+    if location.startswith("s3://"):
+        bucket, *parts = location.removeprefix("s3://").rstrip("/").split("/")
+        yield from ("/".join(["s3:/", bucket, *parts[:n]]) for n in range(len(parts) - 1, 0, -1))
+    else:
+        path = Path(location.removeprefix("file://")).expanduser()
+        yield from (str(parent) for parent in path.resolve().parents)
 
 
 def _make_room(files: Files, *, overwrite: bool) -> None:
