@@ -197,3 +197,19 @@ def test_consolidated_metadata_that_is_out_of_date(tmp_path, version, number):
     with open_slide(path) as slide:
         assert slide.levels[0].shape == (60, 70)
         np.testing.assert_array_equal(slide.read(Box(0, 0, 60, 70)), image)
+
+
+def test_a_chunk_that_no_memory_holds_is_refused(tmp_path):
+    """Copied as segmented in place: what is not stored of it would not show that."""
+    path = tmp_path / "a.zarr"
+    write(path, [IMAGE], "cyx")
+    group = zarr.open_group(path, mode="a")
+    side = 1 << 15
+    group.create_array(
+        "0", shape=(3, side, side), chunks=(3, side, side), dtype=np.uint8, overwrite=True
+    )
+    wanted = r"array 0 has chunks of \(3, 32768, 32768\) uint8; the limit is 2 GiB"
+    with pytest.raises(SlideError, match=wanted):
+        open_slide(path)
+    with pytest.raises(StoreError, match=wanted):
+        open_store(str(path)).image(0)

@@ -20,6 +20,9 @@ from tilepipe.slide.pixels import exact_dtype
 from tilepipe.slide.types import LevelInfo, OnDamage, Pixels, check_read, check_size
 from tilepipe.tiling import Box
 
+MOST_CHUNK_BYTES = 2 << 30
+"""Largest decoded chunk, as where an image is segmented in place."""
+
 
 def is_zarr(folder: Path) -> bool:
     """Tell whether a folder has the metadata of a zarr group or array."""
@@ -97,6 +100,7 @@ class OmeZarrSlide:
         self.dtype = exact_dtype(path, first.dtype, first.dtype.itemsize * 8, notes)
         self.channels = 1 if self._c is None else int(first.shape[self._c])
         self._arrays = self._true_levels(arrays, notes)
+        self._check_chunks()
         self.notes = tuple(notes)
         self.levels = tuple(self._level_info(array) for array in self._arrays)
         self.channel_names, self.channel_colors, self.rgb = _read_omero(
@@ -108,6 +112,15 @@ class OmeZarrSlide:
         self.mpp, self.mpp_source = size.mpp, size.source
         self.damage = Damage()
         self._lock = threading.Lock()
+
+    def _check_chunks(self) -> None:
+        """Refuse what would take absurd memory to read one pixel of."""
+        for array in self._arrays:
+            if math.prod(array.chunks) * array.dtype.itemsize > MOST_CHUNK_BYTES:
+                raise SlideError(
+                    f"{self.path}: array {array.path} has chunks of {array.chunks} {array.dtype}; "
+                    f"the limit is {MOST_CHUNK_BYTES >> 30} GiB: write it anew in smaller chunks"
+                )
 
     def _true_levels(self, arrays: Sequence[Any], notes: list[str]) -> tuple[Any, ...]:
         kept = [arrays[0]]
