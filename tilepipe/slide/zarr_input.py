@@ -144,7 +144,13 @@ class OmeZarrSlide:
             downsample=(full[self._y] / y, full[self._x] / x),
             tile=(int(tile[self._y]), int(tile[self._x])),
             compression="zarr",
+            piece_bytes=self._piece_bytes(array),
         )
+
+    def _piece_bytes(self, array: Any) -> int:
+        chunk = math.prod(array.chunks) * array.dtype.itemsize
+        # zarr decodes those of all channels at once.
+        return chunk if self._c is None else chunk * -(-self.channels // array.chunks[self._c])
 
     def _pixel_size(self, image: Mapping[str, Any], dataset: Mapping[str, Any]) -> PixelSize:
         scale = [1.0] * len(self._axes)

@@ -147,6 +147,13 @@ class Level:
         return () if self._is_label else (self.channels,)
 
     @property
+    def piece_bytes(self) -> int:
+        """Decoded bytes of what a read can only decode whole: the chunks of all channels."""
+        chunks = self._array.chunks
+        beside = -(-self.channels // chunks[self._axes.index("c")]) if "c" in self._axes else 1
+        return prod(chunks) * self.dtype.itemsize * beside
+
+    @property
     def grid(self) -> Grid:
         """The write units of this level."""
         return Grid(self.shape, self.unit_px)
