@@ -74,3 +74,16 @@ def test_a_full_disk_under_stdout_is_one_message(tmp_path, unbuffered):
         )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr == "Error: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-"])
+def test_closed_streams_change_nothing(tmp_path, closed):
+    """Started by what gives it no stderr, every run failed before it had begun."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "s.tif")
+    command = [sys.executable, "-m", "tilepipe", "ingest", "s.tif", "-o"]
+    for output, code in (("s.zarr", 0), ("s.tif", 1)):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", *command, output], cwd=tmp_path, check=False
+        )
+        assert done.returncode == code
+    assert (tmp_path / "s.zarr").is_dir()

@@ -52,6 +52,22 @@ def test_every_filled_tile_is_counted(hurt, tmp_path, how):
     assert "damaged: DamagedTile(level=0, index=25" in tilepipe("inspect", out)
 
 
+def test_what_was_filled_when_the_image_was_copied_is_told_of_each_mask(hurt, tmp_path):
+    out = tmp_path / "out.zarr"
+    facts = tilepipe("ingest", hurt, "-o", out, "--on-damage", "fill", "--json")
+    assert facts["damaged_tiles"] == 30
+    again = ["run", hurt, "-o", out, *RANDOM, "--on-damage", "fill", "--json"]
+    for command in (
+        again,
+        again,
+        [*again, "--name", "b"],
+        ["run", out, *RANDOM, "--name", "c", "--json"],
+    ):
+        assert tilepipe(*command)["damaged_tiles"] == 30
+    told = tilepipe("run", out, *RANDOM, "--name", "d")
+    assert "30 damaged tiles of the slide were filled" in told
+
+
 @pytest.mark.parametrize("number", range(2))
 def test_a_job_that_ends_before_its_network_is_built_ends_in_order(make_slide, tmp_path, number):
     """The thread that builds it was cut off in C++, and the command ended with SIGABRT."""

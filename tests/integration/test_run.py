@@ -183,6 +183,41 @@ def test_dry_run_refuses_a_place_that_the_job_would_not_take(small_slide, tmp_pa
     assert "not an OME-Zarr store, it is left alone" in told
 
 
+def test_the_bill_knows_of_tiles_strips_and_chunks(small_slide, tmp_path):
+    """Decoded whole they can be larger than all else that a lane holds."""
+    image = tifffile.imread(small_slide)
+
+    def ram(name, *how, layout):
+        path = tmp_path / name
+        if path.suffix == ".zarr":
+            group = zarr.open_group(path, mode="w")
+            group.create_array("0", data=np.moveaxis(image, -1, 0), chunks=layout)
+            axes = [{"name": axis} for axis in "cyx"]
+            scale = [{"type": "scale", "scale": [1, 1, 1]}]
+            sets = [{"path": "0", "coordinateTransformations": scale}]
+            scales = [{"axes": axes, "datasets": sets}]
+            group.attrs["ome"] = {"version": "0.5", "multiscales": scales}
+        else:
+            tifffile.imwrite(path, image, photometric="rgb", **layout)
+        return tilepipe("run", path, *how, *RANDOM, "--dry-run", "--json")["ram_bytes"]
+
+    elsewhere = ["-o", tmp_path / "never.zarr"]
+    tiles = {"tile": (64, 64), "compression": "deflate"}
+    strip = {"rowsperstrip": len(image), "compression": "deflate"}
+    # Each of three lanes holds it twice: as it lies in the file and decoded.
+    more = 2 * 3 * (image.nbytes - 3 * 64**2)
+    for how in ([], ["--in-place"]):
+        tiled = ram("tiles.tif", *elsewhere, *how, layout=tiles)
+        assert ram("strip.tif", *elsewhere, *how, layout=strip) == tiled + more
+        # Of a raw strip the rows are read where they lie.
+        raw = ram("raw.tif", *elsewhere, *how, layout={"rowsperstrip": len(image)})
+        assert raw == tiled - 2 * 3 * 3 * 64**2
+    for how in ([], elsewhere):
+        chunks = ram("chunks.zarr", *how, layout=(3, 64, 64))
+        assert ram("chunk.zarr", *how, layout=(3, *image.shape[:2])) == chunks + more
+        assert ram("planes.zarr", *how, layout=(1, 64, 64)) == chunks
+
+
 def test_job_file_and_flags(small_slide, tmp_path):
     job = tmp_path / "job.toml"
     job.write_text('model = "unet"\nweights = "random:0"\nbase = 4\nunit = 256\ntune = false\n')

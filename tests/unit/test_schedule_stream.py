@@ -596,3 +596,14 @@ def test_a_client_that_closes_under_the_stream_is_a_lost_scheduler():
         with pytest.raises(ScheduleError, match="the Dask scheduler is gone"):
             drive(own, iter([job]), work_on, on_tick=tick)
     assert job.closed == []
+
+
+def test_a_worker_process_that_dies_as_it_starts(tmp_path, monkeypatch):
+    """Killed for want of memory, say: it was told as a bug of tilepipe."""
+    (tmp_path / "dies_at_once.py").write_text("import os\nos._exit(9)\n")
+    monkeypatch.setattr(cluster_room, "_preload", lambda: [str(tmp_path / "dies_at_once.py")])
+    with (
+        pytest.raises(ScheduleError, match=r"could not start workers .* same command again"),
+        connect("local", workers=2),
+    ):
+        pass

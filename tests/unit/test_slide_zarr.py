@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 import zarr
+from numcodecs import Blosc
+from zarr.codecs import BloscCodec
 
 from tilepipe.errors import DamageError, SlideError, StoreError
 from tilepipe.slide import Slide, open_slide
@@ -197,3 +199,48 @@ def test_consolidated_metadata_that_is_out_of_date(tmp_path, version, number):
     with open_slide(path) as slide:
         assert slide.levels[0].shape == (60, 70)
         np.testing.assert_array_equal(slide.read(Box(0, 0, 60, 70)), image)
+
+
+def test_a_chunk_that_no_memory_holds_is_refused(tmp_path):
+    """Copied as segmented in place: what is not stored of it would not show that."""
+    path = tmp_path / "a.zarr"
+    write(path, [IMAGE], "cyx")
+    group = zarr.open_group(path, mode="a")
+    side = 1 << 15
+    group.create_array(
+        "0", shape=(3, side, side), chunks=(3, side, side), dtype=np.uint8, overwrite=True
+    )
+    wanted = r"array 0 has chunks of \(3, 32768, 32768\) uint8; the limit is 2 GiB"
+    with pytest.raises(SlideError, match=wanted):
+        open_slide(path)
+    with pytest.raises(StoreError, match=wanted):
+        open_store(str(path)).image(0)
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+@pytest.mark.parametrize("left", [0, 10, 20, 700, -1])
+def test_a_blosc_chunk_that_was_cut_off_is_damage(tmp_path, version, left):
+    """Blosc decoded what lay in memory behind it, and that passed for pixels."""
+    path = tmp_path / "a.zarr"
+    write(path, [IMAGE], "cyx", version=version)
+    compressor = BloscCodec() if version == "0.5" else Blosc(cname="lz4")
+    group = zarr.open_group(path, mode="a")
+    group.create_array("0", data=IMAGE, chunks=(1, 32, 32), compressors=compressor, overwrite=True)
+    chunk = path / "0" / ("c/1/2/0" if version == "0.5" else "1.2.0")
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:left])
+    box = Box(0, 0, 100, 90)
+    with open_slide(path) as slide, pytest.raises(DamageError, match=r"level 0, y 0:100"):
+        slide.read(box)
+    with open_slide(path, on_damage="fill") as slide:
+        got = slide.read(box)
+        assert [tile.box for tile in slide.damage] == [Box(64, 0, 96, 32)]
+    right = IMAGE.copy()
+    right[:, 64:96, :32] = 255
+    np.testing.assert_array_equal(got, right)
+    with pytest.raises(StoreError, match=r"array 0 cannot be read at y 0:100"):
+        open_store(str(path)).image(0).read(box)
+    chunk.write_bytes(whole)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(box), IMAGE)
+    np.testing.assert_array_equal(open_store(str(path)).image(0).read(box), IMAGE)

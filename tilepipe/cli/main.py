@@ -89,6 +89,7 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run; any TilepipeError becomes one message on stderr and exit code 1."""
+        open_closed_streams()
         one_arena()
         stop_on_sigterm()
         # The imports of torch and zarr leave a million objects that stay; looked through again and
@@ -100,6 +101,18 @@ class LazyGroup(click.Group):
             if isinstance(error, click.ClickException):
                 raise
             fail(error)
+
+
+def open_closed_streams() -> None:
+    """Let what is closed of stdin, stdout and stderr (``2>&-``) lead nowhere.
+
+    Else the next file that is opened has its number, and in it stands what a library says there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(handle, True)  # for worker processes
+            setattr(sys, name, os.fdopen(handle, mode))
 
 
 def stop_on_sigterm() -> None:

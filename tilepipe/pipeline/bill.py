@@ -10,11 +10,13 @@ import numpy as np
 
 from tilepipe.errors import ModelError
 from tilepipe.pipeline.choice import choose
+from tilepipe.pipeline.context import slide_level
 from tilepipe.pipeline.events import Event, Note, Warned
 from tilepipe.pipeline.lanes import lanes_of, processes_of, recent_bytes, slack_bytes, waiting_bytes
 from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import Source, open_source
 from tilepipe.pipeline.tissue import forecast_tissue, tissue_share
+from tilepipe.spec import JobSpec
 from tilepipe.store import check_free, open_files
 from tilepipe.threads import cores
 from tilepipe.tiling import Box
@@ -82,6 +84,8 @@ def bill(request: Request) -> dict[str, Any]:
     planes_bytes = 3 * channels * min(unit_px, max(extents[chosen.level])) ** 2
     each = network + min(lanes, len(plan.grid)) * (4 * unit_bytes + planes_bytes) + PROCESS_BYTES
     kept = recent_bytes(spec, lanes)
+    # A lane holds what it can only decode whole beside the bytes that it is decoded from.
+    each += 2 * lanes * _piece_bytes(source, spec, chosen.level)
     each += waiting_bytes(kept) + (kept if copied else 0)
     each += slack_bytes(spec, chosen.forward_bytes, lanes) if chosen.forward_bytes else 0
     # Worker processes stand beside the one that hands out their units.
@@ -123,6 +127,15 @@ def bill(request: Request) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "notes": notes,
     }  # fmt: skip
+
+
+def _piece_bytes(source: Source, spec: JobSpec, level: int) -> int:
+    """Bytes of the slide's tiles, strips or chunks: a file may have one for the whole image."""
+    if source.store is not None:
+        return source.store.image(level).piece_bytes if source.store.has_image else 0
+    assert source.slide is not None
+    number = slide_level(source.slide, level) if spec.in_place else 0
+    return source.slide.levels[number].piece_bytes
 
 
 def _copying(source: Source) -> tuple[float, float]:

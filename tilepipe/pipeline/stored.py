@@ -226,10 +226,16 @@ class StoredImage:
     def levels(self) -> tuple[LevelInfo, ...]:
         """The levels with their own downsample."""
         extent = self._store.extent
-        shapes = [self._store.image(k).shape for k in range(self._store.n_levels)]
+        found = [self._store.image(k) for k in range(self._store.n_levels)]
         return tuple(
-            LevelInfo(shape, (extent[0] / shape[0], extent[1] / shape[1]), None, "zarr")
-            for shape in shapes
+            LevelInfo(
+                level.shape,
+                (extent[0] / level.shape[0], extent[1] / level.shape[1]),
+                None,
+                "zarr",
+                piece_bytes=level.piece_bytes,
+            )
+            for level in found
         )
 
     def read(self, box: Box, *, level: int = 0) -> NDArray[np.generic]:

@@ -195,6 +195,8 @@ class SlideWork:
             if (record.get("state"), record.get("damaged")) != (state, damage["damaged"]):
                 record.update(state=state, **damage)
                 store.write_record(record)
+        elif store.has_image:  # of what was copied before, its record tells
+            self.summary["damaged_tiles"] = store.read_record().get("n_damaged", 0)
         if job.segmentation is None or self.ticket.label is None:
             return
         label = store.label(self.ticket.label)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -129,7 +130,7 @@ def connect(
     with dask.config.set(quiet):
         if scheduler == "local":
             one_arena()
-            cluster = _local_cluster(workers, gpus, lanes)
+            cluster = _started(partial(_local_cluster, workers, gpus, lanes))
             client = Client(cluster)
             try:
                 yield Connection(client, True, _dashboard(client))
@@ -193,6 +194,24 @@ def _dashboard(client: Client) -> str | None:
     except Exception:  # a nicety, whatever is missing for it
         return None
     return link
+
+
+def _started(start: Callable[[], Any]) -> Any:
+    """Return a cluster of our own processes.
+
+    Raises ScheduleError where one of them ends before it works: then Dask stops the others.
+    """
+    try:
+        return start()
+    except ScheduleError:
+        raise
+    except (RuntimeError, OSError, TimeoutError) as error:
+        raise ScheduleError(
+            f"Dask could not start workers on this machine ({str(error).rstrip('.')}): the "
+            "system may have ended one for want of memory, or allows too few open files or "
+            "processes (ulimit -n, -u); what was done is recorded: give the same command again, "
+            "if need be with fewer workers"
+        ) from error
 
 
 def _local_cluster(workers: int | None, gpus: str | None, lanes: int) -> Any:

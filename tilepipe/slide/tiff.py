@@ -85,6 +85,7 @@ class TiffSlide:
             downsample=(full[0] / shape[0], full[1] / shape[1]),
             tile=shown(page.side) if page.tiled else None,
             compression=level.compression,
+            piece_bytes=0 if page.raw_rows else page.segment_bytes,
         )
 
     @property

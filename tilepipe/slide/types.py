@@ -28,6 +28,8 @@ class LevelInfo:
     """Sides (y, x) of the file's own tiles in px; None for strips."""
     compression: str
     """Codec of the file, e.g. ``jpeg``; ``none`` for raw pixels."""
+    piece_bytes: int = 0
+    """Decoded bytes of what a read can only decode whole: a tile, a strip, chunks."""
 
 
 @runtime_checkable

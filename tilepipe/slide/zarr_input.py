@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +22,10 @@ from tilepipe.slide.mpp import PixelSize, um_per
 from tilepipe.slide.pixels import exact_dtype
 from tilepipe.slide.types import LevelInfo, OnDamage, Pixels, check_read, check_size
 from tilepipe.tiling import Box
+
+_BLOSC_HEADER_BYTES = 16
+MOST_CHUNK_BYTES = 2 << 30
+"""Largest decoded chunk, as where an image is segmented in place."""
 
 
 def is_zarr(folder: Path) -> bool:
@@ -97,6 +104,7 @@ class OmeZarrSlide:
         self.dtype = exact_dtype(path, first.dtype, first.dtype.itemsize * 8, notes)
         self.channels = 1 if self._c is None else int(first.shape[self._c])
         self._arrays = self._true_levels(arrays, notes)
+        self._check_chunks()
         self.notes = tuple(notes)
         self.levels = tuple(self._level_info(array) for array in self._arrays)
         self.channel_names, self.channel_colors, self.rgb = _read_omero(
@@ -108,6 +116,15 @@ class OmeZarrSlide:
         self.mpp, self.mpp_source = size.mpp, size.source
         self.damage = Damage()
         self._lock = threading.Lock()
+
+    def _check_chunks(self) -> None:
+        """Refuse what would take absurd memory to read one pixel of."""
+        for array in self._arrays:
+            if math.prod(array.chunks) * array.dtype.itemsize > MOST_CHUNK_BYTES:
+                raise SlideError(
+                    f"{self.path}: array {array.path} has chunks of {array.chunks} {array.dtype}; "
+                    f"the limit is {MOST_CHUNK_BYTES >> 30} GiB: write it anew in smaller chunks"
+                )
 
     def _true_levels(self, arrays: Sequence[Any], notes: list[str]) -> tuple[Any, ...]:
         kept = [arrays[0]]
@@ -131,7 +148,13 @@ class OmeZarrSlide:
             downsample=(full[self._y] / y, full[self._x] / x),
             tile=(int(tile[self._y]), int(tile[self._x])),
             compression="zarr",
+            piece_bytes=self._piece_bytes(array),
         )
+
+    def _piece_bytes(self, array: Any) -> int:
+        chunk = math.prod(array.chunks) * array.dtype.itemsize
+        # zarr decodes those of all channels at once.
+        return chunk if self._c is None else chunk * -(-self.channels // array.chunks[self._c])
 
     def _pixel_size(self, image: Mapping[str, Any], dataset: Mapping[str, Any]) -> PixelSize:
         scale = [1.0] * len(self._axes)
@@ -171,6 +194,7 @@ class OmeZarrSlide:
         index[self._y], index[self._x] = box.slices
         if self._c is not None:
             index[self._c] = slice(None)
+        self._check_frames(self._arrays[level], box)
         pixels = np.asarray(self._arrays[level][tuple(index)])
         kept = [axis for axis in self._axes if axis in "cyx"]
         order = [kept.index(axis) for axis in "cyx" if axis in kept]
@@ -178,6 +202,33 @@ class OmeZarrSlide:
         if self._c is None:
             pixels = pixels[np.newaxis]
         return np.ascontiguousarray(pixels.astype(self.dtype, copy=False))
+
+    def _check_frames(self, array: Any, box: Box) -> None:
+        """Raise ValueError if a chunk under ``box`` was cut off.
+
+        Blosc decodes what lies in memory behind such a frame. Others find it themselves, and of a
+        shard the index is gone.
+        """
+        outermost = type(array.compressors[-1]).__name__ if array.compressors else ""
+        if array.shards is not None or outermost not in ("Blosc", "BloscCodec"):
+            return
+        spans = [range(1)] * len(self._axes)
+        for axis, low, high in ((self._y, box.y0, box.y1), (self._x, box.x0, box.x1)):
+            spans[axis] = range(low // array.chunks[axis], -(-high // array.chunks[axis]))
+        if self._c is not None:
+            spans[self._c] = range(-(-self.channels // array.chunks[self._c]))
+        for place in itertools.product(*spans):
+            name = array.metadata.encode_chunk_key(place)
+            with (
+                contextlib.suppress(FileNotFoundError),  # all of it has the fill value
+                (Path(self.path) / array.path / name).open("rb") as file,
+            ):
+                header = file.read(_BLOSC_HEADER_BYTES)
+                # Blosc 1 format: the last number of the header is the frame's length.
+                wanted = max(_BLOSC_HEADER_BYTES, int.from_bytes(header[12:], "little"))
+                found = os.fstat(file.fileno()).st_size
+                if found < wanted:
+                    raise ValueError(f"chunk {name} was cut off, it has {found} of {wanted} bytes")
 
     def _read_around(self, box: Box, level: int) -> Pixels:
         """Read chunk by chunk; fill and record those that cannot be decoded."""

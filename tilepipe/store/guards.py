@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import zarr
 from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
@@ -15,8 +17,21 @@ from tilepipe.store.files import Files, LocalFiles
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
+_BLOSC_HEADER_BYTES = 16
+
+
+def is_blosc(array: zarr.Array[Any]) -> bool:
+    """Tell whether each stored object of an array is one Blosc frame."""
+    outermost = type(array.compressors[-1]).__name__ if array.compressors else ""
+    return array.shards is None and outermost in ("Blosc", "BloscCodec")
+
+
 class CheckedReads(WrapperStore[ZarrStore]):
-    """A zarr store in which an empty object is an error; zarr itself reads it as fill value."""
+    """A zarr store in which objects that are empty or cut off are errors.
+
+    zarr itself reads an empty one as fill value, and Blosc decodes what lies in memory behind a
+    frame that was cut off.
+    """
 
     _supports_sync_io = False
     """Newer zarr would otherwise call the wrapped store's own synchronous methods, past ``get``."""
@@ -24,18 +39,34 @@ class CheckedReads(WrapperStore[ZarrStore]):
     def __init__(self, store: ZarrStore, location: str) -> None:
         super().__init__(store)
         self.location = location
+        self.blosc = False
+        """Whether objects other than metadata are Blosc frames."""
 
     def _with_store(self, store: ZarrStore) -> CheckedReads:
-        return type(self)(store, self.location)
+        other = type(self)(store, self.location)
+        other.blosc = self.blosc
+        return other
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return the bytes of ``key``; StoreError if there are none in it."""
+        """Return the bytes of ``key``; StoreError if there are none in it, or not all."""
         found = await self._store.get(key, prototype, byte_range)
         if found is not None and len(found) == 0:
             raise StoreError(f"{self.location}: {key} is an empty file")
+        is_chunk = byte_range is None and key.rsplit("/", 1)[-1] not in _METADATA
+        if self.blosc and is_chunk and found is not None:
+            self._check_frame(key, found)
         return found
+
+    def _check_frame(self, key: str, found: Buffer) -> None:
+        header = found[:_BLOSC_HEADER_BYTES].to_bytes()
+        # Blosc 1 format: the last number of the header is the frame's length.
+        wanted = max(_BLOSC_HEADER_BYTES, int.from_bytes(header[12:], "little"))
+        if len(found) < wanted:
+            raise StoreError(
+                f"{self.location}: {key} was cut off, it has {len(found)} of {wanted} bytes"
+            )
 
 
 class WholeWrites(WrapperStore[ZarrStore]):

@@ -18,7 +18,7 @@ from tilepipe.buffers import empty
 from tilepipe.errors import StoreError, TilepipeError
 from tilepipe.store.explain import explained
 from tilepipe.store.files import Files, LocalFiles
-from tilepipe.store.guards import CheckedReads, WholeWrites
+from tilepipe.store.guards import CheckedReads, WholeWrites, is_blosc
 from tilepipe.store.recent import RecentUnits
 from tilepipe.store.shard import ShardFormat, pieces
 from tilepipe.tiling import Box, Grid, Shape, Unit
@@ -74,9 +74,9 @@ class Level:
         self._recent = recent
         self._target: zarr.Array[Any] | None = None
         files.check_inside(key)
-        self._array = self._open(
-            CheckedReads(files.zarr_store(read_only=True), files.location), mode="r"
-        )
+        reads = CheckedReads(files.zarr_store(read_only=True), files.location)
+        self._array = self._open(reads, mode="r")
+        reads.blosc = is_blosc(self._array)
         if self._array.ndim != len(self._axes):
             raise StoreError(
                 f"{files.location}: array {key} has {self._array.ndim} axes, its metadata says "
@@ -145,6 +145,13 @@ class Level:
     def lead(self) -> tuple[int, ...]:
         """Sides of the axes before (y, x): (channels,) of an image, none of a label."""
         return () if self._is_label else (self.channels,)
+
+    @property
+    def piece_bytes(self) -> int:
+        """Decoded bytes of what a read can only decode whole: the chunks of all channels."""
+        chunks = self._array.chunks
+        beside = -(-self.channels // chunks[self._axes.index("c")]) if "c" in self._axes else 1
+        return prod(chunks) * self.dtype.itemsize * beside
 
     @property
     def grid(self) -> Grid:
