@@ -177,11 +177,12 @@ def test_more_declared_pixels_than_allowed_are_refused(folder, zygote, flags, tm
 
 
 def test_a_bill_of_many_slides_names_those_that_would_fail(folder, zygote, flags, tmp_path):
-    slides = [folder / f"s{number}.tif" for number in (10, 11, 12)]
+    (tmp_path / "broken.tif").write_bytes(b"this was a slide once " * 100)
+    slides = [folder / "s10.tif", tmp_path / "broken.tif", folder / "s12.tif"]
     command = ["run", *slides, "-o", tmp_path / "out", *flags, "--dry-run"]
     text = zygote.run(*command, code=1)
     assert text.count("of memory") == 2
-    assert "s11.tif: is not a TIFF" in text
+    assert "broken.tif: is not a TIFF" in text
     assert "1 of 3 slides would fail" in text
     (line,) = re.findall(r"^\[.*\]$", zygote.run(*command, "--json", code=1), re.M)
     bills = json.loads(line)
