@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_slide
+from tilepipe.errors import PlanError
 from tilepipe.pipeline import context as context_room
 from tilepipe.pipeline import run as run_room
+from tilepipe.pipeline.bill import bill
 from tilepipe.pipeline.context import context_of, forget
 from tilepipe.pipeline.events import ignore
 from tilepipe.pipeline.prepare import prepare
@@ -97,4 +99,17 @@ def test_the_slide_of_a_unit_under_way_is_closed_after_it(slides, tmp_path):
     for job in jobs:
         job.held.close()
         forget(job.ticket.output)
+    assert open_files_in(slides[0].parent) == []
+
+
+def test_slides_that_are_refused_are_closed(slides, tmp_path):
+    refused = SPEC.replace(level=7)
+    requests = [Request(str(path), str(tmp_path / path.stem), refused) for path in slides]
+    results = run_many(requests)
+    assert {result.state for result in results} == {"failed"}
+    assert open_files_in(slides[0].parent) == []
+    for request in requests[:3]:
+        with pytest.raises(PlanError):
+            bill(request)
+    assert bill(Request(str(slides[0]), str(tmp_path / "one"), SPEC))["units"] == 1
     assert open_files_in(slides[0].parent) == []
