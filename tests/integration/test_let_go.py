@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import Scheduler, Worker
 
 from tests.conftest import write_slide
+from tilepipe.errors import PlanError
 from tilepipe.pipeline import context as context_room
 from tilepipe.pipeline import run as run_room
+from tilepipe.pipeline.bill import bill
 from tilepipe.pipeline.context import context_of, forget
 from tilepipe.pipeline.events import ignore
 from tilepipe.pipeline.prepare import prepare
-from tilepipe.pipeline.run import Request, run_many
+from tilepipe.pipeline.run import Request, run_many, run_one
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import Box
 
@@ -98,3 +102,29 @@ def test_the_slide_of_a_unit_under_way_is_closed_after_it(slides, tmp_path):
         job.held.close()
         forget(job.ticket.output)
     assert open_files_in(slides[0].parent) == []
+
+
+def test_slides_that_are_refused_are_closed(slides, tmp_path):
+    refused = SPEC.replace(level=7)
+    requests = [Request(str(path), str(tmp_path / path.stem), refused) for path in slides]
+    results = run_many(requests)
+    assert {result.state for result in results} == {"failed"}
+    assert open_files_in(slides[0].parent) == []
+    for request in requests[:3]:
+        with pytest.raises(PlanError):
+            bill(request)
+    assert bill(Request(str(slides[0]), str(tmp_path / "one"), SPEC))["units"] == 1
+    assert open_files_in(slides[0].parent) == []
+
+
+def servers():
+    """Count the schedulers and workers in this process, also those that are closed."""
+    gc.collect()
+    return sum(isinstance(one, Scheduler | Worker) for one in gc.get_objects())
+
+
+def test_nothing_is_left_of_the_scheduler_and_workers_of_a_run(slides, tmp_path):
+    before = servers()
+    for path in slides[:3]:
+        run_one(Request(str(path), str(tmp_path / f"{path.stem}.zarr"), SPEC))
+    assert servers() <= before

@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,6 +51,7 @@ def jobs(draw):
             gate=plan is not None and draw(st.booleans()),
             band=draw(st.integers(0, 5)),
             share=draw(st.sampled_from([None, lambda box: (box.y0 + box.x0) % 3 / 2])),
+            objects_halo_px=draw(st.sampled_from([None, 1, 3])),
         )
     )
 
@@ -60,7 +62,8 @@ def nodes_of(stages):
 
 def needs_of(stages, node):
     stage = stages[node[0]]
-    return set(stage.needs(stage.grid.at(node[1])))
+    whole = () if stage.after is None else range(len(stages[stage.after].grid))
+    return {*stage.needs(stage.grid.at(node[1])), *((stage.after, index) for index in whole)}
 
 
 @given(jobs())
@@ -76,7 +79,8 @@ def test_who_needs_a_unit_is_offered_when_that_unit_is_done(stages):
         assert node not in needs
         assert stages[node[0]].root == (not needs) or not stages[node[0]].root
         for need in needs:
-            assert node in fed[need]
+            # A stage that is needed as a whole offers what needs it by itself.
+            assert node in fed[need] or stages[node[0]].after == need[0]
 
 
 @given(jobs(), st.data())
@@ -288,3 +292,50 @@ def test_units_without_tissue_wait_for_no_device_and_hold_up_no_reading():
     assert not dag.exhausted
     assert dag.take(device=True, limit=lambda _: 9) == (0, [1])
     assert dag.backlog == 0
+
+
+def looks_per_unit(side, **layout):
+    """Count what is asked of states and of tissue while a job of ``side`` x ``side`` units runs."""
+    extents = level_extents((side * 16, side * 16), smallest_px=16)
+    looks = 0
+
+    def share(_):
+        nonlocal looks
+        looks += 1
+        return 1.0
+
+    class Counted(Dag):
+        def is_done(self, node):
+            nonlocal looks
+            looks += 1
+            return super().is_done(node)
+
+    plan = plan_tiles(
+        extents[0], unit_px=16, context_px=2, alignment_px=1, margin_px=0, least_input_px=5,
+        input_step_px=1, input_px=8, mode="exact",
+    )  # fmt: skip
+    recorded = layout.pop("recorded", ())
+    image = extents[:1] if recorded else ()
+    dag = Counted(
+        build_stages(
+            Layout(
+                image=image, label=extents, unit_px=16, level=0, plan=plan, share=share, **layout
+            )
+        )
+    )
+    dag.start({number: range(side * side) for number in recorded})
+    while (taken := dag.take(device=True, roots=dag.backlog < 2)) is not None:
+        for unit in taken[1]:
+            dag.complete((taken[0], unit))
+    assert dag.finished
+    return looks / side**2
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [{"gate": True}, {"objects_halo_px": 1}, {"recorded": (0,)}],
+    ids=["gate", "objects", "all was copied before a stop"],
+)
+def test_a_unit_costs_the_same_of_however_many(layout):
+    few, many = looks_per_unit(8, **layout), looks_per_unit(16, **layout)
+    assert many < 1.3 * few

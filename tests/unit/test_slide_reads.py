@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -166,15 +167,26 @@ def test_threads_share_one_decode(tmp_path):
 
 
 def test_cache_stays_under_its_limit():
-    cache = SegmentCache(1000)
+    cache = SegmentCache(10_000)
     for key in range(20):
-        cache.get(key, lambda: np.zeros(300, np.uint8))
-        assert cache.held_bytes <= 1000
-    cache.get("huge", lambda: np.zeros(5000, np.uint8))
-    assert cache.held_bytes <= 1000
+        cache.get(key, lambda: np.zeros(3000, np.uint8))
+        assert cache.held_bytes <= 10_000
+    cache.get("huge", lambda: np.zeros(50_000, np.uint8))
+    assert cache.held_bytes <= 10_000
     loads = cache.loads
-    cache.get(19, lambda: np.zeros(300, np.uint8))
+    cache.get(19, lambda: np.zeros(3000, np.uint8))
     assert cache.loads == loads
+
+
+def test_tiny_tiles_take_no_more_memory_than_the_cache_may():
+    limit = 2 << 20
+    cache = SegmentCache(limit)
+    tracemalloc.start()
+    for key in range(20_000):
+        cache.get((0, 0, key), lambda: np.zeros((1, 8, 8, 1), np.uint8)[0])
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1.2 * limit
 
 
 def test_cache_forgets_a_failed_load():

@@ -11,7 +11,7 @@ import numpy as np
 from tilepipe.errors import ModelError
 from tilepipe.pipeline.choice import choose
 from tilepipe.pipeline.context import slide_level
-from tilepipe.pipeline.events import Event, Note, Warned
+from tilepipe.pipeline.events import Event, Note, OnEvent, Warned
 from tilepipe.pipeline.lanes import lanes_of, processes_of, recent_bytes, slack_bytes, waiting_bytes
 from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import Source, open_source
@@ -41,8 +41,14 @@ def bill(request: Request) -> dict[str, Any]:
         if isinstance(event, Note | Warned):
             notes.append(event.text)
 
-    spec = request.spec
-    source = open_source(request.slide, request.output, spec)
+    source = open_source(request.slide, request.output, request.spec)
+    try:
+        return _bill(source, request.spec, notes, listen)
+    finally:
+        source.close()
+
+
+def _bill(source: Source, spec: JobSpec, notes: list[str], listen: OnEvent) -> dict[str, Any]:
     check_free(open_files(source.output))
     for note in source.notes:
         listen(Note(source.name, note))

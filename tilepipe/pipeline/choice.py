@@ -94,8 +94,7 @@ def settings_there(slide: str, output: str, spec: dict[str, Any]) -> dict[str, A
         level = resolve_level(source, asked_for)
         return _settings(source, asked_for, model, level).to_json()
     finally:
-        if source.slide is not None:
-            source.slide.close()
+        source.close()
 
 
 def _load(source: Source, spec: JobSpec) -> Model:

@@ -117,17 +117,10 @@ def object_stages(
 
         return nodes
 
-    def everything(_: Unit) -> Iterable[Node]:
-        # The last first: units are found in reading order, so the first look mostly says no.
-        return ((find, index) for index in reversed(range(len(grid))))
-
     stages = [
-        Stage(FIND, 0, grid, rank=5, needs=near(segment), feeds=lambda _: [(join, 0)]),
-        Stage(
-            JOIN, 0, Grid((1, 1), 1), rank=6, needs=everything,
-            feeds=lambda _: ((paint, index) for index in range(len(grid))),
-        ),
-    ]  # fmt: skip
+        Stage(FIND, 0, grid, rank=5, needs=near(segment)),
+        Stage(JOIN, 0, Grid((1, 1), 1), rank=6, after=find),
+    ]
     for level, current in enumerate(label):
         stages.append(
             Stage(
@@ -135,9 +128,8 @@ def object_stages(
                 level,
                 current,
                 rank=4,
-                needs=(lambda _: [(join, 0)])
-                if level == 0
-                else _children(paint + level - 1, label[level - 1]),
+                needs=_nothing if level == 0 else _children(paint + level - 1, label[level - 1]),
+                after=join if level == 0 else None,
                 feeds=_parent(paint + level + 1, label[level + 1])
                 if level + 1 < len(label)
                 else _nothing,

@@ -6,13 +6,13 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tilepipe.errors import MismatchError, StoreError
 from tilepipe.pipeline.job import fingerprint
@@ -21,6 +21,7 @@ from tilepipe.spec import JobSpec
 from tilepipe.store import Store, create_store, open_files, open_store, what_is_at
 from tilepipe.tiling import round_up
 
+T = TypeVar("T")
 DEFAULT_UNIT_PX = 2048
 LARGE_UNIT_PX = 4096
 LARGE_SLIDE_PX = 32768
@@ -43,8 +44,8 @@ def exclusive(location: str, what: str, *, wait: bool = False) -> Iterator[None]
     kernel's: it is gone with the process, however it ends. It holds on this machine alone; two
     machines that run one job into one store do the same work twice, to the same bytes.
     """
-    handle = _lock_file(location, what)
-    try:
+
+    def lock(handle: int) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -52,9 +53,9 @@ def exclusive(location: str, what: str, *, wait: bool = False) -> Iterator[None]
                 f"{location}: another tilepipe process is writing {what} there; wait for it, "
                 "or stop it"
             ) from None
+
+    with _locked(location, what, lock):
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager
@@ -64,25 +65,56 @@ def running(location: str, label: str | None = None) -> Iterator[bool]:
     The only one may remove what killed writers left: nobody else's file is in the making.
     ``label``: one of those that write this label, of which each may do a part.
     """
-    handle = _lock_file(location, "running" if label is None else f"running {label}")
-    try:
+
+    def lock(handle: int) -> bool:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             sole = True
         except BlockingIOError:
             sole = False
         fcntl.flock(handle, fcntl.LOCK_SH)
+        return sole
+
+    with _locked(location, "running" if label is None else f"running {label}", lock) as sole:
         yield sole
-    finally:
-        os.close(handle)
 
 
-def _lock_file(location: str, what: str) -> int:
+@contextmanager
+def _locked(location: str, what: str, lock: Callable[[int], T]) -> Iterator[T]:
+    """Lock a file of this machine by ``lock``, whose answer is yielded.
+
+    The file goes with its last lock: of every output that was ever written one would stay.
+    """
     place = location if is_remote(location) else str(Path(location).resolve())
     name = hashlib.sha256(f"{place}|{what}".encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"tilepipe-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    return os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    path = folder / f"{name}.lock"
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            told = lock(handle)
+            if _is_at(handle, path):
+                break
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # whoever had it took the file away meanwhile
+    try:
+        yield told
+    finally:
+        with suppress(OSError):  # another process has a lock on it, too
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Tell whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

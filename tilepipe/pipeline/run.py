@@ -208,8 +208,6 @@ class _Kept(SlideWork):
 
 def _let_go(work: SlideWork) -> None:
     work.job.held.close()
-    if work.job.source.slide is not None:
-        work.job.source.slide.close()
     forget(work.ticket.output)
 
 

@@ -82,6 +82,11 @@ class Source:
         assert self.slide is not None
         return self.slide
 
+    def close(self) -> None:
+        """Close the input's file: of a thousand slides that are refused none stays open."""
+        if self.slide is not None:
+            self.slide.close()
+
 
 def open_source(slide: str, output: str | None, spec: JobSpec) -> Source:
     """Open the input; an OME-Zarr without another output is segmented in place.

@@ -57,6 +57,7 @@ def build_stages(layout: Layout) -> list[Stage]:
     image = [Grid(extent, layout.unit_px) for extent in layout.image]
     label = [Grid(extent, layout.unit_px) for extent in layout.label]
     first_label = len(image) + layout.gate
+    gate = len(image) if layout.gate else None
     reach = 0
     if layout.plan is not None:
         side = layout.plan.unit_px
@@ -100,14 +101,9 @@ def build_stages(layout: Layout) -> list[Stage]:
         stages.append(
             Stage(
                 GATE, 0, label[0], rank=5, needs=pixels,
-                feeds=lambda _: ((first_label, index) for index in range(len(label[0]))),
                 on_device=True, root=not image, band=band(layout.level),
             )
         )  # fmt: skip
-    needs: list[Callable[[Unit], Iterable[Node]]] = [pixels]
-    if layout.gate:
-        whole = len(label[0])
-        needs.append(lambda _: ((len(image), index) for index in range(whole)))
     after: list[Stage] = []
     if layout.objects_halo_px is not None:
         after, feeds_objects = object_stages(
@@ -127,8 +123,9 @@ def build_stages(layout: Layout) -> list[Stage]:
                 level,
                 grid,
                 rank=5 if level == 0 else 4,
-                needs=_all(needs) if level == 0 else _children(number - 1, label[level - 1]),
+                needs=pixels if level == 0 else _children(number - 1, label[level - 1]),
                 feeds=_all(parent),
+                after=gate if level == 0 else None,
                 on_device=level == 0,
                 share=all_of_it if layout.share is None else _share_of(layout.share),
                 root=level == 0 and not image and not layout.gate,

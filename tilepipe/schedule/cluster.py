@@ -137,6 +137,7 @@ def connect(
             finally:
                 _close(client)
                 _close(cluster)
+                _forget_handlers()
             return
         if workers is not None or gpus is not None:
             raise ScheduleError(
@@ -186,6 +187,19 @@ def _close(thing: Any) -> None:
         thing.close(timeout=10)
     except Exception:  # the scheduler may be gone; the work is journalled
         logging.getLogger(__name__).debug("closing %r", thing, exc_info=True)
+
+
+def _forget_handlers() -> None:
+    """Let go of the scheduler and the workers that were ours.
+
+    Dask remembers every handler that was ever called, and by it whose that is: of each run in a
+    Python process it would keep 2000 objects, and what its logs hold.
+    """
+    from distributed import core
+
+    forget = getattr(getattr(core, "_expects_comm", None), "cache_clear", None)
+    if forget is not None:
+        forget()
 
 
 def _dashboard(client: Client) -> str | None:

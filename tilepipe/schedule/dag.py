@@ -42,6 +42,9 @@ class Stage:
     """Nodes that must be done before the unit may run."""
     feeds: Callable[[Unit], Iterable[Node]] = _nothing
     """Nodes that may have become ready when the unit is done."""
+    after: int | None = None
+    """Number of a stage that all units need as a whole: told here, not unit by unit, it is asked
+    for once and not by every unit of both."""
     on_device: bool = False
     """Needs the device; few of these are in flight at a time."""
     share: Callable[[Unit], float] = all_of_it
@@ -65,9 +68,15 @@ class Dag:
         """Heaps of (band, unit index)."""
         self._light: list[list[tuple[int, int]]] = [[] for _ in self.stages]
         """The same of device stages, units that need no device."""
+        self._backlog = 0.0
         self._roots = [self._in_order(stage) for stage in self.stages]
         self._done = [0] * len(self.stages)
         self._order = sorted(range(len(self.stages)), key=lambda number: -self.stages[number].rank)
+        self._behind: list[list[int]] = [
+            [later for later, stage in enumerate(self.stages) if stage.after == number]
+            for number in range(len(self.stages))
+        ]
+        """Stages that need a stage as a whole."""
         self.failed: dict[Node, str] = {}
 
     def start(
@@ -88,10 +97,8 @@ class Dag:
             self._state[number][found] = DONE
             self._done[number] = int(np.count_nonzero(self._state[number] == DONE))
         for number, stage in enumerate(self.stages):
-            if stage.root:
-                continue
-            for index in np.flatnonzero(self._state[number] == WAITING):
-                self._offer((number, int(index)))
+            if not stage.root:
+                self._offer_all(number)
         self._lead_with_first()
 
     def _lead_with_first(self) -> None:
@@ -125,12 +132,7 @@ class Dag:
     @property
     def backlog(self) -> float:
         """Units that are ready for the device and wait for it, each by its share."""
-        return sum(
-            stage.share(stage.grid.at(index))
-            for stage, ready in zip(self.stages, self._ready, strict=True)
-            if stage.on_device
-            for _, index in ready
-        )
+        return self._backlog
 
     def needs_device(self, number: int, units: Iterable[int]) -> bool:
         """Tell whether one of a stage's units is computed by the device."""
@@ -190,7 +192,15 @@ class Dag:
             _, index = heapq.heappop(ready)
             state[index] = RUNNING
             taken.append(index)
+        if heaps is self._ready:
+            self._wait(number, taken, -1)
         return taken
+
+    def _wait(self, number: int, units: Iterable[int], sign: int) -> None:
+        """Add units to the backlog, or take them out: it is asked for before every task."""
+        stage = self.stages[number]
+        if stage.on_device:
+            self._backlog += sign * sum(stage.share(stage.grid.at(index)) for index in units)
 
     def _take_root(self, number: int, limit: int) -> list[int]:
         taken = self._take(self._ready, number, limit)  # handed back by a lost worker
@@ -212,6 +222,8 @@ class Dag:
             place = (index % stage.grid.shape[1] // stage.band, index)
         light = stage.on_device and not self.needs_device(number, (index,))
         heapq.heappush((self._light if light else self._ready)[number], place)
+        if not light:
+            self._wait(number, (index,), 1)
 
     def give_back(self, node: Node) -> None:
         """Put a running unit back among the ready ones."""
@@ -229,6 +241,9 @@ class Dag:
         stage = self.stages[number]
         for fed in stage.feeds(stage.grid.at(index)):
             self._offer(fed)
+        if self._is_whole(number):
+            for later in self._behind[number]:
+                self._offer_all(later)
         return True
 
     def fail(self, node: Node, reason: str) -> None:
@@ -261,11 +276,20 @@ class Dag:
         """Units that wait for a failed one."""
         return sum(int(np.count_nonzero(state == WAITING)) for state in self._state)
 
+    def _is_whole(self, number: int) -> bool:
+        return self._done[number] == len(self._state[number])
+
+    def _offer_all(self, number: int) -> None:
+        for index in np.flatnonzero(self._state[number] == WAITING):
+            self._offer((number, int(index)))
+
     def _offer(self, node: Node) -> None:
         number, index = node
         state = self._state[number]
         if state[index] != WAITING:
             return
         stage = self.stages[number]
+        if stage.after is not None and not self._is_whole(stage.after):
+            return
         if all(self.is_done(need) for need in stage.needs(stage.grid.at(index))):
             self._push(number, index)

@@ -9,6 +9,10 @@ from concurrent.futures import Future
 
 from tilepipe.slide.types import Pixels
 
+ENTRY_BYTES = 600
+"""What an array takes beside its pixels: itself, those it is a view of, its key (measured). Of
+tiles of 16 px a side that is more than the pixels."""
+
 
 class SegmentCache:
     """Least-recently-used arrays up to ``limit_bytes``; ``loads`` counts the decodes."""
@@ -44,12 +48,12 @@ class SegmentCache:
             raise
         with self._lock:
             del self._pending[key]
-            if array.nbytes <= self.limit_bytes:
+            if _bytes_of(array) <= self.limit_bytes:
                 self._arrays[key] = array
-                self.held_bytes += array.nbytes
+                self.held_bytes += _bytes_of(array)
             while self.held_bytes > self.limit_bytes:
                 _, dropped = self._arrays.popitem(last=False)
-                self.held_bytes -= dropped.nbytes
+                self.held_bytes -= _bytes_of(dropped)
         pending.set_result(array)
         return array
 
@@ -58,3 +62,7 @@ class SegmentCache:
         with self._lock:
             self._arrays.clear()
             self.held_bytes = 0
+
+
+def _bytes_of(array: Pixels) -> int:
+    return array.nbytes + ENTRY_BYTES
