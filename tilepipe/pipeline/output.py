@@ -78,7 +78,8 @@ def running(location: str, label: str | None = None) -> Iterator[bool]:
 
 
 def _lock_file(location: str, what: str) -> int:
-    place = location if is_remote(location) else str(Path(location).resolve())
+    local = location.removeprefix("file://")
+    place = location.rstrip("/") if is_remote(local) else str(Path(local).resolve())
     name = hashlib.sha256(f"{place}|{what}".encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"tilepipe-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
