@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import weakref
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_slide
-from tilepipe.errors import PlanError
+from tilepipe.errors import PlanError, StoreError
 from tilepipe.pipeline import context as context_room
 from tilepipe.pipeline import run as run_room
 from tilepipe.pipeline.bill import bill
@@ -18,6 +19,7 @@ from tilepipe.pipeline.context import context_of, forget
 from tilepipe.pipeline.events import ignore
 from tilepipe.pipeline.prepare import prepare
 from tilepipe.pipeline.run import Request, run_many
+from tilepipe.pipeline.work import SlideWork
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import Box
 
@@ -78,6 +80,35 @@ def test_a_slide_that_is_refused_or_billed_only_is_closed(slides, tmp_path):
     bill(Request(str(slides[0]), out, SPEC))
     with pytest.raises(PlanError, match="there is no level 9"):
         prepare(str(slides[0]), out, SPEC.replace(level=9), on_event=ignore)
+    assert open_files_in(slides[0].parent) == []
+
+
+def test_a_store_that_goes_before_its_job_ends_is_no_end_of_the_others(
+    slides, tmp_path, monkeypatch
+):
+    requests = [
+        Request(str(path), str(tmp_path / f"{path.stem}.zarr"), SPEC) for path in slides[:3]
+    ]
+    close = SlideWork.close
+
+    def close_after_all(work, reason):
+        if work.job.source.output == requests[1].output:
+            shutil.rmtree(requests[1].output)  # by whoever
+        close(work, reason)
+
+    monkeypatch.setattr(SlideWork, "close", close_after_all)
+    told = []
+    results = run_many(requests, on_result=told.append)
+    assert {result.output: result.state for result in results} == {
+        requests[0].output: "done",
+        requests[1].output: "failed",
+        requests[2].output: "done",
+    }
+    failed = next(result for result in results if result.state == "failed")
+    assert "was taken away while it was worked on" in failed.reason
+    assert told == results
+    with pytest.raises(StoreError, match="was taken away while it was worked on"):
+        run_many(requests[1:2])
     assert open_files_in(slides[0].parent) == []
 
 
