@@ -12,6 +12,7 @@ import tifffile
 from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide import DamagedTile, open_slide
 from tilepipe.slide.segments import PagePixels, SegmentError
+from tilepipe.store import create_store
 from tilepipe.tiling import Box
 
 
@@ -262,3 +263,29 @@ def test_a_hyperstack_that_was_cut_off_is_no_image_of_fewer_channels(tmp_path, l
     path.write_bytes(path.read_bytes()[: offset + left * image[0].nbytes])
     with pytest.raises(SlideError, match=r"a\.tif: .*tells of 3 planes.*cut off"):
         open_slide(path)
+
+
+@pytest.mark.parametrize("on_damage", ["error", "fill"])
+@pytest.mark.parametrize("kind", ["jpeg", "deflate", "zarr"])
+def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch, kind, on_damage):
+    """A tile that is not decoded for it would be white for good, or its file held to be bad."""
+    path = tmp_path / "slide"
+    if kind == "zarr":
+        create_store(str(path), channels=3, dtype="uint8", extent=(64, 64), unit_px=64)
+        place = "zarr.Array.__getitem__"
+    else:
+        write(path, compression=kind)
+        place = "tilepipe.slide.segments." + (
+            "jpeg.decode_strict" if kind == "jpeg" else "np.asarray"
+        )
+    with open_slide(path, on_damage=on_damage) as slide:
+
+        def short(*_, **__):
+            raise MemoryError("Unable to allocate 12.0 MiB")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, short)
+            with pytest.raises(MemoryError):
+                slide.read(Box(0, 0, 64, 64))
+        assert not list(slide.damage)
+        assert slide.read(Box(0, 0, 64, 64)).shape == (3, 64, 64)

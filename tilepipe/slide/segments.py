@@ -241,7 +241,7 @@ class PagePixels:
             segment = self._decode_jpeg(data, index) if self.is_jpeg else None
             if segment is None:
                 segment = self._decode_other(data, index)
-        except SegmentError:
+        except (SegmentError, MemoryError):  # memory is this machine's to lack, not the tile's
             raise
         except Exception as error:
             raise self._error(index, f"cannot be decoded: {_first_line(error)}") from error
