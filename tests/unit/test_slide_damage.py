@@ -289,3 +289,14 @@ def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch, kind, on_damage):
                 slide.read(Box(0, 0, 64, 64))
         assert not list(slide.damage)
         assert slide.read(Box(0, 0, 64, 64)).shape == (3, 64, 64)
+
+
+def test_a_tile_that_asks_for_absurd_memory_is_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "slide.tif"
+    write(path, compression="jpeg")
+    monkeypatch.setattr(
+        "tilepipe.slide.segments.jpeg.decode_strict", lambda *_, **__: np.empty((1 << 30, 1 << 20))
+    )
+    with open_slide(path, on_damage="fill") as slide:
+        assert (slide.read(Box(0, 0, 64, 64)) == 255).all()
+        assert "cannot be decoded: Unable to allocate 8.00 PiB" in slide.damage[0].reason
