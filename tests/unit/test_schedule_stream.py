@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -45,7 +46,8 @@ def work_on(ticket, stage, units):
             CALLS[ticket, stage, unit] += 1
             nth = CALLS[ticket, stage, unit]
         told = PLANS.get(ticket, lambda *_: {})(stage, unit, nth, here())
-        outcomes.append(Outcome(unit, not told.get("error"), elapsed_s=1e-4, worker=here(), **told))
+        told = {"elapsed_s": 1e-4, **told}
+        outcomes.append(Outcome(unit, not told.get("error"), worker=here(), **told))
     return outcomes
 
 
@@ -198,6 +200,26 @@ def test_quick_units_travel_together_and_the_window_is_bounded(connection):
     assert max(sizes) == pace_room.MOST_UNITS
     assert sum(sizes) == 4500
     assert len(TASKS) < 300
+
+
+def test_units_of_empty_glass_are_no_measure_of_those_that_are_computed(connection):
+    """A lane would be given dozens of units for the device, one after the other."""
+
+    class Glass(Pyramid):
+        def __init__(self, ticket):
+            super().__init__(ticket, count=400)
+            low, high = self.dag.stages
+            share = lambda unit: float(unit.ix >= 150)  # noqa: E731
+            self.dag = Dag([low, replace(high, share=share)])
+            self.dag.start({})
+
+    PLANS["glass"] = lambda stage, unit, *_: (
+        {"elapsed_s": 1.0} if stage == 1 and unit >= 150 else {"elapsed_s": 1e-4}
+    )
+    assert run(connection, Glass("glass")).dag.finished
+    tasks = [units for _, stage, units in TASKS if stage == 1]
+    assert {len(units) for units in tasks if units[-1] >= 150} == {1}
+    assert max(len(units) for units in tasks if units[-1] < 150) > 8
 
 
 def test_the_scheduler_never_sees_more_than_the_window(connection, monkeypatch):

@@ -119,8 +119,8 @@ class Stream:
                 for task in job.tasks(*taken):
                     self._hand_out(job, task)
 
-    def _limit(self, stage: Stage) -> int:
-        return self._pace.task_units(stage.name)
+    def _limit(self, stage: Stage, on_device: bool) -> int:
+        return self._pace.task_units(_kind(stage, on_device))
 
     def _hand_out(self, job: OpenJob, task: Task, *, avoid: frozenset[str] = frozenset()) -> None:
         stage = job.work.dag.stages[task.stage]
@@ -172,8 +172,9 @@ class Stream:
                 self._hand_out(self._open[flight.task.job], flight.task, avoid=frozenset(there))
 
     def _patience_s(self, task: Task) -> float:
-        stage = self._open[task.job].work.dag.stages[task.stage]
-        return self._pace.patience_s(stage.name, len(task.units))
+        dag = self._open[task.job].work.dag
+        kind = _kind(dag.stages[task.stage], dag.needs_device(task.stage, task.units))
+        return self._pace.patience_s(kind, len(task.units))
 
     # -- taking in -----------------------------------------------------------------------------
 
@@ -197,9 +198,11 @@ class Stream:
         for twin in self._flights.end_copies(flight.task):
             self._land(twin, cancel=True)
         job, stage = self._open[flight.task.job], flight.task.stage
+        dag = job.work.dag
         for outcome in outcomes:
             if outcome.ok:
-                self._pace.learn(job.work.dag.stages[stage].name, outcome.elapsed_s)
+                kind = _kind(dag.stages[stage], dag.needs_device(stage, (outcome.unit,)))
+                self._pace.learn(kind, outcome.elapsed_s)
             job.judge(stage, outcome, workers=self._crew.workers)
 
     def _failed(self, flight: Flight, error: BaseException | None) -> None:
@@ -228,6 +231,11 @@ class Stream:
             if job.over:
                 job.work.close(job.given_up)
                 del self._open[number]
+
+
+def _kind(stage: Stage, on_device: bool) -> str:
+    """Name the units that take about as long: empty glass is no measure of what is computed."""
+    return f"{stage.name}, computed" if on_device else stage.name
 
 
 def drive(
