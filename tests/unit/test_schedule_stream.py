@@ -295,6 +295,34 @@ def test_a_straggler_gets_a_second_copy_and_the_first_to_come_back_counts(connec
     assert set(job.recorded.values()) == {1}
 
 
+def test_a_scheduler_that_does_not_say_who_works_is_asked_again(connection, monkeypatch):
+    """A broken connection is seen by whoever talks over it next, and comes back."""
+    monkeypatch.setenv("TILEPIPE_STRAGGLER_S", "0.5")
+    ask, asked = connection.client.processing, []
+
+    def processing():
+        asked.append(len(asked))
+        if len(asked) == 1:
+            raise OSError("connection closed")
+        return ask()
+
+    monkeypatch.setattr(connection.client, "processing", processing)
+    release = threading.Event()
+
+    def plan(stage, unit, nth, worker):
+        if (stage, unit, nth) == (0, 5, 1):
+            release.wait(60)
+        return {}
+
+    PLANS["silent"] = plan
+    try:
+        assert run(connection, Pyramid("silent")).dag.finished
+    finally:
+        release.set()
+    assert len(asked) == 2
+    assert CALLS["silent", 0, 5] == 2
+
+
 def test_the_first_unit_that_also_loads_the_network_is_not_what_is_usual(monkeypatch):
     monkeypatch.setenv("TILEPIPE_STRAGGLER_S", "1")
     pace = pace_room.Pace()
