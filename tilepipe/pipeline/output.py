@@ -80,7 +80,7 @@ def running(location: str, label: str | None = None) -> Iterator[bool]:
 def _lock_file(location: str, what: str) -> int:
     local = location.removeprefix("file://")
     place = location.rstrip("/") if is_remote(local) else str(Path(local).resolve())
-    name = hashlib.sha256(f"{place}|{what}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(os.fsencode(f"{place}|{what}")).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"tilepipe-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
