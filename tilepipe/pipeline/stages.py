@@ -100,17 +100,12 @@ def build_stages(layout: Layout) -> list[Stage]:
         stages.append(
             Stage(
                 GATE, 0, label[0], rank=5, needs=pixels,
-                feeds=lambda _: ((first_label, index) for index in range(len(label[0]))),
                 on_device=True, root=not image, band=band(layout.level),
             )
         )  # fmt: skip
-    needs: list[Callable[[Unit], Iterable[Node]]] = [pixels]
-    if layout.gate:
-        whole = len(label[0])
-        needs.append(lambda _: ((len(image), index) for index in range(whole)))
-    after: list[Stage] = []
+    objects: list[Stage] = []
     if layout.objects_halo_px is not None:
-        after, feeds_objects = object_stages(
+        objects, feeds_objects = object_stages(
             label,
             first=first_label + len(label),
             segment=first_label,
@@ -119,7 +114,7 @@ def build_stages(layout: Layout) -> list[Stage]:
     for level, grid in enumerate(label):
         number = first_label + level
         parent = [_parent(number + 1, label[level + 1])] if level + 1 < len(label) else []
-        if after and level == 0:
+        if objects and level == 0:
             parent.append(feeds_objects)
         stages.append(
             Stage(
@@ -127,15 +122,16 @@ def build_stages(layout: Layout) -> list[Stage]:
                 level,
                 grid,
                 rank=5 if level == 0 else 4,
-                needs=_all(needs) if level == 0 else _children(number - 1, label[level - 1]),
+                needs=pixels if level == 0 else _children(number - 1, label[level - 1]),
                 feeds=_all(parent),
+                after=len(image) if layout.gate and level == 0 else None,
                 on_device=level == 0,
                 share=all_of_it if layout.share is None else _share_of(layout.share),
                 root=level == 0 and not image and not layout.gate,
                 band=band(layout.level + level),
             )
         )
-    return stages + after
+    return stages + objects
 
 
 def _nothing(_: Unit) -> Iterable[Node]:
