@@ -77,7 +77,7 @@ def test_fill_keeps_the_rest_and_records_the_tile(tmp_path):
             (0, 4, Box(64, 64, 128, 128)),
             (0, 5, Box(64, 128, 128, 192)),
         ]
-        assert slide.damage[0].to_json()["box"] == [64, 64, 128, 128]
+        assert slide.damage[0].box == Box(64, 64, 128, 128)
     wanted = image.copy()
     wanted[64:, 64:] = 255
     np.testing.assert_array_equal(got, wanted)
