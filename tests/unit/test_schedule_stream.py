@@ -646,3 +646,20 @@ def test_a_client_that_closes_under_the_stream_is_a_lost_scheduler():
         with pytest.raises(ScheduleError, match="the Dask scheduler is gone"):
             drive(own, iter([job]), work_on, on_tick=tick)
     assert job.closed == []
+
+
+def test_a_client_that_closes_while_tasks_are_handed_out_is_a_lost_scheduler(monkeypatch):
+    """It refuses every task from then on: to try the next one is no way on."""
+    with connect("local") as own:
+        submit, refused = own.client.submit, []
+
+        def closing(*args, **named):
+            own.client.close()
+            refused.append(True)
+            if len(refused) > 100:
+                pytest.fail("asked for ever")
+            return submit(*args, **named)
+
+        monkeypatch.setattr(own.client, "submit", closing)
+        with pytest.raises(ScheduleError, match="the Dask scheduler is gone"):
+            drive(own, iter([Pyramid("refused", count=40)]), work_on)

@@ -116,13 +116,15 @@ class Stream:
                 taken = dag.take(device=device, roots=dag.backlog(ahead) < ahead, limit=self._limit)
                 if taken is None:
                     break
-                for task in job.tasks(*taken):
-                    self._hand_out(job, task)
+                handed = [self._hand_out(job, task) for task in job.tasks(*taken)]
+                if not all(handed):
+                    return  # nobody takes any now; whether that is for good is seen elsewhere
 
     def _limit(self, stage: Stage, on_device: bool) -> int:
         return self._pace.task_units(_kind(stage, on_device))
 
-    def _hand_out(self, job: OpenJob, task: Task, *, avoid: frozenset[str] = frozenset()) -> None:
+    def _hand_out(self, job: OpenJob, task: Task, *, avoid: frozenset[str] = frozenset()) -> bool:
+        """Give a task to Dask; False, and it waits again, if the connection broke."""
         stage = job.work.dag.stages[task.stage]
         workers = set(self._crew.workers)
         chosen = (workers - job.shunned(task) - avoid) or workers
@@ -143,6 +145,7 @@ class Stream:
             self._device_begun |= on_device
         elif not self._flights.is_copied(task):  # the connection broke just now
             job.give_back(task)
+        return handed
 
     def _take_back_stranded(self) -> None:
         """Hand out anew what only workers may run that are all gone."""
