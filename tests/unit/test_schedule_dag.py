@@ -1,10 +1,9 @@
 """The graph of units: each runs once, after what it needs, in any order and from any state."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,8 +60,7 @@ def nodes_of(stages):
 
 def needs_of(stages, node):
     stage = stages[node[0]]
-    whole = () if stage.after is None else range(len(stages[stage.after].grid))
-    return {*stage.needs(stage.grid.at(node[1])), *((stage.after, index) for index in whole)}
+    return set(stage.needs(stage.grid.at(node[1])))
 
 
 @given(jobs())
@@ -74,10 +72,10 @@ def test_who_needs_a_unit_is_offered_when_that_unit_is_done(stages):
         for other in stage.feeds(stage.grid.at(node[1])):
             fed[node].add(other)
     for node in nodes_of(stages):
-        stage = stages[node[0]]
-        assert node not in needs_of(stages, node)
-        assert not (stage.root and needs_of(stages, node))
-        for need in stage.needs(stage.grid.at(node[1])):
+        needs = needs_of(stages, node)
+        assert node not in needs
+        assert stages[node[0]].root == (not needs) or not stages[node[0]].root
+        for need in needs:
             assert node in fed[need]
 
 
@@ -98,7 +96,7 @@ def test_every_order_runs_each_unit_once_after_what_it_needs(stages, data):
     running = []
     while True:
         wants_device = bool(rng.integers(2)) or not running
-        roots = dag.backlog(9) < 2 or bool(rng.integers(2))
+        roots = dag.backlog < 2 or bool(rng.integers(2))
         taken = dag.take(device=wants_device, roots=roots, limit=lambda *_: int(rng.integers(1, 5)))
         if taken is not None:
             number, units = taken
@@ -215,14 +213,14 @@ def test_reading_on_waits_for_the_device():
     dag = Dag(build_stages(layout))
     dag.start({})
     read = 0
-    while dag.backlog(3) < 3:
+    while dag.backlog < 3:
         number, (unit,) = dag.take(device=False, roots=True)
         dag.complete((number, unit))
         read += 1
     assert read < len(dag.stages[0].grid)
     assert dag.take(device=False, roots=False) is None
     assert dag.take(device=True, roots=False)[0] == 1
-    assert dag.backlog(9) == 2
+    assert dag.backlog == 2
 
 
 def first_taken(stages, recorded, count):
@@ -255,7 +253,7 @@ def test_what_the_devices_first_unit_needs_is_read_first():
     assert taken == [(0, 3), (0, 11), (0, 4), (0, 5)]
     for node in taken[:2]:
         dag.complete(node)
-    assert dag.backlog(9) == 1
+    assert dag.backlog == 1
     assert dag.is_for_device
     # Another part's units are not this one's: nothing of it is for the device.
     dag = Dag(stages)
@@ -282,51 +280,11 @@ def test_units_without_tissue_wait_for_no_device_and_hold_up_no_reading():
     stages = [replace(stages[0], root=False)]
     dag = Dag(stages)
     dag.start({})
-    assert dag.backlog(9) == 0.25
+    assert dag.backlog == 0.25
     assert not dag.needs_device(0, [0, 2, 3])
     assert dag.needs_device(0, [0, 1])
     assert dag.take(device=False, limit=lambda _, device: 1 if device else 9) == (0, [0, 2, 3])
     assert dag.take(device=False, limit=lambda *_: 9) is None
     assert not dag.exhausted
     assert dag.take(device=True, limit=lambda *_: 9) == (0, [1])
-    assert dag.backlog(9) == 0
-
-
-@pytest.mark.parametrize("gate", [True, False])
-def test_who_may_run_is_looked_for_near_what_is_done_only(gate):
-    """Of thousands of units a look at each for each of them would take hours."""
-    side, looks = 16, Counter()
-    plan = plan_tiles(
-        (64 * side, 64 * side), unit_px=64, context_px=4, alignment_px=4, margin_px=0,
-        least_input_px=8, input_step_px=4,
-    )  # fmt: skip
-    extents = level_extents((64 * side, 64 * side), smallest_px=64)
-
-    def counted(stage):
-        def needs(unit):
-            looks["needs"] += 1
-            return stage.needs(unit)
-
-        def share(unit):
-            looks["share"] += 1
-            return stage.share(unit)
-
-        return replace(stage, needs=needs, share=share)
-
-    layout = Layout(image=extents, label=extents, unit_px=64, level=0, plan=plan, gate=gate,
-                    objects_halo_px=1, share=lambda _: 0.5)  # fmt: skip
-    stages = [counted(stage) for stage in build_stages(layout)]
-    dag = Dag(stages)
-    dag.start({0: range(side * side - 1)})
-    ran = 0
-    while True:
-        before = looks["share"]
-        assert dag.backlog(2) <= 2.5
-        assert looks["share"] - before <= 5
-        if (taken := dag.take(device=True)) is None:
-            break
-        for unit in taken[1]:
-            dag.complete((taken[0], unit))
-            ran += 1
-    assert dag.finished
-    assert looks["needs"] <= 12 * ran
+    assert dag.backlog == 0

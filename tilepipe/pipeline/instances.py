@@ -120,10 +120,14 @@ def object_stages(
 
         return nodes
 
+    def everything(_: Unit) -> Iterable[Node]:
+        # The last first: units are found in reading order, so the first look mostly says no.
+        return ((find, index) for index in reversed(range(len(grid))))
+
     stages = [
-        Stage(FIND, 0, grid, rank=5, needs=near(segment)),
+        Stage(FIND, 0, grid, rank=5, needs=near(segment), feeds=lambda _: [(join, 0)]),
         Stage(
-            JOIN, 0, Grid((1, 1), 1), rank=6, after=find,
+            JOIN, 0, Grid((1, 1), 1), rank=6, needs=everything,
             feeds=lambda _: ((paint, index) for index in range(len(grid))),
         ),
     ]  # fmt: skip

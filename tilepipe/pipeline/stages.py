@@ -100,12 +100,17 @@ def build_stages(layout: Layout) -> list[Stage]:
         stages.append(
             Stage(
                 GATE, 0, label[0], rank=5, needs=pixels,
+                feeds=lambda _: ((first_label, index) for index in range(len(label[0]))),
                 on_device=True, root=not image, band=band(layout.level),
             )
         )  # fmt: skip
-    objects: list[Stage] = []
+    needs: list[Callable[[Unit], Iterable[Node]]] = [pixels]
+    if layout.gate:
+        whole = len(label[0])
+        needs.append(lambda _: ((len(image), index) for index in range(whole)))
+    after: list[Stage] = []
     if layout.objects_halo_px is not None:
-        objects, feeds_objects = object_stages(
+        after, feeds_objects = object_stages(
             label,
             first=first_label + len(label),
             segment=first_label,
@@ -114,7 +119,7 @@ def build_stages(layout: Layout) -> list[Stage]:
     for level, grid in enumerate(label):
         number = first_label + level
         parent = [_parent(number + 1, label[level + 1])] if level + 1 < len(label) else []
-        if objects and level == 0:
+        if after and level == 0:
             parent.append(feeds_objects)
         stages.append(
             Stage(
@@ -122,16 +127,15 @@ def build_stages(layout: Layout) -> list[Stage]:
                 level,
                 grid,
                 rank=5 if level == 0 else 4,
-                needs=pixels if level == 0 else _children(number - 1, label[level - 1]),
+                needs=_all(needs) if level == 0 else _children(number - 1, label[level - 1]),
                 feeds=_all(parent),
-                after=len(image) if layout.gate and level == 0 else None,
                 on_device=level == 0,
                 share=all_of_it if layout.share is None else _share_of(layout.share),
                 root=level == 0 and not image and not layout.gate,
                 band=band(layout.level + level),
             )
         )
-    return stages + objects
+    return stages + after
 
 
 def _nothing(_: Unit) -> Iterable[Node]:

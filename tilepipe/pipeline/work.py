@@ -294,6 +294,4 @@ def part_of(job: Job, part: str) -> dict[int, set[int]]:
         wanted[number].add(index)
         stage = job.stages[number]
         todo.extend(stage.needs(stage.grid.at(index)))
-        if stage.after is not None and not wanted[stage.after]:
-            todo.extend((stage.after, i) for i in range(len(job.stages[stage.after].grid)))
     return wanted

@@ -42,9 +42,6 @@ class Stage:
     """Nodes that must be done before the unit may run."""
     feeds: Callable[[Unit], Iterable[Node]] = _nothing
     """Nodes that may have become ready when the unit is done."""
-    after: int | None = None
-    """Number of a stage of which every unit must be done before any of this one's may run: as needs
-    of each on each they would be looked through a square of times."""
     on_device: bool = False
     """Needs the device; few of these are in flight at a time."""
     share: Callable[[Unit], float] = all_of_it
@@ -91,8 +88,10 @@ class Dag:
             self._state[number][found] = DONE
             self._done[number] = int(np.count_nonzero(self._state[number] == DONE))
         for number, stage in enumerate(self.stages):
-            if not stage.root:
-                self._offer_all(number)
+            if stage.root:
+                continue
+            for index in np.flatnonzero(self._state[number] == WAITING):
+                self._offer((number, int(index)))
         self._lead_with_first()
 
     def _lead_with_first(self) -> None:
@@ -123,18 +122,15 @@ class Dag:
     def _in_order(stage: Stage) -> Iterator[int]:
         return stage.grid.banded(stage.band or max(1, stage.grid.shape[1]))
 
-    def backlog(self, most: float) -> float:
-        """Units that are ready for the device and wait for it, each by its share.
-
-        They are counted up to ``most``: there may be thousands, and it is asked for every task.
-        """
-        total = 0.0
-        for stage, ready in zip(self.stages, self._ready, strict=True):
-            for _, index in ready if stage.on_device else ():
-                total += stage.share(stage.grid.at(index))
-                if total >= most:
-                    return total
-        return total
+    @property
+    def backlog(self) -> float:
+        """Units that are ready for the device and wait for it, each by its share."""
+        return sum(
+            stage.share(stage.grid.at(index))
+            for stage, ready in zip(self.stages, self._ready, strict=True)
+            if stage.on_device
+            for _, index in ready
+        )
 
     def needs_device(self, number: int, units: Iterable[int]) -> bool:
         """Tell whether one of a stage's units is computed by the device."""
@@ -235,15 +231,7 @@ class Dag:
         stage = self.stages[number]
         for fed in stage.feeds(stage.grid.at(index)):
             self._offer(fed)
-        if self._is_whole(number):
-            for later, other in enumerate(self.stages):
-                if other.after == number:
-                    self._offer_all(later)
         return True
-
-    def _is_whole(self, number: int) -> bool:
-        """Tell whether every unit of a stage is done."""
-        return self._done[number] == len(self._state[number])
 
     def fail(self, node: Node, reason: str) -> None:
         """Mark a unit failed; what needs it stays waiting for good."""
@@ -275,17 +263,11 @@ class Dag:
         """Units that wait for a failed one."""
         return sum(int(np.count_nonzero(state == WAITING)) for state in self._state)
 
-    def _offer_all(self, number: int) -> None:
-        for index in np.flatnonzero(self._state[number] == WAITING):
-            self._offer((number, int(index)))
-
     def _offer(self, node: Node) -> None:
         number, index = node
         state = self._state[number]
         if state[index] != WAITING:
             return
         stage = self.stages[number]
-        if stage.after is not None and not self._is_whole(stage.after):
-            return
         if all(self.is_done(need) for need in stage.needs(stage.grid.at(index))):
             self._push(number, index)

@@ -94,8 +94,7 @@ class Stream:
         """Open the next job when those at hand cannot fill the window."""
         if len(self._flights) >= self._window() or len(self._open) >= 4:
             return False
-        ahead = self._ahead()
-        return sum(job.work.dag.backlog(ahead) for job in self._open.values()) < ahead
+        return sum(job.work.dag.backlog for job in self._open.values()) < self._ahead()
 
     def _ahead(self) -> int:
         """Return how many units may wait for the device before reading on is put off.
@@ -112,8 +111,9 @@ class Stream:
             while len(self._flights) < self._window():
                 device = self._device < self._crew.device_lanes
                 dag = job.work.dag
-                ahead = self._ahead()
-                taken = dag.take(device=device, roots=dag.backlog(ahead) < ahead, limit=self._limit)
+                taken = dag.take(
+                    device=device, roots=dag.backlog < self._ahead(), limit=self._limit
+                )
                 if taken is None:
                     break
                 handed = [self._hand_out(job, task) for task in job.tasks(*taken)]
