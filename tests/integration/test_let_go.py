@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_slide
-from tilepipe.errors import PlanError, StoreError
+from tilepipe.errors import StoreError
 from tilepipe.pipeline import context as context_room
 from tilepipe.pipeline import run as run_room
-from tilepipe.pipeline.bill import bill
 from tilepipe.pipeline.context import context_of, forget
 from tilepipe.pipeline.events import ignore
 from tilepipe.pipeline.prepare import prepare
@@ -73,14 +72,6 @@ def test_of_many_slides_only_those_at_work_are_held(slides, tmp_path, monkeypatc
     assert open_files_in(slides[0].parent) == []
     outputs = {request.output for request in requests}
     assert not outputs & {key[0] for key in context_room._contexts}
-
-
-def test_a_slide_that_is_refused_or_billed_only_is_closed(slides, tmp_path):
-    out = str(tmp_path / "a.zarr")
-    bill(Request(str(slides[0]), out, SPEC))
-    with pytest.raises(PlanError, match="there is no level 9"):
-        prepare(str(slides[0]), out, SPEC.replace(level=9), on_event=ignore)
-    assert open_files_in(slides[0].parent) == []
 
 
 def test_a_store_that_goes_before_its_job_ends_is_no_end_of_the_others(

@@ -15,7 +15,6 @@ from tilepipe.pipeline.lanes import lanes_of, processes_of, recent_bytes, slack_
 from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import Source, open_source
 from tilepipe.pipeline.tissue import forecast_tissue, tissue_share
-from tilepipe.spec import JobSpec
 from tilepipe.store import check_free, open_files
 from tilepipe.threads import cores
 from tilepipe.tiling import Box
@@ -34,21 +33,14 @@ def bill(request: Request) -> dict[str, Any]:
     ``ram_bytes`` is the peak of all processes, ``disk_bytes`` of the finished store. Both are
     forecasts: compression is measured on samples of this very slide.
     """
-    source = open_source(request.slide, request.output, request.spec)
-    try:
-        return _bill(source, request.spec)
-    finally:
-        if source.slide is not None:
-            source.slide.close()
-
-
-def _bill(source: Source, spec: JobSpec) -> dict[str, Any]:
     notes: list[str] = []
 
     def listen(event: Event) -> None:
         if isinstance(event, Note | Warned):
             notes.append(event.text)
 
+    spec = request.spec
+    source = open_source(request.slide, request.output, spec)
     check_free(open_files(source.output))
     for note in source.notes:
         listen(Note(source.name, note))

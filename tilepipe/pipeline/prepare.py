@@ -74,25 +74,6 @@ def prepare(
     StoreError if the output belongs to another job or cannot be written.
     """
     source = open_source(slide, output, spec)
-    held = ExitStack()
-    try:
-        return _prepare(source, spec, held, segment=segment, trace=trace, on_event=on_event)
-    except BaseException:
-        held.close()
-        if source.slide is not None:
-            source.slide.close()
-        raise
-
-
-def _prepare(
-    source: Source,
-    spec: JobSpec,
-    held: ExitStack,
-    *,
-    segment: bool,
-    trace: bool,
-    on_event: OnEvent,
-) -> Job:
     if source.store is not None:
         if not segment:
             raise PlanError(
@@ -106,15 +87,20 @@ def _prepare(
     chosen = choose(source, spec, on_event) if segment else None
     if source.store is None and spec.in_place and chosen is None:
         raise PlanError("--in-place copies no image: there is nothing to ingest")
-    with exclusive(source.output, "preparation", wait=True):
-        sole = held.enter_context(running(source.output))
-        what = f"label {chosen.name} {spec.part or ''}" if chosen is not None else "the image"
-        held.enter_context(exclusive(source.output, what.rstrip()))
-        alone = chosen is None or held.enter_context(running(source.output, chosen.name))
-        return _open_job(
-            source, spec, chosen, tissue, held,
-            sole=sole, alone=alone, trace=trace, on_event=on_event,
-        )  # fmt: skip
+    held = ExitStack()
+    try:
+        with exclusive(source.output, "preparation", wait=True):
+            sole = held.enter_context(running(source.output))
+            what = f"label {chosen.name} {spec.part or ''}" if chosen is not None else "the image"
+            held.enter_context(exclusive(source.output, what.rstrip()))
+            alone = chosen is None or held.enter_context(running(source.output, chosen.name))
+            return _open_job(
+                source, spec, chosen, tissue, held,
+                sole=sole, alone=alone, trace=trace, on_event=on_event,
+            )  # fmt: skip
+    except BaseException:
+        held.close()
+        raise
 
 
 def _open_job(
