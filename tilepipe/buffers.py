@@ -32,7 +32,10 @@ class Buffers:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._lock = threading.Lock()
+        # Memory comes back wherever its array goes: where that is part of a cycle, wherever the
+        # collector happens to run, amid any of these methods too. So the lock lets its own thread
+        # in again, and the list is replaced, not changed: what is given then is at worst freed.
+        self._lock = threading.RLock()
         self._waiting: list[Memory] = []
         """The longest unused first."""
 
@@ -75,13 +78,18 @@ class Buffers:
 
     def _give_back(self, memory: Memory) -> None:
         with self._lock:
-            self._waiting.append(memory)
+            self._waiting = [*self._waiting, memory]
             self._shrink()
 
     def _shrink(self) -> None:
-        held = sum(memory.nbytes for memory in self._waiting)
-        while held > self.limit_bytes:
-            held -= self._waiting.pop(0).nbytes
+        kept: list[Memory] = []
+        room_bytes = self.limit_bytes
+        for memory in reversed(self._waiting):
+            room_bytes -= memory.nbytes
+            if room_bytes < 0:
+                break
+            kept.insert(0, memory)
+        self._waiting = kept
 
 
 _buffers = Buffers(WAITING_BYTES)

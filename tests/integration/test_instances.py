@@ -16,7 +16,7 @@ from scipy import ndimage
 from tilepipe.cli.main import main
 from tilepipe.errors import StoreError
 from tilepipe.pipeline.instances import Objects, close_instances, open_instances
-from tilepipe.store import create_store, open_store, reduce_label
+from tilepipe.store import Label, create_store, open_store, reduce_label
 from tilepipe.train.targets import BORDER_CLASSES, separate
 
 RANDOM = ["--model", "unet", "--weights", "random:0", "--base", "2", "--no-tune",
@@ -106,6 +106,27 @@ def test_objects_can_be_asked_for_later_and_what_was_lost_is_made_again(done, sl
     np.testing.assert_array_equal(
         pixels(out, "labels/unet-instances/0"), pixels(done[0], "labels/unet-instances/0")
     )
+
+
+@pytest.mark.parametrize("again", ["run", "finish"])
+def test_what_was_stopped_before_the_objects_first_record_goes_on(
+    done, slide, tmp_path, monkeypatch, again
+):
+    out = tmp_path / "out.zarr"
+    run = ["run", slide, "-o", out, *RANDOM, "--unit", 80, "--instances", "--quiet"]
+    write = Label.write_record
+
+    def full(label, record):
+        if "instances_of" in record:
+            raise StoreError("the disk is full")
+        write(label, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Label, "write_record", full)
+        assert "the disk is full" in tilepipe(*run, code=1)
+    tilepipe(*run if again == "run" else ("finish", out))
+    ids = pixels(out, "labels/unet-instances/0")
+    assert np.array_equal(ids, pixels(done[0], "labels/unet-instances/0"))
 
 
 def test_parts_leave_the_objects_to_finish(done, slide, tmp_path):

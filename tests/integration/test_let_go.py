@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import weakref
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from distributed import Scheduler, Worker
 
 from tests.conftest import write_slide
-from tilepipe.errors import PlanError
+from tilepipe.errors import PlanError, StoreError
 from tilepipe.pipeline import context as context_room
 from tilepipe.pipeline import run as run_room
 from tilepipe.pipeline.bill import bill
@@ -20,6 +21,7 @@ from tilepipe.pipeline.context import context_of, forget
 from tilepipe.pipeline.events import ignore
 from tilepipe.pipeline.prepare import prepare
 from tilepipe.pipeline.run import Request, run_many, run_one
+from tilepipe.pipeline.work import SlideWork
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import Box
 
@@ -73,6 +75,35 @@ def test_of_many_slides_only_those_at_work_are_held(slides, tmp_path, monkeypatc
     assert open_files_in(slides[0].parent) == []
     outputs = {request.output for request in requests}
     assert not outputs & {key[0] for key in context_room._contexts}
+
+
+def test_a_store_that_goes_before_its_job_ends_is_no_end_of_the_others(
+    slides, tmp_path, monkeypatch
+):
+    requests = [
+        Request(str(path), str(tmp_path / f"{path.stem}.zarr"), SPEC) for path in slides[:3]
+    ]
+    close = SlideWork.close
+
+    def close_after_all(work, reason):
+        if work.job.source.output == requests[1].output:
+            shutil.rmtree(requests[1].output)  # by whoever
+        close(work, reason)
+
+    monkeypatch.setattr(SlideWork, "close", close_after_all)
+    told = []
+    results = run_many(requests, on_result=told.append)
+    assert {result.output: result.state for result in results} == {
+        requests[0].output: "done",
+        requests[1].output: "failed",
+        requests[2].output: "done",
+    }
+    failed = next(result for result in results if result.state == "failed")
+    assert "was taken away while it was worked on" in failed.reason
+    assert told == results
+    with pytest.raises(StoreError, match="was taken away while it was worked on"):
+        run_many(requests[1:2])
+    assert open_files_in(slides[0].parent) == []
 
 
 def test_the_slide_of_a_unit_under_way_is_closed_after_it(slides, tmp_path):

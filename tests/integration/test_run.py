@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +89,23 @@ def test_the_tiled_mask_is_the_whole_image_mask(small_slide, tmp_path, options):
     out = tmp_path / "out.zarr"
     tilepipe("run", small_slide, "-o", out, *RANDOM, *options, "--quiet")
     assert np.array_equal(pixels(out, "labels/unet/0"), whole_image_mask(small_slide))
+
+
+def test_a_name_that_holds_bytes_that_are_no_text(small_slide, tmp_path, monkeypatch):
+    """Latin-1 names of old file servers: the output has one, too, and what is recorded finds it."""
+    monkeypatch.chdir(tmp_path)
+    slide, out = (os.fsdecode(b"Pr\xe4parat" + end) for end in (b".tif", b".zarr"))
+    try:
+        Path(slide).write_bytes(small_slide.read_bytes())
+    except OSError as error:
+        pytest.skip(f"no such names here: {error}")
+    tilepipe("run", slide, *RANDOM, "--instances", "--part", "0/1", "--quiet")
+    tilepipe("finish", out, "--json")
+    assert tilepipe("verify", out, "--json")["slide"] == str(tmp_path / slide)
+    tilepipe("report", out, "-o", "report.html", "--json")
+    assert "Pr\\udce4parat" in Path("report.html").read_text(encoding="utf-8")
+    ome = json.loads(Path(out, "zarr.json").read_text(encoding="utf-8"))["attributes"]["ome"]
+    assert ome["multiscales"][0]["name"] == "Pr?parat"
 
 
 def test_two_worker_processes_make_the_same_mask(done, small_slide, tmp_path):

@@ -245,6 +245,18 @@ def test_what_cannot_be_read_is_told(tmp_path, axes, shape, said):
         open_store(path)
 
 
+def scaled(own, common, *more):
+    def scale(number):
+        return [{"type": "scale", "scale": [1, number, number]}]
+
+    datasets = [
+        {"path": "scale0", "coordinateTransformations": scale(each)} for each in (own, *more)
+    ]
+    axes = [{"name": axis} for axis in "cyx"]
+    image = {"axes": axes, "datasets": datasets, "coordinateTransformations": scale(common)}
+    return {"multiscales": [image]}
+
+
 BROKEN = {
     "no multiscales": {},
     "empty multiscales": {"multiscales": []},
@@ -266,6 +278,9 @@ BROKEN = {
             }
         ]
     },
+    "scales that are 0 together": scaled(1e-200, 1e-200),
+    "scales that are infinite together": scaled(1e200, 1e200),
+    "a level that is infinitely coarser": scaled(1e-300, 1.0, 1e300),
     "a list": [1],
 }
 

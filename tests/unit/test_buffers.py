@@ -129,3 +129,30 @@ def test_threads_never_share_memory():
     assert not wrong
     # Two at a time in each thread, of two whole MiB.
     assert 0 < buffers.waiting_bytes <= 6 * 2 * 2 * MIB
+
+
+def test_memory_comes_back_amid_the_work_of_its_own_thread():
+    """The collector runs anywhere: an array in a cycle goes while the list is being looked at."""
+
+    class Cycle:
+        def __init__(self, array):
+            self.array, self.me = array, self
+
+    def work():
+        for turn in range(300):
+            gc.set_threshold(1 + turn % 7)
+            Cycle(buffers.empty((MIB,), np.uint8))
+            buffers.empty((MIB,), np.uint8)
+            buffers.keep(8 * MIB)
+            assert buffers.waiting_bytes <= 8 * MIB
+        done.append(True)
+
+    buffers, done = Buffers(8 * MIB), []
+    often = gc.get_threshold()
+    try:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(30)
+    finally:
+        gc.set_threshold(*often)
+    assert done

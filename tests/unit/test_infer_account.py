@@ -1,14 +1,13 @@
-"""The account: seconds per step, nested spans, shares that add up, a timeline."""
+"""The account: seconds per step, nested spans, shares that add up."""
 
 from __future__ import annotations
 
 import json
 import threading
-import time
 
 import pytest
 
-from tilepipe.infer.account import MAX_EVENTS, Account, account_json, merge_seconds, trace_json
+from tilepipe.infer.account import Account, account_json, merge_seconds
 
 
 class Clock:
@@ -92,31 +91,3 @@ def test_threads_lose_nothing():
     for thread in threads:
         thread.join()
     assert account.seconds["compute"] == 8 * 200 * 0.5
-
-
-def test_timeline_opens_in_chrome():
-    account = Account(trace=True)
-    child = Account(parent=account)
-    with child.span("read"):
-        time.sleep(0.002)
-    with account.span("write"):
-        pass
-    events = account.drain_events()
-    assert account.drain_events() == []
-    assert [event["name"] for event in events] == ["read", "write"]
-    trace = trace_json(reversed(events))
-    assert [event["name"] for event in trace["traceEvents"]] == ["read", "write"]
-    first = trace["traceEvents"][0]
-    assert first["ts"] == 0.0
-    assert first["dur"] >= 1500
-    assert {"ph", "pid", "tid"} <= set(first)
-    json.dumps(trace)
-
-
-def test_timeline_is_bounded():
-    clock = Clock()
-    account = Account(trace=True, clock=clock)
-    account._events = [{"ts": 0.0}] * MAX_EVENTS
-    with account.span("read"):
-        pass
-    assert len(account.drain_events()) == MAX_EVENTS

@@ -224,3 +224,25 @@ def test_a_halo_that_costs_much_is_told_with_what_helps(unit_px, tile_px, extent
     _, notes = plan_for(model, extent, JobSpec(tile=tile_px), unit_px=unit_px)
     assert len(notes) == 1
     assert notes[0].endswith(way)
+
+
+@pytest.mark.parametrize("kind", ["local", "never"])
+def test_what_is_measured_sees_pixels_without_data_as_a_run_does(monkeypatch, kind):
+    """They are 0 to the network: one NaN would be one of every figure, and no JSON."""
+    monkeypatch.setattr(room, "supported_precisions", lambda _: ("fp32", "bf16"))
+    pixels = np.random.default_rng(0).random((1, 4300, 4200), np.float32)
+    pixels[:, 2000:2300, 2000:2300] = np.nan
+    pixels[:, 400, 400] = np.inf
+
+    def measured(pixels):
+        chosen = choose_settings(
+            toy(kind=kind),
+            extent=pixels.shape[1:],
+            spec=JobSpec(tune=False, backend="torch", tolerance=1.0, device="cpu"),
+            dtype=np.float32,
+            unit_px=512,
+            read=lambda box: pixels[(slice(None), *box.slices)],
+        )
+        return json.dumps([chosen.guard, chosen.blend_error], allow_nan=False)
+
+    assert measured(pixels) == measured(np.nan_to_num(pixels, nan=0, posinf=0))

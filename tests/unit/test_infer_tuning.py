@@ -392,6 +392,25 @@ print(faults() - before)
     assert int(out) < 8000
 
 
+@pytest.mark.parametrize(
+    ("limit", "stat", "free"),
+    [
+        (1000, "anon 300\ninactive_file 600\nactive_file 50\n", 700),
+        (1000, "anon 900\n", 100),
+        (800, "inactive_file 0\n", 0),
+        ("max", "inactive_file 0\n", None),
+    ],
+)
+def test_what_was_read_of_files_is_free_memory_of_a_container(
+    tmp_path, monkeypatch, limit, stat, free
+):
+    for name, text in (("max", limit), ("current", 900), ("stat", stat)):
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    found = memory.free_bytes()
+    assert found == free if free is not None else found > 1 << 20
+
+
 def test_free_bytes_is_believable():
     assert 1 << 20 < memory.free_bytes() < 1 << 50
     if torch.cuda.is_available():

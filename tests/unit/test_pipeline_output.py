@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tilepipe.pipeline.output import unit_for
+from tilepipe.errors import StoreError
+from tilepipe.pipeline.output import exclusive, unit_for
 from tilepipe.spec import JobSpec
 from tilepipe.store import create_store
 
@@ -37,3 +38,18 @@ def test_an_image_that_is_there_keeps_its_units(tmp_path):
     for recorded, wanted in ((512, 512), (None, 4096), ("many", 4096), (-1, 4096)):
         store.write_record({"state": "running", "unit_px": recorded})
         assert unit_for(slide_of(40000, 40000), out, JobSpec(), device="cuda:0") == wanted
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("{}/a.zarr", "file://{}/a.zarr"), ("s3://b{}/a.zarr", "s3://b{}/a.zarr/")],
+)
+def test_an_output_is_one_however_it_is_spelled(tmp_path, one, other):
+    one, other = one.format(tmp_path), other.format(tmp_path)
+    for first, second in ((one, other), (other, one)):
+        with (
+            exclusive(first, "the image"),
+            pytest.raises(StoreError, match="another tilepipe process is writing the image there"),
+            exclusive(second, "the image"),
+        ):
+            pass

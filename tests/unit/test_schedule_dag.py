@@ -101,7 +101,7 @@ def test_every_order_runs_each_unit_once_after_what_it_needs(stages, data):
     while True:
         wants_device = bool(rng.integers(2)) or not running
         roots = dag.backlog < 2 or bool(rng.integers(2))
-        taken = dag.take(device=wants_device, roots=roots, limit=lambda _: int(rng.integers(1, 5)))
+        taken = dag.take(device=wants_device, roots=roots, limit=lambda *_: int(rng.integers(1, 5)))
         if taken is not None:
             number, units = taken
             assert roots or stages[number].on_device or not stages[number].root
@@ -135,7 +135,7 @@ def test_what_needs_a_failed_unit_is_not_run_and_the_rest_is(stages, seed):
     dag = Dag(stages)
     dag.start({})
     ran, failed = set(), set()
-    while (taken := dag.take(device=True, limit=lambda _: 3)) is not None:
+    while (taken := dag.take(device=True, limit=lambda *_: 3)) is not None:
         for unit in taken[1]:
             node = (taken[0], unit)
             if rng.random() < 0.1:
@@ -157,7 +157,7 @@ def test_only_wanted_units_run():
     stages = [Stage("ingest", 0, Grid((40, 40), 10), root=True)]
     dag = Dag(stages)
     dag.start({0: [3]}, wanted={0: {3, 5, 6}})
-    assert dag.take(device=True, limit=lambda _: 99) == (0, [5, 6])
+    assert dag.take(device=True, limit=lambda *_: 99) == (0, [5, 6])
     assert not dag.finished
     dag.complete((0, 5))
     dag.complete((0, 6))
@@ -232,7 +232,7 @@ def first_taken(stages, recorded, count):
     dag.start(recorded)
     taken = []
     while len(taken) < count:
-        number, units = dag.take(device=True, limit=lambda _: 1)
+        number, units = dag.take(device=True, limit=lambda *_: 1)
         taken += [(number, unit) for unit in units]
     return dag, taken
 
@@ -287,10 +287,10 @@ def test_units_without_tissue_wait_for_no_device_and_hold_up_no_reading():
     assert dag.backlog == 0.25
     assert not dag.needs_device(0, [0, 2, 3])
     assert dag.needs_device(0, [0, 1])
-    assert dag.take(device=False, limit=lambda _: 9) == (0, [0, 2, 3])
-    assert dag.take(device=False, limit=lambda _: 9) is None
+    assert dag.take(device=False, limit=lambda _, device: 1 if device else 9) == (0, [0, 2, 3])
+    assert dag.take(device=False, limit=lambda *_: 9) is None
     assert not dag.exhausted
-    assert dag.take(device=True, limit=lambda _: 9) == (0, [1])
+    assert dag.take(device=True, limit=lambda *_: 9) == (0, [1])
     assert dag.backlog == 0
 
 

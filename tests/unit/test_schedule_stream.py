@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -45,7 +46,8 @@ def work_on(ticket, stage, units):
             CALLS[ticket, stage, unit] += 1
             nth = CALLS[ticket, stage, unit]
         told = PLANS.get(ticket, lambda *_: {})(stage, unit, nth, here())
-        outcomes.append(Outcome(unit, not told.get("error"), elapsed_s=1e-4, worker=here(), **told))
+        told = {"elapsed_s": 1e-4, **told}
+        outcomes.append(Outcome(unit, not told.get("error"), worker=here(), **told))
     return outcomes
 
 
@@ -200,6 +202,26 @@ def test_quick_units_travel_together_and_the_window_is_bounded(connection):
     assert len(TASKS) < 300
 
 
+def test_units_of_empty_glass_are_no_measure_of_those_that_are_computed(connection):
+    """A lane would be given dozens of units for the device, one after the other."""
+
+    class Glass(Pyramid):
+        def __init__(self, ticket):
+            super().__init__(ticket, count=400)
+            low, high = self.dag.stages
+            share = lambda unit: float(unit.ix >= 150)  # noqa: E731
+            self.dag = Dag([low, replace(high, share=share)])
+            self.dag.start({})
+
+    PLANS["glass"] = lambda stage, unit, *_: (
+        {"elapsed_s": 1.0} if stage == 1 and unit >= 150 else {"elapsed_s": 1e-4}
+    )
+    assert run(connection, Glass("glass")).dag.finished
+    tasks = [units for _, stage, units in TASKS if stage == 1]
+    assert {len(units) for units in tasks if units[-1] >= 150} == {1}
+    assert max(len(units) for units in tasks if units[-1] < 150) > 8
+
+
 def test_the_scheduler_never_sees_more_than_the_window(connection, monkeypatch):
     monkeypatch.setattr(pace_room, "MOST_UNITS", 1)
     most = 0
@@ -271,6 +293,34 @@ def test_a_straggler_gets_a_second_copy_and_the_first_to_come_back_counts(connec
     assert job.dag.finished
     assert CALLS["slow", 0, 5] == 2
     assert set(job.recorded.values()) == {1}
+
+
+def test_a_scheduler_that_does_not_say_who_works_is_asked_again(connection, monkeypatch):
+    """A broken connection is seen by whoever talks over it next, and comes back."""
+    monkeypatch.setenv("TILEPIPE_STRAGGLER_S", "0.5")
+    ask, asked = connection.client.processing, []
+
+    def processing():
+        asked.append(len(asked))
+        if len(asked) == 1:
+            raise OSError("connection closed")
+        return ask()
+
+    monkeypatch.setattr(connection.client, "processing", processing)
+    release = threading.Event()
+
+    def plan(stage, unit, nth, worker):
+        if (stage, unit, nth) == (0, 5, 1):
+            release.wait(60)
+        return {}
+
+    PLANS["silent"] = plan
+    try:
+        assert run(connection, Pyramid("silent")).dag.finished
+    finally:
+        release.set()
+    assert len(asked) == 2
+    assert CALLS["silent", 0, 5] == 2
 
 
 def test_the_first_unit_that_also_loads_the_network_is_not_what_is_usual(monkeypatch):
@@ -607,3 +657,20 @@ def test_a_worker_process_that_dies_as_it_starts(tmp_path, monkeypatch):
         connect("local", workers=2),
     ):
         pass
+
+
+def test_a_client_that_closes_while_tasks_are_handed_out_is_a_lost_scheduler(monkeypatch):
+    """It refuses every task from then on: to try the next one is no way on."""
+    with connect("local") as own:
+        submit, refused = own.client.submit, []
+
+        def closing(*args, **named):
+            own.client.close()
+            refused.append(True)
+            if len(refused) > 100:
+                pytest.fail("asked for ever")
+            return submit(*args, **named)
+
+        monkeypatch.setattr(own.client, "submit", closing)
+        with pytest.raises(ScheduleError, match="the Dask scheduler is gone"):
+            drive(own, iter([Pyramid("refused", count=40)]), work_on)

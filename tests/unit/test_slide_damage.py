@@ -12,6 +12,7 @@ import tifffile
 from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide import DamagedTile, open_slide
 from tilepipe.slide.segments import PagePixels, SegmentError
+from tilepipe.store import create_store
 from tilepipe.tiling import Box
 
 
@@ -76,7 +77,7 @@ def test_fill_keeps_the_rest_and_records_the_tile(tmp_path):
             (0, 4, Box(64, 64, 128, 128)),
             (0, 5, Box(64, 128, 128, 192)),
         ]
-        assert slide.damage[0].to_json()["box"] == [64, 64, 128, 128]
+        assert slide.damage[0].box == Box(64, 64, 128, 128)
     wanted = image.copy()
     wanted[64:, 64:] = 255
     np.testing.assert_array_equal(got, wanted)
@@ -262,3 +263,40 @@ def test_a_hyperstack_that_was_cut_off_is_no_image_of_fewer_channels(tmp_path, l
     path.write_bytes(path.read_bytes()[: offset + left * image[0].nbytes])
     with pytest.raises(SlideError, match=r"a\.tif: .*tells of 3 planes.*cut off"):
         open_slide(path)
+
+
+@pytest.mark.parametrize("on_damage", ["error", "fill"])
+@pytest.mark.parametrize("kind", ["jpeg", "deflate", "zarr"])
+def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch, kind, on_damage):
+    """A tile that is not decoded for it would be white for good, or its file held to be bad."""
+    path = tmp_path / "slide"
+    if kind == "zarr":
+        create_store(str(path), channels=3, dtype="uint8", extent=(64, 64), unit_px=64)
+        place = "zarr.Array.__getitem__"
+    else:
+        write(path, compression=kind)
+        place = "tilepipe.slide.segments." + (
+            "jpeg.decode_strict" if kind == "jpeg" else "np.asarray"
+        )
+    with open_slide(path, on_damage=on_damage) as slide:
+
+        def short(*_, **__):
+            raise MemoryError("Unable to allocate 12.0 MiB")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, short)
+            with pytest.raises(MemoryError):
+                slide.read(Box(0, 0, 64, 64))
+        assert not list(slide.damage)
+        assert slide.read(Box(0, 0, 64, 64)).shape == (3, 64, 64)
+
+
+def test_a_tile_that_asks_for_absurd_memory_is_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "slide.tif"
+    write(path, compression="jpeg")
+    monkeypatch.setattr(
+        "tilepipe.slide.segments.jpeg.decode_strict", lambda *_, **__: np.empty((1 << 30, 1 << 20))
+    )
+    with open_slide(path, on_damage="fill") as slide:
+        assert (slide.read(Box(0, 0, 64, 64)) == 255).all()
+        assert "cannot be decoded: Unable to allocate 8.00 PiB" in slide.damage[0].reason

@@ -120,7 +120,11 @@ def test_a_tilde_is_the_home_folder_in_calls_and_job_files_too(tmp_path, monkeyp
     monkeypatch.setenv("HOME", str(tmp_path))
     tifffile.imwrite(tmp_path / "s.tif", np.zeros((32, 32), np.uint8))
     assert open_slide("~/s.tif").path == str(tmp_path / "s.tif")
-    assert open_source("~/s.tif", None, JobSpec()).slide.path == str(tmp_path / "s.tif")
+    source = open_source("~/s.tif", "~/out.zarr", JobSpec())
+    assert (source.slide.path, source.output) == (
+        str(tmp_path / "s.tif"),
+        str(tmp_path / "out.zarr"),
+    )
     assert JobSpec(weights="~/w.safetensors").weights == str(tmp_path / "w.safetensors")
     (tmp_path / "jobs").mkdir()
     job = tmp_path / "jobs" / "job.toml"

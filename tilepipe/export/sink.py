@@ -11,6 +11,9 @@ from typing import IO
 from tilepipe.errors import ExportError, TilepipeError
 from tilepipe.store import Store, overlap
 
+_NO_TEXT = "backslashreplace"
+"""What becomes of the bytes of a file's name that are no text."""
+
 
 def check_place(store: Store, path: Path) -> None:
     """Raise ExportError for a path inside the store, or that of the slide it was made from.
@@ -65,7 +68,7 @@ def text_sink(path: Path, *, overwrite: bool = False) -> Iterator[IO[str]]:
             ):
                 yield _Encoder(packed)  # type: ignore[misc]
         else:
-            with part.open("w", encoding="utf-8", newline="") as file:
+            with part.open("w", encoding="utf-8", errors=_NO_TEXT, newline="") as file:
                 yield file
 
 
@@ -76,5 +79,5 @@ class _Encoder:
         self._packed = packed
 
     def write(self, text: str) -> int:
-        self._packed.write(text.encode())
+        self._packed.write(text.encode(errors=_NO_TEXT))
         return len(text)

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tilepipe.infer.account import Account, account_json, merge_seconds, trace_json
+    from tilepipe.infer.account import Account, account_json, merge_seconds
     from tilepipe.infer.certify import Certificate, verify
     from tilepipe.infer.engine import Engine
     from tilepipe.infer.maps import UnitResult
@@ -21,7 +21,6 @@ _HOME = {
     "Account": "account",
     "account_json": "account",
     "merge_seconds": "account",
-    "trace_json": "account",
     "verify": "certify",
     "Certificate": "certify",
     "Engine": "engine",
@@ -45,7 +44,6 @@ __all__ = [
     "estimate_seconds",
     "forward_bytes",
     "merge_seconds",
-    "trace_json",
     "verify",
 ]
 

@@ -1,8 +1,7 @@
-"""``Account``: where the time of a worker went, step by step, and a timeline of it."""
+"""``Account``: where the time of a worker went, step by step."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,8 +21,6 @@ STEPS = (
 )
 """What a lane can be busy with; the rest of its time is ``idle``."""
 
-MAX_EVENTS = 200_000
-
 # Seconds spent in inner spans, per open span of a thread, whichever account they belong to.
 _SPANS = threading.local()
 
@@ -38,7 +35,6 @@ class Account:
     def __init__(
         self,
         *,
-        trace: bool = False,
         parent: Account | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -47,10 +43,6 @@ class Account:
         self._lock = threading.Lock()
         self._seconds: dict[str, float] = {}
         self._device_s = 0.0
-        self._trace = trace
-        self._events: list[dict[str, Any]] = []
-        # perf_counter has no common origin across processes; the epoch has.
-        self._epoch_s = time.time() - clock()
 
     @contextmanager
     def span(self, step: str) -> Iterator[None]:
@@ -66,7 +58,6 @@ class Account:
             if stack:
                 stack[-1] += whole_s
             self.add(step, own_s)
-            self._record(step, started_s, whole_s)
 
     def add(self, step: str, seconds: float) -> None:
         """Add seconds that were measured elsewhere."""
@@ -74,23 +65,6 @@ class Account:
             self._seconds[step] = self._seconds.get(step, 0.0) + max(0.0, seconds)
         if self._parent is not None:
             self._parent.add(step, seconds)
-
-    def _record(self, step: str, started_s: float, whole_s: float) -> None:
-        if self._parent is not None:
-            self._parent._record(step, started_s, whole_s)
-        if not self._trace:
-            return
-        event = {
-            "name": step,
-            "ph": "X",
-            "ts": (self._epoch_s + started_s) * 1e6,
-            "dur": whole_s * 1e6,
-            "pid": os.getpid(),
-            "tid": threading.get_native_id(),
-        }
-        with self._lock:
-            if len(self._events) < MAX_EVENTS:
-                self._events.append(event)
 
     def add_device(self, seconds: float) -> None:
         """Add seconds in which the device computed, by its own clock; they are no lane's."""
@@ -110,16 +84,6 @@ class Account:
         """Seconds per step so far."""
         with self._lock:
             return dict(self._seconds)
-
-    def drain_events(self) -> list[dict[str, Any]]:
-        """Return the timeline so far and forget it."""
-        with self._lock:
-            events, self._events = self._events, []
-        return events
-
-    def to_json(self, *, wall_s: float, lanes: int) -> dict[str, Any]:
-        """Return seconds and shares of ``wall_s * lanes``; see ``account_json``."""
-        return account_json(self.seconds, wall_s=wall_s, lanes=lanes, device_s=self.device_s)
 
 
 def account_json(
@@ -158,13 +122,3 @@ def merge_seconds(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
             if step != "idle":
                 total[step] = total.get(step, 0.0) + float(value)
     return total
-
-
-def trace_json(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a timeline that chrome://tracing and Perfetto open; times start at zero."""
-    ordered = sorted(events, key=lambda event: float(event["ts"]))
-    origin = float(ordered[0]["ts"]) if ordered else 0.0
-    return {
-        "traceEvents": [{**event, "ts": float(event["ts"]) - origin} for event in ordered],
-        "displayTimeUnit": "ms",
-    }

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from tilepipe.infer.account import Account
 from tilepipe.infer.backends import make_backend
 from tilepipe.infer.blend import Blend
+from tilepipe.infer.cutting import read_finite
 from tilepipe.infer.memory import peak_activation_bytes
 from tilepipe.infer.network import ids_of
 from tilepipe.models import Model
-from tilepipe.tiling import Box, TilePlan, read_mirrored
+from tilepipe.tiling import Box, TilePlan
 from tilepipe.tiling.plan import legal_input
 
 REFERENCE_PX = 2048
@@ -128,7 +129,7 @@ def _probabilities(
     backend = None
     made = torch.zeros(0)
     for tile in plan.tiles(box):
-        pixels = read_mirrored(read, tile.padded, plan.extent)
+        pixels, _ = read_finite(read, tile.padded, plan.extent)
         if backend is None:
             backend = make_backend(
                 "torch",

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.models import Model
-from tilepipe.tiling import Box, Shape, Tile, TilePlan, round_up
+from tilepipe.tiling import Box, Shape, Tile, TilePlan, read_mirrored, round_up
 from tilepipe.tiling.plan import legal_input
 
 Skip = Callable[[Box], bool]
@@ -80,6 +81,23 @@ def hull_of(tiles: Sequence[Tile]) -> Box:
         max(tile.padded.y1 for tile in tiles),
         max(tile.padded.x1 for tile in tiles),
     )
+
+
+def read_finite(
+    read: Callable[[Box], NDArray[Any]], box: Box, extent: Shape
+) -> tuple[NDArray[Any], int]:
+    """Read ``box`` of a level, mirrored outside, as every network is shown it.
+
+    Numbers that are not finite, of pixels without data, are 0: they would spoil all within the
+    context. Returns the pixels (c, y, x) and how many of their numbers those were.
+    """
+    pixels = read_mirrored(read, box, extent)
+    if pixels.dtype.kind != "f":
+        return pixels, 0
+    wrong = ~np.isfinite(pixels)
+    if not wrong.any():
+        return pixels, 0
+    return np.where(wrong, pixels.dtype.type(0), pixels), int(wrong.sum())
 
 
 def cut(pixels: NDArray[Any], hull: Box, box: Box) -> NDArray[Any]:

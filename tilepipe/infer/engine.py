@@ -21,6 +21,7 @@ from tilepipe.infer.cutting import (
     cut,
     groups,
     hull_of,
+    read_finite,
     seen_by,
     sizes_of,
     trimmed,
@@ -32,7 +33,7 @@ from tilepipe.infer.layout import Layout, smaller
 from tilepipe.infer.maps import Maps, UnitResult
 from tilepipe.infer.network import Output
 from tilepipe.models import Model
-from tilepipe.tiling import Box, Tile, TilePlan, read_mirrored
+from tilepipe.tiling import Box, Tile, TilePlan
 
 Read = Callable[[Box], NDArray[Any]]
 MakeBackend = Callable[..., Backend]
@@ -224,7 +225,7 @@ class Engine:
         """Return the hull of what the tiles read and its pixels (c, y, x), mirrored outside."""
         hull = hull_of(tiles)
         with account.span("read"):
-            pixels = read_mirrored(read, hull, plan.extent)
+            pixels, n_wrong = read_finite(read, hull, plan.extent)
         channels = self.model.in_channels
         if pixels.ndim != 3 or pixels.shape[0] != channels:
             got = pixels.shape[0] if pixels.ndim == 3 else f"{pixels.ndim} axes, not"
@@ -232,12 +233,8 @@ class Engine:
                 f"model {self.model.name} takes {channels} channels and the image has {got}; "
                 "use weights made for this kind of image"
             )
-        if pixels.dtype.kind == "f":
-            wrong = ~np.isfinite(pixels)
-            if wrong.any():
-                # No-data pixels would spoil every pixel within the context.
-                facts["not_finite_px"] = facts.get("not_finite_px", 0) + int(wrong.sum())
-                pixels = np.where(wrong, pixels.dtype.type(0), pixels)
+        if n_wrong:
+            facts["not_finite_px"] = facts.get("not_finite_px", 0) + n_wrong
         return hull, pixels
 
     def _job(

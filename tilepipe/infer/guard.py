@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from tilepipe.infer.account import Account
 from tilepipe.infer.backends import make_backend
+from tilepipe.infer.cutting import read_finite
 from tilepipe.models import Model
-from tilepipe.tiling import Box, TilePlan, read_mirrored, round_up
+from tilepipe.tiling import Box, TilePlan, round_up
 from tilepipe.tiling.plan import legal_input
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def compare(
     """
     plan = sample_plan(trial.plan, model)
     account = Account()
-    pixels = [read_mirrored(read, box, plan.extent) for box in sample_boxes(plan, read)]
+    pixels = [read_finite(read, box, plan.extent)[0] for box in sample_boxes(plan, read)]
     answers = []
     for name, precision in ((trial.backend, trial.precision), ("torch", "fp32")):
         backend = make_backend(
@@ -113,7 +114,8 @@ def sample_boxes(plan: TilePlan, read: Callable[[Box], NDArray[Any]]) -> Iterato
                 (2 * ix + 1) * width // (2 * CANDIDATES),
             )
             look = Box(max(0, cy - 64), max(0, cx - 64), min(height, cy + 64), min(width, cx + 64))
-            texture = float(np.nan_to_num(read(look).astype(np.float32)).std())
+            seen, _ = read_finite(read, look, plan.extent)
+            texture = float(seen.astype(np.float32).std())
             looks.append((-texture, cy, cx))
     for _, cy, cx in sorted(looks)[:SAMPLES]:
         # On the alignment, as tiles of the job are.

@@ -23,6 +23,8 @@ from tilepipe.models import Model
 if TYPE_CHECKING:
     from tilepipe.infer.settings import Settings
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where the kernel tells what a container, or a batch system's job, may take."""
 OPENVINO_BYTES = 200 << 20
 FORWARD_BYTES = 512 << 20
 """What the activations of all batches under way may take on a processor where that is a choice."""
@@ -38,8 +40,13 @@ def free_bytes(device: str = "cpu") -> int:
             if line.startswith("MemAvailable:"):
                 available = int(line.split()[1]) * 1024
     with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        limit = int((CGROUP / "memory.max").read_text(encoding="ascii"))
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines():
+            if line.startswith("inactive_file "):
+                # Files that were read: the kernel takes it back first, and it fills a container's
+                # memory as soon as a slide is read.
+                used -= int(line.split()[1])
         available = min(available, max(0, limit - used))
     return available
 

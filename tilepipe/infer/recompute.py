@@ -14,10 +14,11 @@ from tilepipe.infer.account import Account
 from tilepipe.infer.backends import make_backend
 from tilepipe.infer.blend import Blend
 from tilepipe.infer.coverage import boxes_of
+from tilepipe.infer.cutting import read_finite
 from tilepipe.infer.network import ids_of, quantise
 from tilepipe.infer.settings import Settings
 from tilepipe.models import Model
-from tilepipe.tiling import Box, TilePlan, read_mirrored, round_up
+from tilepipe.tiling import Box, TilePlan, round_up
 from tilepipe.tiling.plan import legal_input
 
 SAMPLE_PX = 256
@@ -159,7 +160,7 @@ def _one_piece(
     corner = Box(y0 - plan.halo_px, x0 - plan.halo_px, y0 - plan.halo_px, x0 - plan.halo_px)
     side = plan.input_px
     padded = Box(corner.y0, corner.x0, corner.y0 + side, corner.x0 + side)
-    values = _run(model, plan, _read(read, padded, plan))
+    values = _run(model, plan, read_finite(read, padded, plan.extent)[0])
     return values[(slice(None), *box.shift(-y0, -x0).slices)]
 
 
@@ -175,7 +176,9 @@ def _by_plan(
     if plan.mode == "blended":
         blend = Blend(plan, box, model, "cpu")
         for tile in plan.tiles(box):
-            blend.add([tile], _run(model, plan, _read(read, tile.padded, plan))[None])
+            blend.add(
+                [tile], _run(model, plan, read_finite(read, tile.padded, plan.extent)[0])[None]
+            )
         return blend.probabilities()
     made = torch.zeros((model.n_outputs, *box.shape))
     for unit in plan.grid.touching(box):
@@ -183,18 +186,11 @@ def _by_plan(
             part = tile.core.intersect(box)
             if part.area == 0:
                 continue
-            values = _run(model, plan, _read(read, tile.padded, plan), gated=gated)
+            values = _run(model, plan, read_finite(read, tile.padded, plan.extent)[0], gated=gated)
             target = part.shift(-box.y0, -box.x0).slices
             inside = part.shift(-tile.core.y0, -tile.core.x0).slices
             made[(slice(None), *target)] = values[(slice(None), *inside)]
     return made
-
-
-def _read(read: Callable[[Box], NDArray[Any]], box: Box, plan: TilePlan) -> NDArray[Any]:
-    pixels = read_mirrored(read, box, plan.extent)
-    if pixels.dtype.kind == "f":
-        pixels = np.nan_to_num(pixels, nan=0.0, posinf=0.0, neginf=0.0)
-    return pixels
 
 
 def computed_px(

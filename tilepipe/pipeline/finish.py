@@ -6,6 +6,8 @@ from typing import Any
 
 from tilepipe.errors import SpecError, StoreError
 from tilepipe.pipeline.events import OnEvent, ignore
+from tilepipe.pipeline.instances import SUFFIX
+from tilepipe.pipeline.output import is_begun
 from tilepipe.pipeline.run import Request, RunResult, run_one
 from tilepipe.pipeline.stored import what_lacks
 from tilepipe.spec import JobSpec
@@ -23,13 +25,16 @@ def finish(location: str, *, label: str | None = None, on_event: OnEvent = ignor
         raise StoreError(f"{location}: has no label {label!r}; it has {', '.join(store.labels)}")
     wanted = [store.label(name) for name in ([label] if label is not None else store.labels)]
     # The objects of a mask are made by the job of that mask; of other programs' labels none is.
-    masks = [each.read_record().get("instances_of", each.name)
-             for each in wanted if each.own or label is not None]  # fmt: skip
+    masks = [
+        _mask_of(store, each.name, each.read_record())
+        for each in wanted
+        if each.own or label is not None
+    ]
     source = record.get("source")
     slide = source.get("path") if isinstance(source, dict) else location
     if not isinstance(slide, str):
         raise StoreError(f"{location}: does not say which slide it was made from")
-    requests = [_mask(store, str(name), slide) for name in dict.fromkeys(masks)]
+    requests = [_mask(store, name, slide) for name in dict.fromkeys(masks)]
     result: RunResult | None = None
     # The job of a mask makes the image too, unless it took the store itself for its slide.
     in_store = any(request.slide == location for request in requests)
@@ -40,6 +45,15 @@ def finish(location: str, *, label: str | None = None, on_event: OnEvent = ignor
         result = run_one(request, on_event=on_event)
     assert result is not None
     return result
+
+
+def _mask_of(store: Store, name: str, record: dict[str, Any]) -> str:
+    """Return the mask whose job makes a label: itself, or the mask of which it is the objects."""
+    named = record.get("instances_of")
+    if named is None and (mask := name.removesuffix(SUFFIX)) != name and mask in store.labels:
+        # Stopped before it could say so itself.
+        named = mask if is_begun(store, name) else None
+    return str(named or name)
 
 
 def _mask(store: Store, name: str, slide: str) -> Request:

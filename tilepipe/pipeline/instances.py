@@ -23,6 +23,7 @@ from tilepipe.pipeline.joining import (
     unpack_cells,
     unpack_numbers,
 )
+from tilepipe.pipeline.output import is_begun
 from tilepipe.schedule import Stage
 from tilepipe.spec import LabelClass
 from tilepipe.store import Journal, Label, Level, Store
@@ -54,7 +55,9 @@ def open_instances(
     if isinstance(kept.get("spec"), dict) and kept["spec"].get("instances") is not True:
         # So that `tilepipe finish` makes them too.
         mask.write_record({**kept, "spec": {**kept["spec"], "instances": True}})
-    if name in store.labels:
+    # Stopped between the label's creation and its first record: it begins anew.
+    begun = name in store.labels and is_begun(store, name)
+    if name in store.labels and not begun:
         found = store.label(name).read_record()
         if not overwrite and found.get("fingerprint") == mark:
             return mark
@@ -77,7 +80,7 @@ def open_instances(
         level=mask.image_level,
         unit_px=finest.unit_px,
         dtype="int32",
-        overwrite=overwrite,
+        overwrite=overwrite or begun,
     )
     label.write_record(
         {

@@ -85,8 +85,9 @@ def _locked(location: str, what: str, lock: Callable[[int], T]) -> Iterator[T]:
 
     The file goes with its last lock: of every output that was ever written one would stay.
     """
-    place = location if is_remote(location) else str(Path(location).resolve())
-    name = hashlib.sha256(f"{place}|{what}".encode()).hexdigest()[:24]
+    local = location.removeprefix("file://")
+    place = location.rstrip("/") if is_remote(local) else str(Path(local).resolve())
+    name = hashlib.sha256(os.fsencode(f"{place}|{what}")).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"tilepipe-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{name}.lock"

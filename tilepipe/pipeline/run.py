@@ -132,7 +132,8 @@ def run_many(
                 yield _Refused(refused, on_event)
                 continue
             on_event(Opened(request.slide, job.source.output, _plan_facts(job)))
-            work = _Kept(job, request, on_event=on_event, keep=keep, end=end)
+            alone = len(requests) == 1
+            work = _Kept(job, request, alone=alone, on_event=on_event, keep=keep, end=end)
             works.append(work)
             yield work
 
@@ -181,16 +182,33 @@ class _Kept(SlideWork):
     """Hands its result on when it closes, and then itself."""
 
     def __init__(
-        self, job: Job, request: Request, *, on_event: OnEvent, keep: Any, end: Any
+        self,
+        job: Job,
+        request: Request,
+        *,
+        alone: bool,
+        on_event: OnEvent,
+        keep: Any,
+        end: Any,
     ) -> None:
         super().__init__(job, part=request.spec.part, on_event=on_event)
         self._request = request
+        self._alone = alone
         self._keep = keep
         self._end = end
 
     def close(self, reason: str | None) -> None:
-        super().close(reason)
-        failed = self.summary["failed"]
+        try:
+            super().close(reason)
+        except (TilepipeError, OSError) as error:
+            # Its store is gone or full: of several slides the others go on.
+            if self._alone:
+                raise
+            self.state, self.summary = "failed", {}
+            reason = reason or str(error)
+            output = self.job.source.output
+            self._on_event(Finished(self.job.source.name, output, "failed", {"reason": reason}))
+        failed = self.summary.get("failed", ())
         told = reason or (failed[0]["reason"] if failed else "")
         self._keep(
             RunResult(

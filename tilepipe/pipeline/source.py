@@ -102,6 +102,7 @@ def open_source(slide: str, output: str | None, spec: JobSpec) -> Source:
             "current folder"
         )
     slide = at_home(slide)
+    output = at_home(output) if output is not None else None
     alone = output is None or _same(slide, output)
     if not alone and overlap(slide, str(output)):
         raise PlanError(

@@ -51,7 +51,7 @@ def run_units(ticket: Ticket, stage: int, units: tuple[int, ...]) -> list[Outcom
         try:
             with context_of(ticket) as context:
                 facts = _STAGES[name](context, level, index)
-        except (Exception, MemoryError) as error:
+        except Exception as error:
             outcomes.append(_failed(index, error))
             continue
         elapsed_s = time.perf_counter() - clock_s

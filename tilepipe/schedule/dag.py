@@ -160,22 +160,24 @@ class Dag:
         *,
         device: bool,
         roots: bool = True,
-        limit: Callable[[Stage], int] = lambda _: 1,
+        limit: Callable[[Stage, bool], int] = lambda *_: 1,
     ) -> tuple[int, list[int]] | None:
-        """Hand out up to ``limit(stage)`` ready units of one stage; None where nothing may run now.
+        """Hand out some ready units of one stage; None where nothing may run now.
 
+        ``limit`` says of a stage how many at the most, and of those that need the device (True)
+        another number than of the others.
         ``device`` False passes over the units that need the device, ``roots`` False over those
         that only feed them. Units that need the device come without others.
         """
         for number in self._order:
             stage = self.stages[number]
-            most = limit(stage)
-            if light := self._take(self._light, number, most):
-                return number, light
+            if self._light[number]:
+                return number, self._take(self._light, number, limit(stage, False))
             if stage.on_device and not device:
                 continue
             if stage.root and not stage.on_device and not roots:
                 continue
+            most = limit(stage, stage.on_device)
             taken = (
                 self._take_root(number, most)
                 if stage.root

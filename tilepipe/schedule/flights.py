@@ -108,11 +108,14 @@ class Flights:
 
     def idle_places(self, late: list[Flight], workers: dict[str, int]) -> dict[str, set[str]]:
         """Return where each late task is, by key; empty if no worker has nothing to do."""
-        busy = self._client.processing()
-        if all(len(busy.get(worker, ())) >= slots for worker, slots in workers.items()):
+        try:
+            busy = self._client.processing()
+            if all(len(busy.get(worker, ())) >= slots for worker, slots in workers.items()):
+                return {}
+            holders = self._client.who_has([flight.future for flight in late])
+        except Exception:  # the connection broke; asked again in two seconds
             return {}
         at = {key: worker for worker, keys in busy.items() for key in keys}
-        holders = self._client.who_has([flight.future for flight in late])
         keys = [flight.future.key for flight in late]
         return {key: {at[key]} if key in at else set(holders.get(key, ())) for key in keys}
 

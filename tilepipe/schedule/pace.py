@@ -1,4 +1,4 @@
-"""``Pace``: how long a unit of each stage usually takes, and what follows from it."""
+"""``Pace``: how long a unit of each kind usually takes, and what follows from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Both write the same bytes; the first to come back counts (``TILEPIPE_STRAGGLER_S
 
 
 class Pace:
-    """How long units of a stage usually take, by its name, over all jobs of a stream.
+    """How long units of a kind usually take, by its name, over all jobs of a stream.
 
     The median of the last ones: the first unit on a worker also loads slide and network, and a mean
     that remembers its seconds would make a hanging worker look merely slow.
@@ -27,21 +27,21 @@ class Pace:
         self._last_s: dict[str, deque[float]] = {}
         self._straggler_s = from_environment("STRAGGLER_S", STRAGGLER_S)
 
-    def learn(self, stage: str, elapsed_s: float) -> None:
+    def learn(self, kind: str, elapsed_s: float) -> None:
         """Take note of a done unit."""
-        self._last_s.setdefault(stage, deque(maxlen=REMEMBERED)).append(elapsed_s)
+        self._last_s.setdefault(kind, deque(maxlen=REMEMBERED)).append(elapsed_s)
 
-    def _usual_s(self, stage: str) -> float | None:
-        last_s = self._last_s.get(stage)
+    def _usual_s(self, kind: str) -> float | None:
+        last_s = self._last_s.get(kind)
         return median_low(last_s) if last_s else None
 
-    def task_units(self, stage: str) -> int:
-        """Return how many units of a stage make a task: one, until they are known to be quick."""
-        usual_s = self._usual_s(stage)
+    def task_units(self, kind: str) -> int:
+        """Return how many units of a kind make a task: one, until they are known to be quick."""
+        usual_s = self._usual_s(kind)
         if usual_s is None:
             return 1
         return max(1, min(MOST_UNITS, int(TASK_S / max(1e-6, usual_s))))
 
-    def patience_s(self, stage: str, n_units: int) -> float:
+    def patience_s(self, kind: str, n_units: int) -> float:
         """Return the age at which a task of ``n_units`` is a straggler."""
-        return max(self._straggler_s, 8 * (self._usual_s(stage) or 0.0) * n_units)
+        return max(self._straggler_s, 8 * (self._usual_s(kind) or 0.0) * n_units)

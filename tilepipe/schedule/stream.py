@@ -116,13 +116,15 @@ class Stream:
                 )
                 if taken is None:
                     break
-                for task in job.tasks(*taken):
-                    self._hand_out(job, task)
+                handed = [self._hand_out(job, task) for task in job.tasks(*taken)]
+                if not all(handed):
+                    return  # nobody takes any now; whether that is for good is seen elsewhere
 
-    def _limit(self, stage: Stage) -> int:
-        return self._pace.task_units(stage.name)
+    def _limit(self, stage: Stage, on_device: bool) -> int:
+        return self._pace.task_units(_kind(stage, on_device))
 
-    def _hand_out(self, job: OpenJob, task: Task, *, avoid: frozenset[str] = frozenset()) -> None:
+    def _hand_out(self, job: OpenJob, task: Task, *, avoid: frozenset[str] = frozenset()) -> bool:
+        """Give a task to Dask; False, and it waits again, if the connection broke."""
         stage = job.work.dag.stages[task.stage]
         workers = set(self._crew.workers)
         chosen = (workers - job.shunned(task) - avoid) or workers
@@ -143,6 +145,7 @@ class Stream:
             self._device_begun |= on_device
         elif not self._flights.is_copied(task):  # the connection broke just now
             job.give_back(task)
+        return handed
 
     def _take_back_stranded(self) -> None:
         """Hand out anew what only workers may run that are all gone."""
@@ -172,8 +175,9 @@ class Stream:
                 self._hand_out(self._open[flight.task.job], flight.task, avoid=frozenset(there))
 
     def _patience_s(self, task: Task) -> float:
-        stage = self._open[task.job].work.dag.stages[task.stage]
-        return self._pace.patience_s(stage.name, len(task.units))
+        dag = self._open[task.job].work.dag
+        kind = _kind(dag.stages[task.stage], dag.needs_device(task.stage, task.units))
+        return self._pace.patience_s(kind, len(task.units))
 
     # -- taking in -----------------------------------------------------------------------------
 
@@ -197,9 +201,11 @@ class Stream:
         for twin in self._flights.end_copies(flight.task):
             self._land(twin, cancel=True)
         job, stage = self._open[flight.task.job], flight.task.stage
+        dag = job.work.dag
         for outcome in outcomes:
             if outcome.ok:
-                self._pace.learn(job.work.dag.stages[stage].name, outcome.elapsed_s)
+                kind = _kind(dag.stages[stage], dag.needs_device(stage, (outcome.unit,)))
+                self._pace.learn(kind, outcome.elapsed_s)
             job.judge(stage, outcome, workers=self._crew.workers)
 
     def _failed(self, flight: Flight, error: BaseException | None) -> None:
@@ -228,6 +234,11 @@ class Stream:
             if job.over:
                 job.work.close(job.given_up)
                 del self._open[number]
+
+
+def _kind(stage: Stage, on_device: bool) -> str:
+    """Name the units that take about as long: empty glass is no measure of what is computed."""
+    return f"{stage.name}, computed" if on_device else stage.name
 
 
 def drive(

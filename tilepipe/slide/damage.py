@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 from tilepipe.tiling import Box
 
@@ -25,11 +25,6 @@ class DamagedTile:
     box: Box
     """Level px."""
     reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain values."""
-        box = [self.box.y0, self.box.x0, self.box.y1, self.box.x1]
-        return {"level": self.level, "index": self.index, "box": box, "reason": self.reason}
 
 
 class Damage(Sequence[DamagedTile]):

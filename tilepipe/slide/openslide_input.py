@@ -96,6 +96,8 @@ class OpenSlideSlide:
         try:
             with self._lock:
                 region = self._slide.read_region(corner, level, (box.shape[1], box.shape[0]))
+        except MemoryError:  # this machine's to lack, not the slide's
+            raise
         except Exception as error:
             said = " ".join(str(error).split())[:200]
             raise DamageError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -244,6 +245,8 @@ class PagePixels:
         except SegmentError:
             raise
         except Exception as error:
+            if isinstance(error, MemoryError) and _asked_bytes(error) <= SEGMENT_LIMIT_BYTES:
+                raise  # this machine's to lack, not the tile's
             raise self._error(index, f"cannot be decoded: {_first_line(error)}") from error
         place = self.segment_box(index)
         if (
@@ -314,6 +317,12 @@ def _no_data(keyframe: Any) -> Any:
         return keyframe.nodata
     # Any text is true to the library, "0" as well.
     return str(keyframe.tags.valueof(_GDAL_NODATA, "0")).strip() == "1"
+
+
+def _asked_bytes(error: MemoryError) -> int:
+    """Return what numpy could not get, 0 where it was not numpy that asked."""
+    shape, dtype = getattr(error, "shape", None), getattr(error, "dtype", None)
+    return prod(shape) * np.dtype(dtype).itemsize if shape is not None else 0
 
 
 def _first_line(error: Exception) -> str:

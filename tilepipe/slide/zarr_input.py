@@ -180,6 +180,8 @@ class OmeZarrSlide:
         check_read(self, box, level)
         try:
             return self._read_stored(box, level)
+        except MemoryError:  # this machine's to lack, not the chunk's
+            raise
         except Exception as error:
             said = " ".join(str(error).split())[:200] or type(error).__name__
             if self._on_damage == "fill":
@@ -243,6 +245,8 @@ class OmeZarrSlide:
                 part = place.intersect(box)
                 try:
                     pixels = self._read_stored(part, level)
+                except MemoryError:
+                    raise
                 except Exception as error:
                     said = " ".join(str(error).split())[:200] or type(error).__name__
                     whole = place.intersect(Box.of_shape(self.levels[level].shape))

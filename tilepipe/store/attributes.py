@@ -122,7 +122,11 @@ def drop_consolidated(files: Files, version: Version) -> None:
 
 def _json(files: Files, document: dict[str, Any]) -> bytes:
     try:
-        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
+        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+        try:
+            return text.encode()
+        except UnicodeEncodeError:  # a file's name may hold bytes that are no text
+            return json.dumps(document, indent=1, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise StoreError(
             f"{files.location}: attributes cannot be written as JSON: {error}"

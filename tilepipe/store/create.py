@@ -97,7 +97,7 @@ def create_store(
         parts = {
             "multiscales": multiscales(
                 ome_zarr,
-                name=PurePosixPath(files.location).name.removesuffix(".zarr") or "image",
+                name=_name_of(files),
                 axes=("c", "y", "x"),
                 downsamples=[1 << index for index in range(len(extents))],
                 mpp=facts.mpp,
@@ -107,6 +107,12 @@ def create_store(
         }
     _write_root(files, ome_zarr, facts.model_copy(update={"state": "ready"}), parts)
     return open_store(files.location, writable=True)
+
+
+def _name_of(files: Files) -> str:
+    """Return what an image is called: as its store, with ? for bytes that are no text."""
+    name = PurePosixPath(files.location).name.removesuffix(".zarr") or "image"
+    return name.encode(errors="replace").decode()
 
 
 def _create_levels(files: Files, version: Version, facts: StoreFacts) -> None:

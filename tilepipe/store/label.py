@@ -230,6 +230,12 @@ def write_record(store: Store, group: str, record: dict[str, Any]) -> None:
         raise StoreError(f"{store.location}: opened for reading; open it with writable=True")
     if "store" in record:
         raise StoreError(f"{store.location}: a record's key `store` is the store's own")
-    own = read_own(read_attributes(store.files, group, store.version) or {})
+    attributes = read_attributes(store.files, group, store.version)
+    if attributes is None:  # written all the same, it would be no store, and in a new one's way
+        raise StoreError(
+            f"{store.location}: {group or 'the store'} was taken away while it was worked on; "
+            "give the same command again"
+        )
+    own = read_own(attributes)
     layout = {"store": own["store"]} if "store" in own else {}
     update_attributes(store.files, group, store.version, {OWN: {**record, **layout}})

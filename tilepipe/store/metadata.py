@@ -215,13 +215,18 @@ def read_pyramid(location: str, ome: dict[str, Any]) -> Pyramid | None:
         own = _scale(dataset.coordinateTransformations, len(axes)) or (1.0,) * len(axes)
         scales.append(tuple(a * b for a, b in zip(own, common, strict=True)))
     finest = scales[0]
+    steps = [
+        tuple(a / b if b else math.inf for a, b in zip(s, finest, strict=True)) for s in scales
+    ]
+    if not all(0 < number < math.inf for row in (*scales, *steps) for number in row):
+        raise StoreError(f"{location}: its OME metadata is broken: scales that are no numbers")
     return Pyramid(
         axes=axes,
         paths=tuple(dataset.path.strip("/") for dataset in entry.datasets),
-        downsamples=tuple(max(1, round(scale[-1] / finest[-1])) for scale in scales),
+        downsamples=tuple(max(1, round(step[-1])) for step in steps),
         mpp=_mpp(entry.axes, finest),
         scale=(finest[-2], finest[-1]),
-        steps=tuple((scale[-2] / finest[-2], scale[-1] / finest[-1]) for scale in scales),
+        steps=tuple((step[-2], step[-1]) for step in steps),
     )
 
 
