@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tifffile
 
 from tilepipe.errors import MismatchError, StoreError, TilepipeError, UnitsFailedError
 
@@ -133,5 +134,61 @@ def test_a_slide_cut_off_while_it_is_read(job, slide, right, tmp_path, monkeypat
     # Restored, the job goes on with what was done.
     copy.write_bytes(whole)
     os.utime(copy, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    job(copy, store)
+    right(store)
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_a_slide_written_over_while_it_is_read(job, slide, right, tmp_path, monkeypatch, after):
+    """A copy that is not finished, say: units are of the one file or none, and it is told."""
+    copy, store = tmp_path / "slide.tif", tmp_path / "out.zarr"
+    shutil.copy2(slide, copy)
+    facts = copy.stat()
+    whole = copy.read_bytes()
+    real, reads = os.pread, []
+
+    def pread(handle, count, offset):
+        if Path(f"/proc/self/fd/{handle}").resolve() == copy and offset > 4096:
+            reads.append(offset)
+            if len(reads) == after + 1:
+                with copy.open("r+b") as stream:  # the second half, where it lay: same size
+                    stream.seek(len(whole) // 2)
+                    stream.write(whole[len(whole) // 2 :])
+        return real(handle, count, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(TilepipeError, match="was changed by another program while it was read"):
+        job(copy, store)
+    monkeypatch.undo()
+    os.utime(copy, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    job(copy, store)
+    right(store)
+
+
+def test_a_slide_replaced_before_a_worker_opens_it(job, slide, right, tmp_path, monkeypatch):
+    import tilepipe.pipeline.context as room
+
+    copy, store = tmp_path / "slide.tif", tmp_path / "out.zarr"
+    shutil.copy2(slide, copy)
+    other = tifffile.imread(slide)[::-1]
+    opened = room.open_slide
+
+    def replaced(*args, **settings):
+        tifffile.imwrite(tmp_path / "new.tif", other, tile=(64, 64), photometric="rgb")
+        (tmp_path / "new.tif").replace(copy)
+        return opened(*args, **settings)
+
+    monkeypatch.setattr(room, "open_slide", replaced)
+    with pytest.raises(TilepipeError, match="is another file than the one that this job was"):
+        job(copy, store)
+    monkeypatch.undo()
+    # A copy with a time of its own is the same input to a worker.
+    shutil.copy2(slide, copy)
+
+    def touched(*args, **settings):
+        os.utime(copy, (1, 1))
+        return opened(*args, **settings)
+
+    monkeypatch.setattr(room, "open_slide", touched)
     job(copy, store)
     right(store)

@@ -6,7 +6,7 @@ import zarr
 
 from tilepipe.errors import MismatchError, StoreError
 from tilepipe.spec import default_classes
-from tilepipe.store import create_store, open_store
+from tilepipe.store import create_store, open_files, open_store
 from tilepipe.tiling import Box
 
 
@@ -130,3 +130,14 @@ def test_another_reader_opens_it(bucket):
     )
     group = zarr.open_group(ObjectStore(plain, read_only=True), mode="r")
     np.testing.assert_array_equal(group["0"][:, :256, :256], pixels_of(store)[:, :256, :256])
+
+
+def test_a_shard_may_take_minutes_on_its_way(bucket, monkeypatch):
+    """All lanes' shards share one line: 30 s, obstore's own, are too few for it."""
+    files = open_files("s3://slides/slow.zarr")
+    waits = [files.zarr_store(read_only=False).store]
+    monkeypatch.setattr("obstore.put", lambda store, *_: waits.append(store))
+    files.put("0/c/0/0/0", b"a shard")
+    assert [store.client_options["timeout"] for store in waits] == ["5m", "5m"]
+    # A server that does not answer a reader is told sooner.
+    assert "timeout" not in files.zarr_store(read_only=True).store.client_options

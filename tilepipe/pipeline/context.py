@@ -8,7 +8,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tilepipe import buffers, malloc
 from tilepipe.errors import ModelError, SlideError, TilepipeError
@@ -60,13 +61,19 @@ class Context:
         with self._opening:
             if self._slide is None:
                 assert self.ticket.slide is not None
-                self._slide = open_slide(
+                slide = open_slide(
                     self.ticket.slide,
                     mpp=self.spec.slide_mpp,
                     max_pixels=self.spec.max_pixels,
                     on_damage=self.spec.on_damage,
                     cache_bytes=SEGMENTS_BYTES if self.ticket.shared_tiles else 0,
                 )
+                try:
+                    _check_same(slide, self.store.read_record().get("input"))
+                except BaseException:
+                    slide.close()
+                    raise
+                self._slide = slide
             return self._slide
 
     def close(self) -> None:
@@ -139,6 +146,24 @@ class Context:
             number = slide_level(self.slide, self.ticket.level)
             return reads_shown(partial(self.slide.read, level=number), self.ticket.in_channels)
         return reads_shown(self.store.image(self.ticket.level).read, self.ticket.in_channels)
+
+
+def _check_same(slide: Slide, planned: Any) -> None:
+    """Raise SlideError if this is not the input that the job was planned for.
+
+    Its time may differ: each machine may have a copy of its own.
+    """
+    if not isinstance(planned, dict):
+        return
+    facts = Path(slide.path).stat()
+    if (planned.get("size"), planned.get("mtime_ns")) == (facts.st_size, facts.st_mtime_ns):
+        return
+    found = slide.fingerprint()
+    if any(planned.get(key) != found[key] for key in ("size", "sha256", "shape", "dtype")):
+        raise SlideError(
+            f"{slide.path}: is another file than the one that this job was planned for; restore "
+            "that and run the same command again, or begin anew with --overwrite"
+        )
 
 
 def slide_level(slide: Slide, level: int) -> int:

@@ -72,6 +72,7 @@ class TiffSlide:
         self.orientation = orientation
         self._on_damage = on_damage
         self._descriptors = dict(descriptors)
+        self._facts = self._look()
         self._others = sorted(set(descriptors) - {str(Path(path).resolve())})
         self._lock = threading.Lock()
         self.levels = tuple(self._level_info(level) for level in levels)
@@ -100,9 +101,21 @@ class TiffSlide:
             raise SlideError(f"{self.path}: was closed")
         stored = self.orientation.stored_box(box, self.levels[level].shape)
         parts = [self._read_page(page, stored, level) for page in self._levels[level].pages]
+        # Afterwards: what was read before anything was written is of the file that was opened.
+        if self._look() != self._facts:
+            raise SlideError(
+                f"{self.path}: was changed by another program while it was read; what is done is "
+                "of the file as it was: restore that and run the same command again, or begin "
+                "anew with --overwrite once the file stays as it is"
+            )
         converted = [self._meaning.convert(part) for part in parts]
         pixels = converted[0] if len(converted) == 1 else np.concatenate(converted)
         return pixels if self.orientation.value == 1 else self.orientation.turn(pixels)
+
+    def _look(self) -> list[tuple[int, int]]:
+        """Size and time of the files that are open; another file of the same name is not seen."""
+        facts = [os.fstat(descriptor) for descriptor in self._descriptors.values()]
+        return [(found.st_size, found.st_mtime_ns) for found in facts]
 
     def _read_page(self, page: PagePixels, box: Box, level: int) -> Pixels:
         def repair(stored: SegmentError) -> None:

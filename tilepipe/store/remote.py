@@ -16,6 +16,10 @@ from tilepipe.errors import StoreError, TilepipeError
 from tilepipe.store.files import Entry, check_key
 
 _PARALLEL_GETS = 16
+_PUT_TIMEOUT = timedelta(minutes=5)
+"""For one request of a put, at most 5 MiB of a shard. All lanes send their shards at once, over one
+line: in obstore's own 30 s, twelve lanes with units of 4096 px would need 100 Mbit/s, and on a
+slower line nothing would ever arrive."""
 
 
 @contextmanager
@@ -58,15 +62,20 @@ class RemoteFiles:
         config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
         if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
             config["region"] = "us-east-1"
-        with explained_remote(self.location, "open the address"):
-            self._store = S3Store(
+
+        def client(**options: Any) -> S3Store:
+            return S3Store(
                 bucket,
                 prefix=prefix,
                 config=config,
-                client_options={"allow_http": endpoint.startswith("http://")},
+                client_options={"allow_http": endpoint.startswith("http://"), **options},
                 # A cut network is waited for, but not the three minutes that are obstore's own.
                 retry_config={"max_retries": 8, "retry_timeout": timedelta(seconds=60)},
             )
+
+        with explained_remote(self.location, "open the address"):
+            self._store = client()
+            self._writes = client(timeout=_PUT_TIMEOUT)
         self._obs: Any = obstore
 
     def check_inside(self, key: str) -> None:
@@ -106,7 +115,7 @@ class RemoteFiles:
         check_key(self.location, key)
         whole = b"".join(value) if isinstance(value, Iterator) else bytes(value)
         with explained_remote(self.location, f"write {key}"):
-            self._obs.put(self._store, key, whole)
+            self._obs.put(self._writes, key, whole)
 
     def delete(self, key: str) -> None:
         """Remove ``key`` if it is there."""
@@ -146,4 +155,4 @@ class RemoteFiles:
 
     def zarr_store(self, *, read_only: bool) -> ZarrStore:
         """Return zarr's view of the prefix."""
-        return ObjectStore(self._store, read_only=read_only)
+        return ObjectStore(self._store if read_only else self._writes, read_only=read_only)
