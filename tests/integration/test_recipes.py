@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tilepipe.schedule.cluster import gpu_worker_specs
+from tilepipe.schedule.local import gpu_worker_specs
 from tilepipe.spec import JobSpec
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"

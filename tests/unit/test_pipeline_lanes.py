@@ -13,7 +13,7 @@ from tilepipe.pipeline.lanes import (
     recent_bytes,
     slack_bytes,
 )
-from tilepipe.schedule.cluster import LANES
+from tilepipe.schedule.local import LANES
 from tilepipe.spec import JobSpec
 
 

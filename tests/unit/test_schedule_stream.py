@@ -12,15 +12,15 @@ from tilepipe.errors import ScheduleError, SlideError
 from tilepipe.schedule import Dag, Outcome, Stage
 from tilepipe.schedule import cluster as cluster_room
 from tilepipe.schedule import crew as crew_room
+from tilepipe.schedule import local as local_room
 from tilepipe.schedule import pace as pace_room
 from tilepipe.schedule import versions as versions_room
 from tilepipe.schedule.cluster import (
     Connection,
     ask_a_worker,
     connect,
-    gpu_numbers,
-    gpu_worker_specs,
 )
+from tilepipe.schedule.local import gpu_numbers, gpu_worker_specs
 from tilepipe.schedule.stream import drive
 from tilepipe.tiling import Grid
 
@@ -651,7 +651,7 @@ def test_a_client_that_closes_under_the_stream_is_a_lost_scheduler():
 def test_a_worker_process_that_dies_as_it_starts(tmp_path, monkeypatch):
     """Killed for want of memory, say: it was told as a bug of tilepipe."""
     (tmp_path / "dies_at_once.py").write_text("import os\nos._exit(9)\n")
-    monkeypatch.setattr(cluster_room, "_preload", lambda: [str(tmp_path / "dies_at_once.py")])
+    monkeypatch.setattr(local_room, "_preload", lambda: [str(tmp_path / "dies_at_once.py")])
     with (
         pytest.raises(ScheduleError, match=r"could not start workers .* same command again"),
         connect("local", workers=2),

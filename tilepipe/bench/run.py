@@ -24,7 +24,7 @@ from tilepipe.errors import ScheduleError
 from tilepipe.infer.settings import Settings, choose_settings
 from tilepipe.malloc import keep_memory
 from tilepipe.models import Model, model_for
-from tilepipe.schedule.cluster import gpu_numbers
+from tilepipe.schedule.local import gpu_numbers
 from tilepipe.slide import open_slide
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import Box

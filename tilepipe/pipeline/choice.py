@@ -103,8 +103,8 @@ def _load(source: Source, spec: JobSpec) -> Model:
 
     channels = source.channels
     model = model_for(spec, image_channels=channels)
-    colours = source.image.rgb and model.luminance
-    if channels not in (1, model.in_channels) and not (colours and model.in_channels == 1):
+    as_luminance = source.image.rgb and model.luminance
+    if channels not in (1, model.in_channels) and not as_luminance:
         raise PlanError(
             f"{source.name}: has {channels} channels, but {spec.model} ({model.source}) takes "
             f"{model.in_channels}; use weights trained on {channels} channels"

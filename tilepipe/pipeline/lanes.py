@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tilepipe.schedule.cluster import LANES, gpu_numbers
+from tilepipe.schedule.local import LANES, gpu_numbers
 from tilepipe.spec import JobSpec
 from tilepipe.threads import cores
 

@@ -16,7 +16,7 @@ from tilepipe.pipeline.job import GATE, INGEST, LABEL_REDUCE, REDUCE, SEGMENT, T
 from tilepipe.pipeline.prepare import Job
 from tilepipe.pipeline.stages import stage_word
 from tilepipe.schedule import Dag, Outcome
-from tilepipe.schedule.cluster import LANES
+from tilepipe.schedule.local import LANES
 from tilepipe.spec import distinct_names
 from tilepipe.store import Journal
 

@@ -9,21 +9,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tilepipe.errors import ScheduleError
-from tilepipe.malloc import ONE_ARENA, one_arena
+from tilepipe.malloc import one_arena
+from tilepipe.schedule.local import LANES, forget_handlers, local_cluster
 from tilepipe.schedule.versions import Sealed, ask_versions, version_here
 
 if TYPE_CHECKING:
     from distributed import Client
 
 T = TypeVar("T")
-LANES = 3
-"""Threads of a worker: one unit on the device, one being read, one being written."""
 ASK_S = 600.0
 """What a worker may take to load and measure a network."""
 ANSWER_S = 30.0
@@ -130,14 +127,14 @@ def connect(
     with dask.config.set(quiet):
         if scheduler == "local":
             one_arena()
-            cluster = _started(partial(_local_cluster, workers, gpus, lanes))
+            cluster = local_cluster(workers, gpus, lanes)
             client = Client(cluster)
             try:
                 yield Connection(client, True, _dashboard(client))
             finally:
                 _close(client)
                 _close(cluster)
-                _forget_handlers()
+                forget_handlers()
             return
         if workers is not None or gpus is not None:
             raise ScheduleError(
@@ -189,137 +186,12 @@ def _close(thing: Any) -> None:
         logging.getLogger(__name__).debug("closing %r", thing, exc_info=True)
 
 
-def _forget_handlers() -> None:
-    """Let go of the scheduler and the workers that were ours.
-
-    Dask remembers every handler that was ever called, and by it whose that is: of each run in a
-    Python process it would keep 2000 objects, and what its logs hold.
-    """
-    from distributed import core
-
-    forget = getattr(getattr(core, "_expects_comm", None), "cache_clear", None)
-    if forget is not None:
-        forget()
-
-
 def _dashboard(client: Client) -> str | None:
     try:
         link: str | None = client.dashboard_link
     except Exception:  # a nicety, whatever is missing for it
         return None
     return link
-
-
-def _started(start: Callable[[], Any]) -> Any:
-    """Return a cluster of our own processes.
-
-    Raises ScheduleError where one of them ends before it works: then Dask stops the others.
-    """
-    try:
-        return start()
-    except ScheduleError:
-        raise
-    except (RuntimeError, OSError, TimeoutError) as error:
-        raise ScheduleError(
-            f"Dask could not start workers on this machine ({str(error).rstrip('.')}): the "
-            "system may have ended one for want of memory, or allows too few open files or "
-            "processes (ulimit -n, -u); what was done is recorded: give the same command again, "
-            "if need be with fewer workers"
-        ) from error
-
-
-def _local_cluster(workers: int | None, gpus: str | None, lanes: int) -> Any:
-    from distributed import LocalCluster
-
-    common: dict[str, Any] = {
-        "dashboard_address": os.environ.get("TILEPIPE_DASHBOARD", "127.0.0.1:0"),
-        "memory_limit": 0,
-        "silence_logs": logging.CRITICAL,
-    }
-    if gpus is not None:
-        return _gpu_cluster(gpu_numbers(gpus), lanes, common)
-    if workers is None:
-        return LocalCluster(n_workers=1, processes=False, threads_per_worker=lanes, **common)
-    return LocalCluster(
-        n_workers=workers,
-        processes=True,
-        threads_per_worker=lanes,
-        host="127.0.0.1",
-        env=dict(ONE_ARENA),
-        preload=_preload(),
-        **common,
-    )
-
-
-def _preload() -> list[str]:
-    """Return what worker processes load: what Dask's configuration says, and ours."""
-    import dask
-
-    return [*dask.config.get("distributed.worker.preload", []), "tilepipe.schedule.deaf"]
-
-
-def gpu_numbers(gpus: str) -> list[int]:
-    """Return the numbers of ``all`` or ``0,1``; ScheduleError for what makes no sense here."""
-    visible = _visible_gpus()
-    if gpus == "all":
-        if not visible:
-            raise ScheduleError("--gpus all: no NVIDIA GPU is visible here; leave --gpus out")
-        return list(range(len(visible)))
-    try:
-        numbers = [int(part) for part in gpus.split(",")]
-    except ValueError:
-        raise ScheduleError(f"--gpus {gpus}: give 'all' or numbers such as 0,1") from None
-    if len(set(numbers)) != len(numbers) or min(numbers) < 0:
-        raise ScheduleError(f"--gpus {gpus}: each number once, none negative")
-    if visible and max(numbers) >= len(visible):
-        raise ScheduleError(f"--gpus {gpus}: {len(visible)} GPUs are visible here, numbered from 0")
-    return numbers
-
-
-def _visible_gpus() -> list[str]:
-    """Return what CUDA calls the GPUs that this process may use, as torch numbers them.
-
-    A batch system gives a job some of a machine's: those that ``CUDA_VISIBLE_DEVICES`` names, by
-    number or by UUID, up to the first that it does not know (CUDA's programming guide).
-    """
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return [str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
-    names = [name.strip() for name in named.split(",")]
-    return list(takewhile(lambda name: name and not name.startswith("-"), names))
-
-
-def gpu_worker_specs(numbers: list[int], lanes: int = LANES) -> dict[str, dict[str, Any]]:
-    """Dask worker specifications, one a GPU, each process seeing that device alone."""
-    from distributed import Nanny
-
-    names = dict(enumerate(_visible_gpus()))
-    return {
-        f"gpu{number}": {
-            "cls": Nanny,
-            "options": {
-                "nthreads": lanes,
-                "memory_limit": 0,
-                "resources": {"GPU": 1},
-                "preload": _preload(),
-                "env": {**ONE_ARENA, "CUDA_VISIBLE_DEVICES": names.get(number, str(number))},
-            },
-        }
-        for number in numbers
-    }
-
-
-def _gpu_cluster(numbers: list[int], lanes: int, common: dict[str, Any]) -> Any:
-    from distributed import Scheduler, SpecCluster
-
-    return SpecCluster(
-        workers=gpu_worker_specs(numbers, lanes),
-        scheduler={
-            "cls": Scheduler,
-            "options": {"dashboard_address": common["dashboard_address"], "port": 0},
-        },
-        silence_logs=common["silence_logs"],
-    )
 
 
 def _remote_client(scheduler: str, timeout_s: float) -> tuple[Client, frozenset[str]]:
