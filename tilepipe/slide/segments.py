@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.buffers import empty
-from tilepipe.errors import DamageError, SlideError
+from tilepipe.errors import DamageError
 from tilepipe.slide import jpeg
 from tilepipe.slide.cache import SegmentCache
 from tilepipe.slide.codestream import STREAMS, declared_shape, holds_ycbcr, ycbcr_to_rgb
@@ -177,29 +177,6 @@ class PagePixels:
                 f"lies at bytes {offset} to {offset + count} of a file of {self.file_bytes} bytes",
             )
 
-    def first_missing(self) -> tuple[int, str] | None:
-        """Find the first segment whose bytes are not all in the file: its number and the reason."""
-        present = (self.offsets > 0) & (self.counts > 0)
-        outside = np.flatnonzero(present & (self.offsets + self.counts > self.file_bytes))
-        if len(outside):
-            first = int(outside[0])
-            return first, (
-                f"ends at byte {self.offsets[first] + self.counts[first]} of a file of "
-                f"{self.file_bytes} bytes: cut off, {len(outside)} of {len(self.offsets)} "
-                "are missing"
-            )
-        if self.raw_rows:
-            needed = self.shape[1] * self.samples_each * self.dtype.itemsize
-            rows = self.shape[0] - np.arange(len(self.offsets)) % self.grid[0] * self.side[0]
-            needed_each = np.minimum(rows, self.side[0]) * needed
-            short = np.flatnonzero(present & (self.counts < needed_each))
-            if len(short):
-                first = int(short[0])
-                return first, (
-                    f"has {self.counts[first]} bytes, its rows need {needed_each[first]}"
-                )
-        return None
-
     def _error(self, index: int, reason: str) -> SegmentError:
         return SegmentError(index, self.segment_box(index), reason)
 
@@ -336,23 +313,3 @@ def damage_error(path: str, level: int, error: SegmentError) -> DamageError:
         f"{path}: level {level}, tile {error.index} ({error.box}) {error.reason}; "
         "copy the file again, or pass --on-damage fill to go on without this tile"
     )
-
-
-def check_segments(path: str, pixels: PagePixels) -> None:
-    """Check a page's tables before believing its size; SlideError says what does not add up."""
-    wanted = pixels.grid[0] * pixels.grid[1] * (pixels.n_samples if pixels.separate else 1)
-    kind = "tiles" if pixels.tiled else "strips"
-    if len(pixels.offsets) != wanted or len(pixels.counts) != wanted:
-        raise SlideError(
-            f"{path}: an image of {pixels.shape[0]} x {pixels.shape[1]} px (y, x) needs {wanted} "
-            f"{kind}, the file lists {len(pixels.offsets)} offsets and {len(pixels.counts)} sizes; "
-            "the header is damaged"
-        )
-    if not pixels.raw_rows and pixels.segment_bytes > SEGMENT_LIMIT_BYTES:
-        raise SlideError(
-            f"{path}: {kind} of {pixels.side[0]} x {pixels.side[1]} px (y, x) decode to "
-            f"{pixels.segment_bytes / 2**20:.0f} MiB each, more than the limit of "
-            f"{SEGMENT_LIMIT_BYTES >> 20} MiB; write the image again in tiles of 256 to 1024 px"
-        )
-    if not np.any((pixels.offsets > 0) & (pixels.counts > 0)):
-        raise SlideError(f"{path}: none of its {wanted} {kind} holds any data")

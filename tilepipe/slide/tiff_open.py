@@ -18,7 +18,8 @@ from tilepipe.slide.channels import read_channels
 from tilepipe.slide.levels import choose_series, find_planes, plane_numbers, sides, true_levels
 from tilepipe.slide.mpp import PixelSize, read_mpp
 from tilepipe.slide.pixels import Orientation, read_meaning
-from tilepipe.slide.segments import PagePixels, SegmentError, check_segments, damage_error
+from tilepipe.slide.segments import PagePixels, SegmentError, damage_error
+from tilepipe.slide.tables import check_segments, first_missing
 from tilepipe.slide.tiff import TiffLevel, TiffSlide
 from tilepipe.slide.types import OnDamage, check_size
 
@@ -202,7 +203,7 @@ class _Opener:
         if self.on_damage == "fill":
             return
         for page in level0.pages:
-            found = page.first_missing()
+            found = first_missing(page)
             if found is not None:
                 first, reason = found
                 box = slide.orientation.shown_box(page.segment_box(first), slide.levels[0].shape)

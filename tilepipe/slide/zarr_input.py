@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from tilepipe.blosc import HEADER_BYTES, frame_bytes, is_blosc
 from tilepipe.errors import DamageError, SlideError, no_image_said
 from tilepipe.slide.channels import default_channels
 from tilepipe.slide.damage import Damage, DamagedTile
@@ -23,7 +24,6 @@ from tilepipe.slide.pixels import exact_dtype
 from tilepipe.slide.types import LevelInfo, OnDamage, Pixels, check_read, check_size
 from tilepipe.tiling import Box
 
-_BLOSC_HEADER_BYTES = 16
 MOST_CHUNK_BYTES = 2 << 30
 """Largest decoded chunk, as where an image is segmented in place."""
 
@@ -211,8 +211,7 @@ class OmeZarrSlide:
         Blosc decodes what lies in memory behind such a frame. Others find it themselves, and of a
         shard the index is gone.
         """
-        outermost = type(array.compressors[-1]).__name__ if array.compressors else ""
-        if array.shards is not None or outermost not in ("Blosc", "BloscCodec"):
+        if not is_blosc(array):
             return
         spans = [range(1)] * len(self._axes)
         for axis, low, high in ((self._y, box.y0, box.y1), (self._x, box.x0, box.x1)):
@@ -225,9 +224,7 @@ class OmeZarrSlide:
                 contextlib.suppress(FileNotFoundError),  # all of it has the fill value
                 (Path(self.path) / array.path / name).open("rb") as file,
             ):
-                header = file.read(_BLOSC_HEADER_BYTES)
-                # Blosc 1 format: the last number of the header is the frame's length.
-                wanted = max(_BLOSC_HEADER_BYTES, int.from_bytes(header[12:], "little"))
+                wanted = frame_bytes(file.read(HEADER_BYTES))
                 found = os.fstat(file.fileno()).st_size
                 if found < wanted:
                     raise ValueError(f"chunk {name} was cut off, it has {found} of {wanted} bytes")

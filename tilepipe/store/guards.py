@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import zarr
 from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
+from tilepipe.blosc import HEADER_BYTES, frame_bytes
 from tilepipe.errors import StoreError
 from tilepipe.store.files import Files, LocalFiles
 
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
-
-
-_BLOSC_HEADER_BYTES = 16
-
-
-def is_blosc(array: zarr.Array[Any]) -> bool:
-    """Tell whether each stored object of an array is one Blosc frame."""
-    outermost = type(array.compressors[-1]).__name__ if array.compressors else ""
-    return array.shards is None and outermost in ("Blosc", "BloscCodec")
 
 
 class CheckedReads(WrapperStore[ZarrStore]):
@@ -60,9 +50,7 @@ class CheckedReads(WrapperStore[ZarrStore]):
         return found
 
     def _check_frame(self, key: str, found: Buffer) -> None:
-        header = found[:_BLOSC_HEADER_BYTES].to_bytes()
-        # Blosc 1 format: the last number of the header is the frame's length.
-        wanted = max(_BLOSC_HEADER_BYTES, int.from_bytes(header[12:], "little"))
+        wanted = frame_bytes(found[:HEADER_BYTES].to_bytes())
         if len(found) < wanted:
             raise StoreError(
                 f"{self.location}: {key} was cut off, it has {len(found)} of {wanted} bytes"

@@ -14,11 +14,12 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store as ZarrStore
 
+from tilepipe.blosc import is_blosc
 from tilepipe.buffers import empty
 from tilepipe.errors import StoreError, TilepipeError
 from tilepipe.store.explain import explained
 from tilepipe.store.files import Files, LocalFiles
-from tilepipe.store.guards import CheckedReads, WholeWrites, is_blosc
+from tilepipe.store.guards import CheckedReads, WholeWrites
 from tilepipe.store.recent import RecentUnits
 from tilepipe.store.shard import ShardFormat, pieces
 from tilepipe.tiling import Box, Grid, Shape, Unit
