@@ -105,22 +105,27 @@ def test_a_clock_that_jumps(job, slide, right, tmp_path, monkeypatch):
     assert len(jumps) >= 8
 
 
+def before_read(monkeypatch, path, after, happens):
+    """Let something happen to a slide before its pixels are read for the ``after + 1``th time."""
+    real, reads = os.pread, []
+
+    def pread(handle, count, offset):
+        if Path(f"/proc/self/fd/{handle}").resolve() == path and offset > 4096:
+            reads.append(offset)
+            if len(reads) == after + 1:
+                happens()
+        return real(handle, count, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+
+
 @pytest.mark.parametrize("after", [0, 1, 3, 5])
 def test_a_slide_cut_off_while_it_is_read(job, slide, right, tmp_path, monkeypatch, after):
     copy, store = tmp_path / "slide.tif", tmp_path / "out.zarr"
     shutil.copy2(slide, copy)
     facts = copy.stat()
     whole = copy.read_bytes()
-    real, reads = os.pread, []
-
-    def pread(handle, count, offset):
-        if Path(f"/proc/self/fd/{handle}").resolve() == copy and offset > 4096:
-            reads.append(offset)
-            if len(reads) == after + 1:
-                os.truncate(copy, 5000)
-        return real(handle, count, offset)
-
-    monkeypatch.setattr(os, "pread", pread)
+    before_read(monkeypatch, copy, after, lambda: os.truncate(copy, 5000))
     with pytest.raises((UnitsFailedError, StoreError, TilepipeError)) as told:
         job(copy, store)
     assert str(copy) in str(told.value)
@@ -145,18 +150,13 @@ def test_a_slide_written_over_while_it_is_read(job, slide, right, tmp_path, monk
     shutil.copy2(slide, copy)
     facts = copy.stat()
     whole = copy.read_bytes()
-    real, reads = os.pread, []
 
-    def pread(handle, count, offset):
-        if Path(f"/proc/self/fd/{handle}").resolve() == copy and offset > 4096:
-            reads.append(offset)
-            if len(reads) == after + 1:
-                with copy.open("r+b") as stream:  # the second half, where it lay: same size
-                    stream.seek(len(whole) // 2)
-                    stream.write(whole[len(whole) // 2 :])
-        return real(handle, count, offset)
+    def write_again():  # the second half, where it lay: same size
+        with copy.open("r+b") as stream:
+            stream.seek(len(whole) // 2)
+            stream.write(whole[len(whole) // 2 :])
 
-    monkeypatch.setattr(os, "pread", pread)
+    before_read(monkeypatch, copy, after, write_again)
     with pytest.raises(TilepipeError, match="was changed by another program while it was read"):
         job(copy, store)
     monkeypatch.undo()
