@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import pickle
 import time
 import uuid
@@ -114,6 +115,7 @@ class Flights:
                 return {}
             holders = self._client.who_has([flight.future for flight in late])
         except Exception:  # the connection broke; asked again in two seconds
+            logging.getLogger(__name__).debug("looking for stragglers", exc_info=True)
             return {}
         at = {key: worker for worker, keys in busy.items() for key in keys}
         keys = [flight.future.key for flight in late]
