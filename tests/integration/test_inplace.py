@@ -201,6 +201,23 @@ def test_units_of_zeros_are_not_stored_and_not_lost(ingested):
     assert absent == {(1, 1)}
 
 
+def test_what_another_process_writes_meanwhile_is_not_lost(store, monkeypatch):
+    """Its file comes after the look for files, its record before the look for records."""
+    path = files_of(store)[1, 0]
+    away = path.with_name("away")
+    path.rename(away)
+    opened = open_store(str(store))
+    inside = opened.files.get_many
+
+    def get_many(keys, **given):
+        away.rename(path)
+        return inside(keys, **given)
+
+    monkeypatch.setattr(opened.files, "get_many", get_many)
+    assert lost_units(opened, opened.read_record()["fingerprint"]) == {}
+    assert path.exists()
+
+
 def test_a_whole_image_reads_no_journal(ingested, monkeypatch):
     store = open_store(str(ingested))
     read = []

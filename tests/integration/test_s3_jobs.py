@@ -128,3 +128,25 @@ def test_what_became_of_several_slides_stands_beside_them(
     rows = body.decode().splitlines()
     assert [row.split(",")[2] for row in rows] == ["state", "done", "done"]
     assert not list(here.iterdir())
+
+
+def test_parts_that_begin_at_once_on_several_machines(
+    bucket, env, zygote, slide, flags, reference, equal, tmp_path
+):
+    """A machine's locks are where its temporary files are: here each part has its own."""
+    command = ["run", slide, "-o", "s3://slides/parts.zarr", *flags]
+    parts = []
+    for share in range(4):
+        own = tmp_path / f"machine{share}"
+        own.mkdir()
+        parts.append(
+            zygote.start(
+                "tilepipe", *command, "--part", f"{share}/4", env={**env, "TMPDIR": str(own)}
+            )
+        )
+    for part in parts:
+        assert part.wait() == 0, part.text()
+        assert "are gone" not in part.text()
+    zygote.run("finish", "s3://slides/parts.zarr", "--quiet", env=env)
+    equal(objects(bucket, "parts.zarr"), reference)
+    assert not objects(bucket, "parts.zarr.preparing")

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 
 COMMANDS = {
     "tilepipe": "tilepipe.cli.main",
@@ -46,6 +47,7 @@ def child(request):
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(request["env"])
+    tempfile.tempdir = None  # TMPDIR may be another now
     os.chdir(request["cwd"])
     # Dask reads its environment when it is imported.
     import dask

@@ -41,8 +41,9 @@ def exclusive(location: str, what: str, *, wait: bool = False) -> Iterator[None]
     """Hold an output for this process; StoreError if another tilepipe here has it.
 
     ``wait`` waits for the other one instead (parts that start together). The lock is the
-    kernel's: it is gone with the process, however it ends. It holds on this machine alone; two
-    machines that run one job into one store do the same work twice, to the same bytes.
+    kernel's: it is gone with the process, however it ends. It holds on this machine alone
+    (``leased`` is for several); two machines that run one job into one store do the same work
+    twice, to the same bytes.
     """
 
     def lock(handle: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from tilepipe.errors import MismatchError, ModelError, PlanError
+from tilepipe.errors import MismatchError, ModelError, PlanError, StoreError
 from tilepipe.pipeline.cells import Rule
 from tilepipe.pipeline.choice import Segmentation, choose
 from tilepipe.pipeline.context import forget
@@ -39,7 +39,7 @@ from tilepipe.pipeline.stored import Lost, content_of, lost_of_label, lost_units
 from tilepipe.pipeline.tissue import Find, keep_tissue, look_for_tissue, tissue_share
 from tilepipe.schedule import Stage
 from tilepipe.spec import JobSpec
-from tilepipe.store import Journal, Store
+from tilepipe.store import Journal, Store, leased
 from tilepipe.tiling import Shape
 
 
@@ -99,7 +99,9 @@ def _prepare(
     chosen = choose(source, spec, on_event) if segment else None
     if source.store is None and spec.in_place and chosen is None:
         raise PlanError("--in-place copies no image: there is nothing to ingest")
-    with exclusive(source.output, "preparation", wait=True):
+    with exclusive(source.output, "preparation", wait=True), ExitStack() as lease:
+        if spec.part is not None:
+            _hold_for_parts(lease, source, on_event)
         sole = held.enter_context(running(source.output))
         what = f"label {chosen.name} {spec.part or ''}" if chosen is not None else "the image"
         held.enter_context(exclusive(source.output, what.rstrip()))
@@ -108,6 +110,19 @@ def _prepare(
             source, spec, chosen, tissue, held,
             sole=sole, alone=alone, trace=trace, on_event=on_event,
         )  # fmt: skip
+
+
+def _hold_for_parts(lease: ExitStack, source: Source, on_event: OnEvent) -> None:
+    """Hold the output against the parts of other machines, which may begin at the same moment."""
+
+    def tell(who: str) -> None:
+        on_event(Note(source.name, f"waits for {who}, which prepares {source.output}"))
+
+    try:
+        lease.enter_context(leased(source.output, on_wait=tell))
+    except StoreError as error:
+        on_event(Warned(source.name, "parts on other machines are not kept out while the output "
+                        f"is prepared; begin one of them before the others: {error}"))  # fmt: skip
 
 
 def _open_job(

@@ -165,6 +165,9 @@ def lost_of(
             if checksum_in(record) != level.checksum_of_zeros(absent[place])
         )
         if gone:
+            # Written between the two looks by another process, a part of this job?
+            gone &= {(unit.iy, unit.ix) for unit in level.not_stored()}
+        if gone:
             lost[number] = gone
     return lost
 

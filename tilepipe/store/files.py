@@ -65,8 +65,14 @@ class Files(Protocol):
         ``durable`` waits until it is on the disk.
         """
 
+    def claim(self, key: str, value: bytes) -> bool:
+        """Write ``key`` unless it is there; of several who try at once one does. Tell whether."""
+
     def delete(self, key: str) -> None:
         """Remove ``key`` if it is there."""
+
+    def delete_root(self) -> None:
+        """Remove the root if nothing is left in it."""
 
     def entries(self, folder: str) -> Iterator[Entry]:
         """Yield what lies directly under ``folder``; nothing if there is no such folder."""
@@ -230,6 +236,27 @@ class LocalFiles:
                 raise
             finally:
                 _in_flight.discard(partial.name)
+
+    def claim(self, key: str, value: bytes) -> bool:
+        """Write ``key`` unless it is there; of several who try at once one does. Tell whether."""
+        path = self.path(key)
+        with explained(self.location, f"write {key}"):
+            while True:
+                try:
+                    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                    break
+                except FileExistsError:
+                    return False
+                except FileNotFoundError:  # again, should it be taken away before the next try
+                    path.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(value)
+        return True
+
+    def delete_root(self) -> None:
+        """Remove the folder if nothing is left in it."""
+        with suppress(OSError):
+            self.root.rmdir()
 
     def delete(self, key: str) -> None:
         """Remove ``key`` if it is there."""

@@ -117,6 +117,21 @@ class RemoteFiles:
         with explained_remote(self.location, f"write {key}"):
             self._obs.put(self._writes, key, whole)
 
+    def claim(self, key: str, value: bytes) -> bool:
+        """Write ``key`` unless it is there; of several who try at once one does. Tell whether."""
+        from obstore.exceptions import AlreadyExistsError
+
+        check_key(self.location, key)
+        with explained_remote(self.location, f"write {key}"):
+            try:
+                self._obs.put(self._writes, key, value, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def delete_root(self) -> None:
+        """Do nothing: there are no folders."""
+
     def delete(self, key: str) -> None:
         """Remove ``key`` if it is there."""
         check_key(self.location, key)
