@@ -106,6 +106,39 @@ def test_mask_image(tmp_path):
         TissueMask.from_image(tmp_path / "none.png", (500, 500))
 
 
+@pytest.mark.parametrize("kind", ["uint8", "palette", "rgb"])
+def test_a_mask_that_pillow_refuses_is_read_as_a_slide(tmp_path, monkeypatch, kind):
+    """Pillow takes a file of more than 179 million px for an attack; no px of it may be lost."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr("tilepipe.slide.tissue._KEPT_PX", 64)
+    monkeypatch.setattr("tilepipe.slide.tissue._BOX_PX", 32)
+    drawn = np.random.default_rng(0).random((300, 203)) > 0.995
+    pixels, more = drawn.astype(np.uint8) * 9, {}
+    if kind == "palette":
+        more = {"photometric": "palette", "colormap": np.full((3, 256), 65535, np.uint16)}
+    elif kind == "rgb":
+        pixels = np.stack([pixels * 0, pixels * 0, pixels], axis=-1)
+        more = {"photometric": "rgb"}
+    tifffile.imwrite(tmp_path / "m.tif", pixels, tile=(64, 64), compression="deflate", **more)
+    mask = TissueMask.from_image(tmp_path / "m.tif", (600, 406))
+    assert mask.downsample == (10.0, 10.0)
+    expected = [
+        [drawn[y : y + 5, x : x + 5].any() for x in range(0, 203, 5)] for y in range(0, 300, 5)
+    ]
+    np.testing.assert_array_equal(mask.mask, expected)
+
+
+def test_a_large_picture_is_read_without_a_warning_and_a_larger_one_is_told_what_to_be(
+    tmp_path, monkeypatch
+):
+    Image.fromarray(np.zeros((50, 100), np.uint8)).save(tmp_path / "m.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    assert not TissueMask.from_image(tmp_path / "m.png", (500, 1000)).mask.any()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(SlideError, match="save it as a TIFF"):
+        TissueMask.from_image(tmp_path / "m.png", (500, 1000))
+
+
 def test_real_slides(data):
     with open_slide(data / "wsi" / "CMU-1-Small-Region.svs") as slide:
         mask = tissue_mask(slide)

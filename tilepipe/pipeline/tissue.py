@@ -42,7 +42,8 @@ def asked_tissue(spec: JobSpec) -> str:
     if spec.tissue in ("off", "auto"):
         return spec.tissue
     try:
-        return f"mask {hashlib.sha256(Path(spec.tissue).read_bytes()).hexdigest()}"
+        with Path(spec.tissue).open("rb") as file:
+            return f"mask {hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
         raise SlideError(f"{spec.tissue}: not a mask image: {error.strerror or error}") from error
 

@@ -7,7 +7,9 @@ mask is grown by its own pixel size.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError
+from tilepipe.slide.open import open_slide
 from tilepipe.slide.types import LevelInfo, Pixels
 from tilepipe.threads import cores, several_at_once
 from tilepipe.tiling import Box, Shape
@@ -35,6 +38,8 @@ _DARK = 0.6
 _BOX_PX = 2048
 _SAMPLES = 4
 _MOST_AT_ONCE = 8
+_KEPT_PX = 8192
+"""Sides of a mask that was read as a slide, at most: 8 MB as it is kept, a bit a px."""
 
 
 class Image(Protocol):
@@ -92,7 +97,9 @@ class TissueMask:
 
     @classmethod
     def from_image(cls, path: str | Path, extent: Shape) -> TissueMask:
-        """Read a mask image (any format that Pillow reads; not 0 is tissue) over ``extent`` px.
+        """Read a mask image (not 0 is tissue) over ``extent`` px.
+
+        It is what Pillow reads, or a TIFF of any size, which is read in boxes of bounded memory.
 
         Of a palette image the index counts, of colours any of them, of alpha nothing.
 
@@ -101,17 +108,22 @@ class TissueMask:
         from PIL import Image, UnidentifiedImageError
 
         try:
-            with Image.open(path) as image:
-                pixels = _not_0(image)
+            with _large_allowed(), Image.open(path) as image:
+                shape, factor, pixels = (image.height, image.width), 1, _not_0(image)
         except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-            raise SlideError(f"{path}: not a mask image: {error}") from error
-        downsample = (extent[0] / pixels.shape[0], extent[1] / pixels.shape[1])
+            found = _of_slide(path)
+            if found is None:
+                hint = "; save it as a TIFF" if "bomb" in str(error) else ""
+                raise SlideError(f"{path}: not a mask image: {error}{hint}") from error
+            shape, factor, pixels = found
+        downsample = (extent[0] / shape[0], extent[1] / shape[1])
         if not 0.9 < downsample[0] / downsample[1] < 1.1:
             raise SlideError(
-                f"{path}: a mask of {pixels.shape[0]} x {pixels.shape[1]} px (y, x) has another "
+                f"{path}: a mask of {shape[0]} x {shape[1]} px (y, x) has another "
                 f"aspect than the slide of {extent[0]} x {extent[1]} px"
             )
-        return cls(pixels, downsample, f"mask image {Path(path).name}")
+        down_y, down_x = (down * factor for down in downsample)
+        return cls(pixels, (down_y, down_x), f"mask image {Path(path).name}")
 
     @classmethod
     def everywhere(cls, extent: Shape, note: str) -> TissueMask:
@@ -136,7 +148,7 @@ class TissueMask:
         from PIL import Image, UnidentifiedImageError
 
         try:
-            with Image.open(io.BytesIO(raw), formats=["PNG"]) as image:
+            with _large_allowed(), Image.open(io.BytesIO(raw), formats=["PNG"]) as image:
                 pixels = np.asarray(image.convert("L")) > 0
                 text = dict(image.info)
             down_y, down_x = (float(down) for down in str(text["downsample"]).split())
@@ -146,6 +158,46 @@ class TissueMask:
                 Image.DecompressionBombError) as error:  # fmt: skip
             raise SlideError(f"not a tissue mask of tilepipe: {error}") from error
         return cls(pixels, (down_y, down_x), str(text.get("note", "")))
+
+
+@contextmanager
+def _large_allowed() -> Iterator[None]:
+    """Keep Pillow from warning of masks that it reads all the same."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def _of_slide(path: str | Path) -> tuple[Shape, int, NDArray[np.bool_]] | None:
+    """Return a TIFF's extent, how many of its px a side are one, and which of these are not 0.
+
+    None if it is none. A px counts if any under it does, so none is lost.
+    """
+    if Path(path).is_dir():  # an OME-Zarr: no file whose content says which mask it is
+        return None
+    try:
+        slide = open_slide(path, ids=True)
+    except SlideError:
+        return None
+    with slide:
+        shape = slide.levels[0].shape
+        factor = -(-max(shape) // _KEPT_PX)
+        found = np.zeros(Box.of_shape(shape).reduced(factor).shape, np.bool_)
+
+        def look(box: Box) -> None:
+            seen = (np.nan_to_num(slide.read(box)) != 0).any(axis=0)
+            starts_y, starts_x = (np.arange(0, side, factor) for side in seen.shape)
+            rows = np.logical_or.reduceat(seen, starts_y, axis=0)
+            found[box.reduced(factor).slices] = np.logical_or.reduceat(rows, starts_x, axis=1)
+
+        side = max(1, _BOX_PX // factor) * factor
+        boxes = Box.of_shape(shape).split((side, side))
+        at_once = min(_MOST_AT_ONCE, cores())
+        for _ in several_at_once(look, boxes, at_once=at_once, name="tilepipe-tissue"):
+            pass
+    return shape, factor, found
 
 
 def _not_0(image: PillowImage) -> NDArray[np.bool_]:
