@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from tilepipe.errors import ScheduleError, SlideError
@@ -601,6 +602,30 @@ def test_each_gpu_has_a_process_that_sees_it_alone(monkeypatch):
         assert spec["options"]["env"]["MALLOC_ARENA_MAX"] == "1"
         assert spec["options"]["resources"] == {"GPU": 1}
         assert spec["options"]["nthreads"] == 5
+
+
+def listening():
+    """Return where this process and its children listen: (address, port)."""
+    me = psutil.Process()
+    return {
+        socket.laddr
+        for process in (me, *me.children(recursive=True))
+        for socket in process.net_connections()
+        if socket.status == psutil.CONN_LISTEN
+    }
+
+
+@pytest.mark.parametrize("how", [{}, {"workers": 1}, {"gpus": "0,1"}], ids=str)
+def test_what_is_started_here_listens_here_and_says_nothing(monkeypatch, capfd, how):
+    """Whoever reaches a scheduler or a worker may run any code there."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    before = listening()
+    with connect("local", **how) as own:
+        assert own.client.submit(lambda: 1).result(timeout=60) == 1
+        found = listening() - before
+    assert len(found) > len(how)
+    assert {address for address, _ in found} == {"127.0.0.1"}
+    assert "".join(capfd.readouterr()) == ""
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from typing import Any
 from tilepipe.errors import ScheduleError
 from tilepipe.malloc import ONE_ARENA
 
+_HERE = "127.0.0.1"
+"""Whoever reaches a scheduler or a worker may run any code there."""
 LANES = 3
 """Threads of a worker: one unit on the device, one being read, one being written."""
 
@@ -35,22 +37,33 @@ def local_cluster(workers: int | None, gpus: str | None, lanes: int) -> Any:
 
 
 def _start(workers: int | None, gpus: str | None, lanes: int) -> Any:
-    from distributed import LocalCluster
+    from distributed import LocalCluster, Worker
 
+    def worker(*args: Any, **options: Any) -> Worker:
+        # LocalCluster's own address for what it tells over HTTP is any, where all is threads.
+        return Worker(*args, **{**options, "dashboard_address": f"{_HERE}:0"})
+
+    dashboard = os.environ.get("TILEPIPE_DASHBOARD", "127.0.0.1:0")
+    if gpus is not None:
+        return _gpu_cluster(gpu_numbers(gpus), lanes, dashboard)
     common: dict[str, Any] = {
-        "dashboard_address": os.environ.get("TILEPIPE_DASHBOARD", "127.0.0.1:0"),
+        "dashboard_address": dashboard,
         "memory_limit": 0,
         "silence_logs": logging.CRITICAL,
     }
-    if gpus is not None:
-        return _gpu_cluster(gpu_numbers(gpus), lanes, common)
     if workers is None:
-        return LocalCluster(n_workers=1, processes=False, threads_per_worker=lanes, **common)
+        return LocalCluster(
+            n_workers=1,
+            processes=False,
+            threads_per_worker=lanes,
+            worker_class=worker,
+            **common,
+        )
     return LocalCluster(
         n_workers=workers,
         processes=True,
         threads_per_worker=lanes,
-        host="127.0.0.1",
+        host=_HERE,
         env=dict(ONE_ARENA),
         preload=_preload(),
         **common,
@@ -104,6 +117,9 @@ def gpu_worker_specs(numbers: list[int], lanes: int = LANES) -> dict[str, dict[s
         f"gpu{number}": {
             "cls": Nanny,
             "options": {
+                "host": _HERE,
+                "dashboard": False,
+                "silence_logs": logging.CRITICAL,
                 "nthreads": lanes,
                 "memory_limit": 0,
                 "resources": {"GPU": 1},
@@ -115,16 +131,16 @@ def gpu_worker_specs(numbers: list[int], lanes: int = LANES) -> dict[str, dict[s
     }
 
 
-def _gpu_cluster(numbers: list[int], lanes: int, common: dict[str, Any]) -> Any:
+def _gpu_cluster(numbers: list[int], lanes: int, dashboard: str) -> Any:
     from distributed import Scheduler, SpecCluster
 
     return SpecCluster(
         workers=gpu_worker_specs(numbers, lanes),
         scheduler={
             "cls": Scheduler,
-            "options": {"dashboard_address": common["dashboard_address"], "port": 0},
+            "options": {"host": _HERE, "port": 0, "dashboard_address": dashboard},
         },
-        silence_logs=common["silence_logs"],
+        silence_logs=logging.CRITICAL,
     )
 
 
