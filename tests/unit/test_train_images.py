@@ -424,9 +424,26 @@ def test_varied_float_samples_are_neither_constant_nor_cut_off(folders, scale, o
     assert float((drawn.mean((1, 2, 3)) - values.mean()).abs().max()) < scale
 
 
+def test_varied_samples_of_a_camera_of_few_bits_show_what_it_saw(folders):
+    """Shares of 16 bits: a shift by some hundredths would leave nothing but black of 12 of them."""
+    rng = np.random.default_rng(1)
+    values = (rng.random((1, 40, 52)) * 1500 + 150).astype(np.uint16)
+    samples = Samples(
+        write_floats(folders, values), teaching=TEACH, channels=1, input_px=40, output_px=40,
+        augment=AugmentSpec(blur_px=0),
+    )  # fmt: skip
+    drawn = samples.batch(0, 64, CPU).images * 65535
+    spread = drawn.std((1, 2, 3)) / values.std()
+    assert 0.4 < float(spread.min()) <= float(spread.max()) < 2
+    assert float((drawn.mean((1, 2, 3)) - values.mean()).abs().max()) < 1500
+    assert float(drawn.min()) >= 0
+
+
 def test_the_span_is_that_of_nearly_all_pixels():
     assert span_of(np.zeros((1, 4, 4), np.uint8)) is None
-    assert span_of(np.zeros((1, 4, 4), np.uint16)) is None
+    assert span_of(np.zeros((1, 4, 4), np.uint16)) == (0.0, 1 / 65535)
+    twelve_bits = np.linspace(100, 4000, 400).round().astype(np.uint16).reshape(1, 20, 20)
+    assert np.multiply(span_of(twelve_bits), 65535) == pytest.approx([120, 3980], abs=3)
     assert span_of(np.full((1, 4, 4), 5, np.int16)) == (5.0, 6.0)
     values = np.random.default_rng(0).random((2, 1000, 300)).astype(np.float32)
     values[0, 5, 5], values[1, 9, 9] = 1e9, -1e9

@@ -161,6 +161,8 @@ class Samples:
             values = torch.from_numpy(kept.weights)[None].to(device)
             weight = sample_at(values, inner, origin=inner_origin)[0]
         varied = vary_colour(pixels, spec=self.augment, generator=generator, span=kept.span)
+        if kept.image.dtype.kind == "u":  # shares of full scale, which no image can leave
+            varied = varied.clamp(0.0, 1.0)
         return varied, target, weight
 
     def _open(self, index: int) -> tuple[Raster, Raster]:
