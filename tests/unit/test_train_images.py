@@ -270,6 +270,29 @@ def test_other_modes_are_read_as_they_look(tmp_path):
     assert open_raster(tmp_path / "deep.png").dtype == np.uint16
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colour_of_16_bits_keeps_them_all(tmp_path, channels):
+    """Of a camera's 12 bits Pillow would leave 16 values."""
+    import imagecodecs
+
+    deep = (np.arange(20 * 30 * channels, dtype=np.uint16) % 4096).reshape(20, 30, channels)
+    path = tmp_path / "deep.png"
+    path.write_bytes(imagecodecs.png_encode(deep))
+    raster = open_raster(path)
+    assert raster.dtype == np.uint16
+    wanted = deep[..., : {2: 1, 3: 3, 4: 3}[channels]].transpose(2, 0, 1)
+    np.testing.assert_array_equal(raster.read(whole(raster)), wanted)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(TrainError, match=r"deep\.png: cannot be read as an image"):
+        open_raster(path)
+
+
+def test_ids_beside_alpha_are_read_without_it(tmp_path):
+    Image.fromarray(np.stack([GREY % 3, GREY], -1)).save(tmp_path / "la.png")
+    raster = open_raster(tmp_path / "la.png", ids=True)
+    np.testing.assert_array_equal(read_labels(raster, whole(raster)), GREY % 3)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".npy"])
 def test_black_and_white_is_0_and_255_and_its_ids_0_and_1(tmp_path, suffix):
     white = GREY > 100

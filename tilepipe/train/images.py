@@ -64,17 +64,30 @@ def open_raster(path: Path, *, ids: bool = False) -> Raster:
 
 # What Pillow calls its pixels -> what is seen of them. Conversions drop alpha and blend nothing.
 _SEEN = {"P": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "RGBA": "RGB", "LA": "L"}
+# Planes of grey or colour and alpha -> without it.
+_WITHOUT_ALPHA = {2: 1, 4: 3}
 
 
 def _read_pillow(path: Path, *, ids: bool) -> NDArray[Any]:
     """Read (c, y, x) pixels, or the ids, of a file that Pillow reads."""
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image if ids else _seen(image))
+            pixels = _deep_colour(path)
+            if pixels is None:
+                pixels = np.asarray(image if ids else _seen(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise TrainError(f"{path}: cannot be read as an image: {error}") from error
     planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-    return planes[:3] if planes.shape[0] == 4 else planes
+    return planes[: _WITHOUT_ALPHA.get(planes.shape[0])]
+
+
+def _deep_colour(path: Path) -> NDArray[Any] | None:
+    """Pixels of a PNG of which Pillow drops half the bits (it has no colour of 16); else None."""
+    from tilepipe.slide.png import decode_deep_colour, is_deep_colour
+
+    with path.open("rb") as stream:
+        head = stream.read(26)
+        return decode_deep_colour(head + stream.read()) if is_deep_colour(head) else None
 
 
 def _seen(image: Image.Image) -> Image.Image:
