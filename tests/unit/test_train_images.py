@@ -340,6 +340,19 @@ def test_ids_of_a_mask_that_was_exported(tmp_path, dtype):
     np.testing.assert_array_equal(read_labels(raster, whole(raster)), ids)
 
 
+@pytest.mark.parametrize("dtype", [">u2", ">i4", ">i8"])
+@pytest.mark.parametrize("target", ["classes", "foreground", "foreground+border"])
+def test_ids_with_their_bytes_the_other_way_round(tmp_path, dtype, target):
+    ids = (GREY % 3).astype(dtype)
+    np.save(tmp_path / "a.npy", ids)
+    raster = open_raster(tmp_path / "a.npy", ids=True)
+    read = read_labels(raster, whole(raster))
+    teach = Teaching(target=target, n_classes=3, weighted=True)
+    taught, plain = teach.targets(read), teach.targets(GREY % 3)
+    np.testing.assert_array_equal(taught, plain)
+    np.testing.assert_array_equal(teach.weights(read, taught), teach.weights(GREY % 3, plain))
+
+
 def test_ids_below_zero_are_named(tmp_path):
     np.save(tmp_path / "a.npy", GREY.astype(np.int32) - 3)
     raster = open_raster(tmp_path / "a.npy", ids=True)

@@ -134,12 +134,14 @@ def of_array(planes: NDArray[Any], *, path: str = "array") -> Raster:
     if planes.ndim != 3 or min(planes.shape) < 1:
         raise TrainError(f"{path}: got an array of shape {planes.shape}; (c, y, x) wanted")
     extent = (int(planes.shape[1]), int(planes.shape[2]))
+    # scipy labels no parts of, and torch takes no, numbers whose bytes are the other way round.
+    native = planes.dtype.newbyteorder("=")
     return Raster(
         path=path,
         extent=extent,
         channels=int(planes.shape[0]),
-        dtype=planes.dtype,
-        read=lambda box: planes[(slice(None), *box.slices)],
+        dtype=native,
+        read=lambda box: planes[(slice(None), *box.slices)].astype(native, copy=False),
     )
 
 

@@ -45,7 +45,7 @@ def to_share(pixels: NDArray[Any], *, channels: int) -> NDArray[np.float32]:
     grey image fills every channel of a colour network; colour becomes luminance for one channel.
     Raises TrainError where channels cannot be matched.
     """
-    whole = divisor_of(pixels.dtype) != 1.0 or pixels.dtype.newbyteorder("=") in _SMALL_INTEGERS
+    whole = divisor_of(pixels.dtype) != 1.0 or pixels.dtype in _SMALL_INTEGERS
     if not whole and pixels.dtype.kind != "f":
         raise TrainError(f"images of dtype {pixels.dtype}; uint8, uint16, int16 or float wanted")
     divisor = divisor_of(pixels.dtype)
