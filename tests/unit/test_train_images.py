@@ -353,6 +353,17 @@ def test_ids_with_their_bytes_the_other_way_round(tmp_path, dtype, target):
     np.testing.assert_array_equal(teach.weights(read, taught), teach.weights(GREY % 3, plain))
 
 
+def test_ids_that_a_jpeg_has_blurred_are_none(tmp_path):
+    """Each speck around a cell would be foreground, or a cell of its own."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 20:40] = 255
+    Image.fromarray(mask).save(tmp_path / "a.jpg", quality=90)
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "a.jpg")))) > 2
+    with pytest.raises(TrainError, match=r"a\.jpg: labels as JPEG, which keeps no ids"):
+        open_raster(tmp_path / "a.jpg", ids=True)
+    assert open_raster(tmp_path / "a.jpg").extent == (64, 64)
+
+
 def test_ids_below_zero_are_named(tmp_path):
     np.save(tmp_path / "a.npy", GREY.astype(np.int32) - 3)
     raster = open_raster(tmp_path / "a.npy", ids=True)

@@ -64,6 +64,7 @@ def open_raster(path: Path, *, ids: bool = False) -> Raster:
 
 # What Pillow calls its pixels -> what is seen of them. Conversions drop alpha and blend nothing.
 _SEEN = {"P": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "RGBA": "RGB", "LA": "L"}
+_LOSSY = ("JPEG", "MPO")
 # Planes of grey or colour and alpha -> without it.
 _WITHOUT_ALPHA = {2: 1, 4: 3}
 
@@ -72,6 +73,11 @@ def _read_pillow(path: Path, *, ids: bool) -> NDArray[Any]:
     """Read (c, y, x) pixels, or the ids, of a file that Pillow reads."""
     try:
         with Image.open(path) as image:
+            if ids and image.format in _LOSSY:
+                raise TrainError(
+                    f"{path}: labels as {image.format}, which keeps no ids but numbers near them; "
+                    "round or threshold them, and save PNG or TIFF"
+                )
             pixels = _deep_colour(path)
             if pixels is None:
                 pixels = np.asarray(image if ids else _seen(image))
