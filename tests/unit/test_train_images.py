@@ -353,6 +353,22 @@ def test_ids_with_their_bytes_the_other_way_round(tmp_path, dtype, target):
     np.testing.assert_array_equal(teach.weights(read, taught), teach.weights(GREY % 3, plain))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ids", [False, True])
+def test_what_a_camera_marked_as_turned_is_read_upright(tmp_path, orientation, ids):
+    """As viewers and annotation tools show it, and as an oriented TIFF is read."""
+    turned = Image.fromarray(GREY)
+    exif = turned.getexif()
+    exif[0x0112] = orientation
+    turned.save(tmp_path / "a.png", exif=exif)
+    upright = {
+        1: GREY, 2: GREY[:, ::-1], 3: GREY[::-1, ::-1], 4: GREY[::-1], 5: GREY.T,
+        6: np.rot90(GREY, -1), 7: GREY[::-1, ::-1].T, 8: np.rot90(GREY),
+    }  # fmt: skip
+    raster = open_raster(tmp_path / "a.png", ids=ids)
+    np.testing.assert_array_equal(raster.read(whole(raster))[0], upright[orientation])
+
+
 def test_ids_that_a_jpeg_has_blurred_are_none(tmp_path):
     """Each speck around a cell would be foreground, or a cell of its own."""
     mask = np.zeros((64, 64), np.uint8)

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tilepipe.errors import TrainError
 from tilepipe.tiling import Box, Shape
@@ -48,7 +48,7 @@ def open_raster(path: Path, *, ids: bool = False) -> Raster:
 
     Pixels of an image are what is seen: palettes become colours, CMYK becomes RGB, alpha is left
     out, and black and white are 0 and 255. Ids are the numbers in the file: of a palette the
-    indices, of black and white 0 and 1.
+    indices, of black and white 0 and 1. What EXIF marks as turned is read upright, both.
     """
     suffix = path.suffix.lower()
     if suffix in PILLOW_SUFFIXES:
@@ -80,7 +80,8 @@ def _read_pillow(path: Path, *, ids: bool) -> NDArray[Any]:
                 )
             pixels = _deep_colour(path)
             if pixels is None:
-                pixels = np.asarray(image if ids else _seen(image))
+                upright = ImageOps.exif_transpose(image)
+                pixels = np.asarray(upright if ids else _seen(upright))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise TrainError(f"{path}: cannot be read as an image: {error}") from error
     planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
