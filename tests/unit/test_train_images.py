@@ -380,8 +380,9 @@ def test_ids_that_a_jpeg_has_blurred_are_none(tmp_path):
     mask[20:40, 20:40] = 255
     Image.fromarray(mask).save(tmp_path / "a.jpg", quality=90)
     assert len(np.unique(np.asarray(Image.open(tmp_path / "a.jpg")))) > 2
-    with pytest.raises(TrainError, match=r"a\.jpg: labels as JPEG, which keeps no ids"):
+    with pytest.raises(TrainError, match="labels as JPEG, which keeps no ids") as raised:
         open_raster(tmp_path / "a.jpg", ids=True)
+    assert str(raised.value).startswith(f"{tmp_path / 'a.jpg'}: labels as")
     assert open_raster(tmp_path / "a.jpg").extent == (64, 64)
 
 

@@ -73,17 +73,18 @@ def _read_pillow(path: Path, *, ids: bool) -> NDArray[Any]:
     """Read (c, y, x) pixels, or the ids, of a file that Pillow reads."""
     try:
         with Image.open(path) as image:
-            if ids and image.format in _LOSSY:
-                raise TrainError(
-                    f"{path}: labels as {image.format}, which keeps no ids but numbers near them; "
-                    "round or threshold them, and save PNG or TIFF"
-                )
+            lossy = image.format in _LOSSY
             pixels = _deep_colour(path)
             if pixels is None:
                 upright = ImageOps.exif_transpose(image)
                 pixels = np.asarray(upright if ids else _seen(upright))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise TrainError(f"{path}: cannot be read as an image: {error}") from error
+    if ids and lossy:
+        raise TrainError(
+            f"{path}: labels as JPEG, which keeps no ids but numbers near them; round or threshold "
+            "them, and save PNG or TIFF"
+        )
     planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
     return planes[: _WITHOUT_ALPHA.get(planes.shape[0])]
 
