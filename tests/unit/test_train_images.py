@@ -143,13 +143,18 @@ def test_unvaried_sample_is_image_and_target_at_one_place(folders):
     assert len(found) >= 5
 
 
-def test_images_too_large_to_keep_give_the_same_samples(folders, monkeypatch):
-    kept = make_samples(folders).batch(3, 4, CPU)
+@pytest.mark.parametrize("target", ["classes", "foreground+border"])
+def test_images_too_large_to_keep_give_the_same_samples(folders, monkeypatch, target):
+    """Beyond the border, too, where what was made of labels is mirrored, not labels themselves."""
+    teaching = Teaching(target=target, n_classes=3, weighted=True)
+    for path in folders[1].iterdir():
+        write(folders[1], path.stem, np.minimum(np.asarray(Image.open(path)), 2))
+    kept = make_samples(folders, teaching=teaching).batch(3, 16, CPU)
     monkeypatch.setattr(images, "IN_MEMORY_PX", 10)
-    read = make_samples(folders).batch(3, 4, CPU)
+    read = make_samples(folders, teaching=teaching).batch(3, 16, CPU)
     torch.testing.assert_close(kept.images, read.images, atol=1e-4, rtol=0)
-    inside = (kept.targets == read.targets).float().mean()
-    assert float(inside) > 0.97  # mirrored cells have rings of their own
+    assert torch.equal(kept.targets, read.targets)
+    torch.testing.assert_close(kept.weights, read.weights, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
@@ -270,6 +275,29 @@ def test_other_modes_are_read_as_they_look(tmp_path):
     assert open_raster(tmp_path / "deep.png").dtype == np.uint16
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colour_of_16_bits_keeps_them_all(tmp_path, channels):
+    """Of a camera's 12 bits Pillow would leave 16 values."""
+    import imagecodecs
+
+    deep = (np.arange(20 * 30 * channels, dtype=np.uint16) % 4096).reshape(20, 30, channels)
+    path = tmp_path / "deep.png"
+    path.write_bytes(imagecodecs.png_encode(deep))
+    raster = open_raster(path)
+    assert raster.dtype == np.uint16
+    wanted = deep[..., : {2: 1, 3: 3, 4: 3}[channels]].transpose(2, 0, 1)
+    np.testing.assert_array_equal(raster.read(whole(raster)), wanted)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(TrainError, match=r"deep\.png: cannot be read as an image"):
+        open_raster(path)
+
+
+def test_ids_beside_alpha_are_read_without_it(tmp_path):
+    Image.fromarray(np.stack([GREY % 3, GREY], -1)).save(tmp_path / "la.png")
+    raster = open_raster(tmp_path / "la.png", ids=True)
+    np.testing.assert_array_equal(read_labels(raster, whole(raster)), GREY % 3)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".npy"])
 def test_black_and_white_is_0_and_255_and_its_ids_0_and_1(tmp_path, suffix):
     white = GREY > 100
@@ -315,6 +343,47 @@ def test_ids_of_a_mask_that_was_exported(tmp_path, dtype):
     raster = open_raster(tmp_path / "ids.ome.tif", ids=True)
     assert (raster.channels, raster.dtype) == (1, dtype)
     np.testing.assert_array_equal(read_labels(raster, whole(raster)), ids)
+
+
+@pytest.mark.parametrize("dtype", [">u2", ">i4", ">i8"])
+@pytest.mark.parametrize("target", ["classes", "foreground", "foreground+border"])
+def test_ids_with_their_bytes_the_other_way_round(tmp_path, dtype, target):
+    ids = (GREY % 3).astype(dtype)
+    np.save(tmp_path / "a.npy", ids)
+    raster = open_raster(tmp_path / "a.npy", ids=True)
+    read = read_labels(raster, whole(raster))
+    teach = Teaching(target=target, n_classes=3, weighted=True)
+    taught, plain = teach.targets(read), teach.targets(GREY % 3)
+    np.testing.assert_array_equal(taught, plain)
+    np.testing.assert_array_equal(teach.weights(read, taught), teach.weights(GREY % 3, plain))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ids", [False, True])
+def test_what_a_camera_marked_as_turned_is_read_upright(tmp_path, orientation, ids):
+    """As viewers and annotation tools show it, and as an oriented TIFF is read."""
+    turned = Image.fromarray(GREY)
+    exif = turned.getexif()
+    exif[0x0112] = orientation
+    turned.save(tmp_path / "a.png", exif=exif)
+    upright = {
+        1: GREY, 2: GREY[:, ::-1], 3: GREY[::-1, ::-1], 4: GREY[::-1], 5: GREY.T,
+        6: np.rot90(GREY, -1), 7: GREY[::-1, ::-1].T, 8: np.rot90(GREY),
+    }  # fmt: skip
+    raster = open_raster(tmp_path / "a.png", ids=ids)
+    np.testing.assert_array_equal(raster.read(whole(raster))[0], upright[orientation])
+
+
+def test_ids_that_a_jpeg_has_blurred_are_none(tmp_path):
+    """Each speck around a cell would be foreground, or a cell of its own."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 20:40] = 255
+    Image.fromarray(mask).save(tmp_path / "a.jpg", quality=90)
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "a.jpg")))) > 2
+    with pytest.raises(TrainError, match="labels as JPEG, which keeps no ids") as raised:
+        open_raster(tmp_path / "a.jpg", ids=True)
+    assert str(raised.value).startswith(f"{tmp_path / 'a.jpg'}: labels as")
+    assert open_raster(tmp_path / "a.jpg").extent == (64, 64)
 
 
 def test_ids_below_zero_are_named(tmp_path):
@@ -424,9 +493,26 @@ def test_varied_float_samples_are_neither_constant_nor_cut_off(folders, scale, o
     assert float((drawn.mean((1, 2, 3)) - values.mean()).abs().max()) < scale
 
 
+def test_varied_samples_of_a_camera_of_few_bits_show_what_it_saw(folders):
+    """Shares of 16 bits: a shift by some hundredths would leave nothing but black of 12 of them."""
+    rng = np.random.default_rng(1)
+    values = (rng.random((1, 40, 52)) * 1500 + 150).astype(np.uint16)
+    samples = Samples(
+        write_floats(folders, values), teaching=TEACH, channels=1, input_px=40, output_px=40,
+        augment=AugmentSpec(blur_px=0),
+    )  # fmt: skip
+    drawn = samples.batch(0, 64, CPU).images * 65535
+    spread = drawn.std((1, 2, 3)) / values.std()
+    assert 0.4 < float(spread.min()) <= float(spread.max()) < 2
+    assert float((drawn.mean((1, 2, 3)) - values.mean()).abs().max()) < 1500
+    assert float(drawn.min()) >= 0
+
+
 def test_the_span_is_that_of_nearly_all_pixels():
     assert span_of(np.zeros((1, 4, 4), np.uint8)) is None
-    assert span_of(np.zeros((1, 4, 4), np.uint16)) is None
+    assert span_of(np.zeros((1, 4, 4), np.uint16)) == (0.0, 1 / 65535)
+    twelve_bits = np.linspace(100, 4000, 400).round().astype(np.uint16).reshape(1, 20, 20)
+    assert np.multiply(span_of(twelve_bits), 65535) == pytest.approx([120, 3980], abs=3)
     assert span_of(np.full((1, 4, 4), 5, np.int16)) == (5.0, 6.0)
     values = np.random.default_rng(0).random((2, 1000, 300)).astype(np.float32)
     values[0, 5, 5], values[1, 9, 9] = 1e9, -1e9

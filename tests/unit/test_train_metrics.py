@@ -11,7 +11,13 @@ from tilepipe.tiling import Box
 from tilepipe.train.cells import NO_CELLS, THRESHOLDS, count_cells
 from tilepipe.train.em import best_threshold, rand_error, simple_points, warp, warping_error
 from tilepipe.train.evaluate import LabelImage, evaluate
-from tilepipe.train.metrics import class_score, confusion, dice, merge_foreground, pixel_error
+from tilepipe.train.metrics import (
+    class_score,
+    confusion,
+    foreground_dice,
+    merge_foreground,
+    pixel_error,
+)
 from tilepipe.train.overlap import OverlapCounter
 
 
@@ -27,7 +33,8 @@ def test_class_scores_by_hand():
     assert merge_foreground(counts).tolist() == [[2, 1], [2, 3]]
     assert np.isnan(class_score(confusion(found, truth, 5), 4).dice)
     assert confusion(found, truth, 3, ignore=0).sum() == 5
-    assert dice(np.zeros(3, bool), np.zeros(3, bool)) == 1.0
+    assert foreground_dice(counts) == pytest.approx(6 / 9)
+    assert foreground_dice(confusion(np.zeros(3, int), np.zeros(3, int), 2)) == 1.0
 
 
 def test_cells_by_hand():

@@ -2,7 +2,7 @@
 
 from tilepipe.tiling.box import Box, Shape, round_up
 from tilepipe.tiling.grid import Grid, Unit
-from tilepipe.tiling.mirror import mirror_index, read_mirrored
+from tilepipe.tiling.mirror import mirror_index, mirror_source, read_mirrored
 from tilepipe.tiling.plan import Tile, TilePlan, plan_tiles
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "TilePlan",
     "Unit",
     "mirror_index",
+    "mirror_source",
     "plan_tiles",
     "read_mirrored",
     "round_up",

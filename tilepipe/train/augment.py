@@ -39,11 +39,11 @@ class AugmentSpec(BaseModel):
     gain: float = Field(default=1.4, ge=1, le=16)
     """Contrast between 1/gain and gain, log-uniform."""
     brightness: float = Field(default=0.08, ge=0, le=1)
-    """Largest shift, share of the range."""
+    """Largest shift, share of the range: of bytes 0 to 255, else what nearly all pixels span."""
     gamma: float = Field(default=1.4, ge=1, le=8)
     """Exponent between 1/gamma and gamma, log-uniform."""
     noise: float = Field(default=0.03, ge=0, le=1)
-    """Largest standard deviation of added noise, share of the range."""
+    """Largest standard deviation of added noise, share of the same range."""
     blur_px: float = Field(default=1.2, ge=0, le=16)
     """Largest sigma of a Gaussian blur, px."""
     stain: float = Field(default=0.15, ge=0, le=1)

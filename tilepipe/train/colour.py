@@ -1,8 +1,8 @@
 """How a training sample looks: contrast, gamma, noise, blur, stain, tint, inversion.
 
-Values are shares of the dtype's range (0-1), or floats, which have no range: those are varied
-relative to the span of their image, and what lies outside it is kept, not cut off. Each sample
-draws its own numbers from its own generator, so a sample does not depend on its batch.
+Values are shares of the range of bytes (0-1), or of kinds whose range is not that of their images:
+those are varied relative to the span of their image, and what lies outside it is kept, not cut off.
+Each sample draws its own numbers from its own generator, so a sample does not depend on its batch.
 """
 
 from __future__ import annotations

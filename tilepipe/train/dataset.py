@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilepipe.errors import TrainError
-from tilepipe.tiling import Box, read_mirrored
+from tilepipe.tiling import Box, mirror_source, read_mirrored
 from tilepipe.train.augment import NO_AUGMENT, AugmentSpec, sample_at, source_coordinates
 from tilepipe.train.colour import vary_colour
 from tilepipe.train.ids import read_labels
@@ -161,6 +161,8 @@ class Samples:
             values = torch.from_numpy(kept.weights)[None].to(device)
             weight = sample_at(values, inner, origin=inner_origin)[0]
         varied = vary_colour(pixels, spec=self.augment, generator=generator, span=kept.span)
+        if kept.image.dtype.kind == "u":  # shares of full scale, which no image can leave
+            varied = varied.clamp(0.0, 1.0)
         return varied, target, weight
 
     def _open(self, index: int) -> tuple[Raster, Raster]:
@@ -199,15 +201,32 @@ class Samples:
     def _part(
         self, image: Raster, labels: Raster, coordinates: Tensor, inner: Tensor
     ) -> tuple[_Kept, tuple[int, int], tuple[int, int]]:
-        box = _hull(coordinates)
+        box, taught = _hull(coordinates), _hull(inner)
         pixels = read_mirrored(lambda part: read_pixels(image, part), box, image.extent)
-        taught = _hull(inner).grow(self.teaching.reach_px)
-        ids = read_mirrored(lambda part: read_labels(labels, part), taught, labels.extent)
         return (
-            _Kept(pixels, span_of(pixels), *self._teach(ids, source=labels.path)),
+            _Kept(pixels, span_of(pixels), *self._teach_part(labels, taught)),
             (box.y0, box.x0),
             (taught.y0, taught.x0),
         )
+
+    def _teach_part(
+        self, labels: Raster, box: Box
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        """Teach a box of a large image as the whole would be: made first, then mirrored.
+
+        In labels that are mirrored, a cell at the image's border has a neighbour: itself.
+        """
+        extent = labels.extent
+        near = mirror_source(box, extent).grow(self.teaching.reach_px)
+        near = near.intersect(Box.of_shape(extent))
+
+        def mirrored(made: NDArray[Any]) -> NDArray[Any]:
+            return read_mirrored(
+                lambda part: made[part.shift(-near.y0, -near.x0).slices], box, extent
+            )
+
+        targets, weights = self._teach(read_labels(labels, near), source=labels.path)
+        return mirrored(targets), None if weights is None else mirrored(weights)
 
 
 def _hull(coordinates: Tensor) -> Box:

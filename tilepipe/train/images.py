@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tilepipe.errors import TrainError
 from tilepipe.tiling import Box, Shape
@@ -48,7 +48,7 @@ def open_raster(path: Path, *, ids: bool = False) -> Raster:
 
     Pixels of an image are what is seen: palettes become colours, CMYK becomes RGB, alpha is left
     out, and black and white are 0 and 255. Ids are the numbers in the file: of a palette the
-    indices, of black and white 0 and 1.
+    indices, of black and white 0 and 1. What EXIF marks as turned is read upright, both.
     """
     suffix = path.suffix.lower()
     if suffix in PILLOW_SUFFIXES:
@@ -64,17 +64,38 @@ def open_raster(path: Path, *, ids: bool = False) -> Raster:
 
 # What Pillow calls its pixels -> what is seen of them. Conversions drop alpha and blend nothing.
 _SEEN = {"P": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "RGBA": "RGB", "LA": "L"}
+_LOSSY = ("JPEG", "MPO")
+# Planes of grey or colour and alpha -> without it.
+_WITHOUT_ALPHA = {2: 1, 4: 3}
 
 
 def _read_pillow(path: Path, *, ids: bool) -> NDArray[Any]:
     """Read (c, y, x) pixels, or the ids, of a file that Pillow reads."""
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image if ids else _seen(image))
+            lossy = image.format in _LOSSY
+            pixels = _deep_colour(path)
+            if pixels is None:
+                upright = ImageOps.exif_transpose(image)
+                pixels = np.asarray(upright if ids else _seen(upright))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise TrainError(f"{path}: cannot be read as an image: {error}") from error
+    if ids and lossy:
+        raise TrainError(
+            f"{path}: labels as JPEG, which keeps no ids but numbers near them; round or threshold "
+            "them, and save PNG or TIFF"
+        )
     planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-    return planes[:3] if planes.shape[0] == 4 else planes
+    return planes[: _WITHOUT_ALPHA.get(planes.shape[0])]
+
+
+def _deep_colour(path: Path) -> NDArray[Any] | None:
+    """Pixels of a PNG of which Pillow drops half the bits (it has no colour of 16); else None."""
+    from tilepipe.slide.png import decode_deep_colour, is_deep_colour
+
+    with path.open("rb") as stream:
+        head = stream.read(26)
+        return decode_deep_colour(head + stream.read()) if is_deep_colour(head) else None
 
 
 def _seen(image: Image.Image) -> Image.Image:
@@ -121,12 +142,14 @@ def of_array(planes: NDArray[Any], *, path: str = "array") -> Raster:
     if planes.ndim != 3 or min(planes.shape) < 1:
         raise TrainError(f"{path}: got an array of shape {planes.shape}; (c, y, x) wanted")
     extent = (int(planes.shape[1]), int(planes.shape[2]))
+    # scipy labels no parts of, and torch takes no, numbers whose bytes are the other way round.
+    native = planes.dtype.newbyteorder("=")
     return Raster(
         path=path,
         extent=extent,
         channels=int(planes.shape[0]),
-        dtype=planes.dtype,
-        read=lambda box: planes[(slice(None), *box.slices)],
+        dtype=native,
+        read=lambda box: planes[(slice(None), *box.slices)].astype(native, copy=False),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ def pixel_error(counts: Confusion) -> float:
     return 1 - int(np.trace(counts)) / total if total else float("nan")
 
 
-def dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Dice of two boolean (y, x) masks; 1 where both are empty."""
-    total = int(predicted.sum()) + int(truth.sum())
-    return 2 * int((predicted & truth).sum()) / total if total else 1.0
+def foreground_dice(counts: Confusion) -> float:
+    """Dice of all classes but 0 as one; 1 where there is none of them and none was found."""
+    found = class_score(merge_foreground(counts), 1).dice
+    return 1.0 if math.isnan(found) else found

@@ -17,6 +17,8 @@ from tilepipe.train.targets import make_target
 
 _SMALL_INTEGERS = (np.dtype(np.int8), np.dtype(np.int16))
 _LARGEST = float(np.finfo(np.float32).max)
+_BYTES = 255.0
+"""Full scale of uint8."""
 _SPAN_SHARE = 0.005
 _SPAN_SIDE_PX = 256
 
@@ -43,7 +45,7 @@ def to_share(pixels: NDArray[Any], *, channels: int) -> NDArray[np.float32]:
     grey image fills every channel of a colour network; colour becomes luminance for one channel.
     Raises TrainError where channels cannot be matched.
     """
-    whole = divisor_of(pixels.dtype) != 1.0 or pixels.dtype.newbyteorder("=") in _SMALL_INTEGERS
+    whole = divisor_of(pixels.dtype) != 1.0 or pixels.dtype in _SMALL_INTEGERS
     if not whole and pixels.dtype.kind != "f":
         raise TrainError(f"images of dtype {pixels.dtype}; uint8, uint16, int16 or float wanted")
     divisor = divisor_of(pixels.dtype)
@@ -54,19 +56,22 @@ def to_share(pixels: NDArray[Any], *, channels: int) -> NDArray[np.float32]:
 
 
 def span_of(pixels: NDArray[Any]) -> tuple[float, float] | None:
-    """Between which values nearly all (c, y, x) pixels lie; None for kinds with a full scale.
+    """Between which numbers of ``to_share`` nearly all (c, y, x) pixels lie; None for uint8.
 
-    What is a small and a large change of a number without a full scale, only its image can tell.
-    A few hot or dead pixels do not: the outermost 0.5 % to each side are left out.
+    What is a small and a large change only the image can tell where numbers have no full scale,
+    and where it says nothing: cameras of 10 to 14 bits fill a corner of uint16, and a shift by some
+    hundredths of full scale would leave of their images nothing but black.
+    A few hot or dead pixels do not tell: the outermost 0.5 % to each side are left out.
     """
-    if divisor_of(pixels.dtype) != 1.0:
+    divisor = divisor_of(pixels.dtype)
+    if divisor == _BYTES:
         return None
     steps = tuple(max(1, side // _SPAN_SIDE_PX) for side in pixels.shape[1:])
-    some = pixels[:, :: steps[0], :: steps[1]].astype(np.float64)
+    some = pixels[:, :: steps[0], :: steps[1]].astype(np.float64) / divisor
     low, high = (float(v) for v in np.quantile(some, (_SPAN_SHARE, 1 - _SPAN_SHARE)))
     if low == high:
         low, high = float(some.min()), float(some.max())
-    return (low, high) if low < high else (low, low + 1.0)
+    return (low, high) if low < high else (low, low + 1 / divisor)
 
 
 def check_pair(pair: Pair, *, channels: int, n_classes: int | None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilepipe.infer.backends import supported_precisions
-from tilepipe.tiling import Box, plan_tiles, read_mirrored, round_up
+from tilepipe.tiling import Box, Shape, plan_tiles, read_mirrored, round_up
 from tilepipe.train.losses import probabilities
 
 TILE_PX = 768
@@ -57,25 +57,21 @@ def _has_amx() -> bool:
     return bool(supported()) if supported is not None else False
 
 
-def predict(
+def iter_predicted(
     forward: Forward,
-    share: NDArray[np.float32],
+    read: Callable[[Box], NDArray[np.float32]],
+    extent: Shape,
     sizes: Sizes,
     *,
     halo_px: int,
     device: torch.device,
     precision: str = "fp32",
-) -> NDArray[np.float32]:
-    """Probabilities of a (c, y, x) image of shares: (K, y, x) float32.
+) -> Iterator[tuple[Box, NDArray[np.float32]]]:
+    """Yield the probabilities (K, y, x) of an image, tile by tile; ``read`` gives shares (c, y, x).
 
     ``halo_px`` are read around it and its tiles, mirrored at its borders: with ``usual_halo`` the
     classes are those of ``run``, where a padded network sees no padding either.
     """
-    extent = (int(share.shape[1]), int(share.shape[2]))
-
-    def read(box: Box) -> NDArray[np.float32]:
-        return share[(slice(None), *box.slices)]
-
     step, margin = sizes.step_px, sizes.margin_px
     whole = margin == 0 and max(extent) <= WHOLE_PX
     limit = round_up(max(extent) if whole else TILE_PX, step)
@@ -88,18 +84,39 @@ def predict(
         least_input_px=sizes.least_px,
         input_step_px=step,
     )
-    result: NDArray[np.float32] | None = None
     for unit in plan.grid:
         for tile in plan.tiles(unit.box):
             pixels = torch.from_numpy(read_mirrored(read, tile.padded, extent))[None].to(device)
             with torch.no_grad(), autocast(device, precision):
                 logits = forward(pixels.contiguous(memory_format=torch.channels_last))
             values = probabilities(logits.float())[0].cpu().numpy()
-            if result is None:
-                result = np.empty((values.shape[0], *extent), np.float32)
             y, x = tile.core.shape
             crop = plan.crop_px
-            result[(slice(None), *tile.core.slices)] = values[:, crop : crop + y, crop : crop + x]
+            yield tile.core, values[:, crop : crop + y, crop : crop + x]
+
+
+def predict(
+    forward: Forward,
+    share: NDArray[np.float32],
+    sizes: Sizes,
+    *,
+    halo_px: int,
+    device: torch.device,
+    precision: str = "fp32",
+) -> NDArray[np.float32]:
+    """Probabilities of a (c, y, x) image of shares: (K, y, x) float32; see ``iter_predicted``."""
+    extent = (int(share.shape[1]), int(share.shape[2]))
+
+    def read(box: Box) -> NDArray[np.float32]:
+        return share[(slice(None), *box.slices)]
+
+    result: NDArray[np.float32] | None = None
+    for core, values in iter_predicted(
+        forward, read, extent, sizes, halo_px=halo_px, device=device, precision=precision
+    ):
+        if result is None:
+            result = np.empty((values.shape[0], *extent), np.float32)
+        result[(slice(None), *core.slices)] = values
     assert result is not None
     return result
 

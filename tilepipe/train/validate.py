@@ -11,14 +11,18 @@ import torch
 from numpy.typing import NDArray
 
 from tilepipe.tiling import Box
-from tilepipe.train.cells import NO_CELLS, CellCounts, count_cells
+from tilepipe.train.cells import NO_CELLS, CellCounts, count_cells, match
 from tilepipe.train.dataset import Teaching
 from tilepipe.train.ids import read_labels
-from tilepipe.train.images import Pair, open_pair
-from tilepipe.train.metrics import Confusion, class_score, confusion, dice, merge_foreground
+from tilepipe.train.images import Pair, Raster, open_pair
+from tilepipe.train.metrics import Confusion, class_score, confusion, foreground_dice
+from tilepipe.train.overlap import OverlapCounter
 from tilepipe.train.pixels import read_pixels, to_share
-from tilepipe.train.predict import Forward, Sizes, predict, predict_turned, to_classes
+from tilepipe.train.predict import Forward, Sizes, iter_predicted, predict_turned, to_classes
 from tilepipe.train.targets import separate
+
+PIECE_PX = 2048
+"""Side of what of a slide's labels is compared at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +72,77 @@ def score_images(
     sums: dict[str, _Sum] = {}
     n_classes = max(2, teaching.n_classes)
     for pair in pairs:
-        share, labels = load(pair, channels=channels)
-        run = predict_turned if turned else predict
-        values = run(forward, share, sizes, halo_px=halo_px, device=device, precision=precision)
-        classes = to_classes(values)
-        targets = teaching.targets(labels, source=str(pair.labels))
+        image, labels = open_pair(pair)
+        classes = classes_of(
+            forward, image, sizes=sizes, halo_px=halo_px, channels=channels, device=device,
+            precision=precision, turned=turned,
+        )  # fmt: skip
+        counts, cells = compare(classes, labels, teaching, n_classes=n_classes)
         part = sums.setdefault(
             pair.kind, _Sum(0, 0.0, np.zeros((n_classes, n_classes), np.int64), NO_CELLS)
         )
         part.images += 1
-        part.dice += dice(classes != 0, targets != 0)
-        part.counts = part.counts + confusion(classes, targets, n_classes)
-        if teaching.target != "classes":
-            part.cells = part.cells + count_cells(to_cells(classes, teaching), labels)
+        part.dice += foreground_dice(counts)
+        part.counts = part.counts + counts
+        part.cells = part.cells + cells
     return tuple(_score(kind, sums[kind], teaching) for kind in sorted(sums))
+
+
+def classes_of(
+    forward: Forward,
+    image: Raster,
+    *,
+    sizes: Sizes,
+    halo_px: int,
+    channels: int,
+    device: torch.device,
+    precision: str = "fp32",
+    turned: bool = False,
+) -> NDArray[np.uint8]:
+    """Class ids (y, x) that a network finds; of the image a tile at a time is held as floats."""
+
+    def read(box: Box) -> NDArray[np.float32]:
+        return to_share(read_pixels(image, box), channels=channels)
+
+    if turned:
+        whole = read(Box.of_shape(image.extent))
+        return to_classes(
+            predict_turned(
+                forward, whole, sizes, halo_px=halo_px, device=device, precision=precision
+            )
+        )
+    classes = np.empty(image.extent, np.uint8)
+    for core, values in iter_predicted(
+        forward, read, image.extent, sizes, halo_px=halo_px, device=device, precision=precision
+    ):
+        classes[core.slices] = to_classes(values)
+    return classes
+
+
+def compare(
+    classes: NDArray[np.uint8], labels: Raster, teaching: Teaching, *, n_classes: int
+) -> tuple[Confusion, CellCounts]:
+    """Hold (y, x) class ids against labels; those of a slide by pieces, as ``evaluate`` does.
+
+    Rings, and the cells in them, are made of the whole, of whatever size.
+    """
+    whole = Box.of_shape(labels.extent)
+    if labels.in_memory or teaching.target == "foreground+border":
+        ids = read_labels(labels, whole)
+        counts = confusion(classes, teaching.targets(ids, source=labels.path), n_classes)
+        if teaching.target == "classes":
+            return counts, NO_CELLS
+        return counts, count_cells(to_cells(classes, teaching), ids)
+    counts = np.zeros((n_classes, n_classes), np.int64)
+    counter = OverlapCounter(labels.extent, truth_instances=True)
+    for box in whole.split((PIECE_PX, PIECE_PX)):
+        ids, mine = read_labels(labels, box), classes[box.slices]
+        counts += confusion(mine, teaching.targets(ids, source=labels.path), n_classes)
+        if teaching.target == "foreground":
+            counter.add(mine, ids, box)
+    overlap = counter.result()
+    shared = {pair: count for pair, count in overlap.shared.items() if pair[1]}
+    return counts, match(overlap.predicted, overlap.truth, shared)
 
 
 def load(pair: Pair, *, channels: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
@@ -100,7 +161,6 @@ def to_cells(classes: NDArray[Any], teaching: Teaching) -> NDArray[np.int32]:
 
 
 def _score(kind: str, part: _Sum, teaching: Teaching) -> KindScore:
-    pooled = class_score(merge_foreground(part.counts), 1).dice
     per_class = [class_score(part.counts, value).dice for value in range(1, len(part.counts))]
     present = [value for value in per_class if not np.isnan(value)]
     instances = teaching.target != "classes"
@@ -108,7 +168,7 @@ def _score(kind: str, part: _Sum, teaching: Teaching) -> KindScore:
         kind=kind,
         images=part.images,
         dice=part.dice / part.images,
-        pooled_dice=1.0 if np.isnan(pooled) else pooled,
+        pooled_dice=foreground_dice(part.counts),
         mean_class_dice=float(np.mean(present)) if present else 1.0,
         pixel_accuracy=float(np.trace(part.counts) / part.counts.sum()),
         f1=part.cells.f1() if instances else None,
