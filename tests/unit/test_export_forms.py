@@ -126,6 +126,20 @@ def test_ome_tiff_of_channels(tmp_path):
         write_ome_tiff(tmp_path / "no.ome.tif", store, compression="jpeg")
 
 
+def test_names_that_xml_has_no_characters_for(tmp_path):
+    store = create_store(
+        str(tmp_path / "b\udcffd\x02.zarr"),
+        channels=2, dtype="uint16", extent=(20, 30), mpp=None, channel_names=("a\x01<", "µ & b"),
+        channel_colors=(), rgb=False, unit_px=64,
+    )  # fmt: skip
+    write_ome_tiff(tmp_path / "out.ome.tif", store)
+    with tifffile.TiffFile(tmp_path / "out.ome.tif") as tiff:
+        (series,) = tiff.series
+        assert (series.kind, series.name) == ("ome", "b\\udcffd\\x02")
+        pixels = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
+        assert [one["Name"] for one in pixels["Channel"]] == ["a\\x01<", "µ & b"]
+
+
 def test_openslide_reads_the_pyramid(made, tmp_path):
     openslide = pytest.importorskip("openslide")
     store, image, _ = made
