@@ -410,7 +410,7 @@ def test_objects_of_any_integer_kind(dtype, lowest):
     mask = np.zeros((6, 8), np.int64)
     mask[1, 1], mask[2:4, 3], mask[5, 5] = high, 4, lowest if dtype[0] == "i" else 0
     ids = mask.astype(dtype)
-    ((parts, values),) = _parts(ids, None)
+    parts, values = _parts(ids, None)
     assert (parts != 0).tolist() == (mask != 0).tolist()
     assert values == [int(one) for one in np.unique(mask) if one]
     assert all((mask[parts == k] == value).all() for k, value in enumerate(values, start=1))
