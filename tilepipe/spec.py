@@ -73,12 +73,20 @@ def unlike(names: Sequence[str]) -> None:
 
 def default_classes(count: int) -> tuple[LabelClass, ...]:
     """Return ``count`` classes named background, class 1, … in well-told-apart colours."""
-    return tuple(
-        LabelClass(
-            name="background" if value == 0 else f"class {value}",
-            color=_PALETTE[value] if value < len(_PALETTE) else _spread_color(value),
-        )
-        for value in range(count)
+    return tuple(class_at(value) for value in range(count))
+
+
+def class_at(value: int, classes: Sequence[LabelClass] = ()) -> LabelClass:
+    """Return a class by its value; one that ``classes`` does not hold is called by that.
+
+    >>> class_at(3).name
+    'class 3'
+    """
+    if value < len(classes):
+        return classes[value]
+    return LabelClass(
+        name="background" if value == 0 else f"class {value}",
+        color=_PALETTE[value] if value < len(_PALETTE) else _spread_color(value),
     )
 
 

@@ -15,7 +15,7 @@ from tilepipe.export.objects import MaskLevel, MaskObject, iter_instances, iter_
 from tilepipe.export.polygons import simplify
 from tilepipe.export.probability import ProbabilityOf
 from tilepipe.export.sink import text_sink
-from tilepipe.spec import LabelClass
+from tilepipe.spec import LabelClass, class_at
 from tilepipe.steps import Tell, ignore
 from tilepipe.tiling import Shape
 
@@ -91,7 +91,7 @@ def _feature(
         measurements["Area µm^2"] = round(found.area_px * um2_per_px, 4)
     if with_probability:
         measurements["mean probability"] = round(found.mean_probability, 4)
-    name, color = class_of(found.value, () if instances else classes)
+    name, color = class_of(found.value, None if instances else classes)
     number = {"object_id": found.value} if instances else {"class_id": found.value}
     return {
         "type": "Feature",
@@ -115,12 +115,13 @@ def _scaled(ring: Any, scale: int, extent: Shape | None) -> list[list[float]]:
     return listed
 
 
-def class_of(value: int, classes: Sequence[LabelClass]) -> tuple[str, tuple[int, int, int]]:
-    """Name and colour of a class id; ids beyond the list (instances) share one name."""
-    if 0 <= value < len(classes):
-        red, green, blue, _ = classes[value].color
-        return classes[value].name, (red, green, blue)
-    return "object", (230, 75, 53)
+def class_of(value: int, classes: Sequence[LabelClass] | None) -> tuple[str, tuple[int, int, int]]:
+    """Name and colour of a class id; objects (None), whatever their ids, share one."""
+    if classes is None:
+        return "object", (230, 75, 53)
+    one = class_at(value, classes)
+    red, green, blue, _ = one.color
+    return one.name, (red, green, blue)
 
 
 def write_geojson(

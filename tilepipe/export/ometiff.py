@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import ExportError
 from tilepipe.export.sink import whole_path
-from tilepipe.spec import LabelClass
+from tilepipe.spec import LabelClass, class_at
 from tilepipe.steps import Count, Tell, ignore
 from tilepipe.store import Level, Store, channel_colors
 from tilepipe.tiling import Box
@@ -144,10 +144,8 @@ def _narrowed(pixels: NDArray[Any], dtype: np.dtype[Any], level: Level) -> NDArr
 
 def palette(classes: Sequence[LabelClass]) -> NDArray[np.uint16]:
     """Class colours as a TIFF colour map (3, 256)."""
-    colors = np.zeros((3, 256), dtype=np.uint16)
-    for value, one in enumerate(classes[:256]):
-        colors[:, value] = [part * 257 for part in one.color[:3]]
-    return colors
+    colors = [class_at(value, classes).color[:3] for value in range(256)]
+    return np.array(colors, dtype=np.uint16).T * np.uint16(257)
 
 
 def _resolution(store: Store, level: Level) -> dict[str, Any]:
