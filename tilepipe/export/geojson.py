@@ -12,7 +12,7 @@ import numpy as np
 
 from tilepipe.errors import ExportError
 from tilepipe.export.objects import MaskLevel, MaskObject, iter_instances, iter_objects
-from tilepipe.export.polygons import simplify
+from tilepipe.export.polygons import Ring, simplify
 from tilepipe.export.probability import ProbabilityOf
 from tilepipe.export.sink import text_sink
 from tilepipe.spec import LabelClass, class_at
@@ -79,9 +79,10 @@ def _feature(
     instances: bool,
     with_probability: bool,
 ) -> dict[str, Any]:
-    exact = found.polygons()
-    outlines = simplify(exact, tolerance_px) if tolerance_px > 0 else exact
-    polygons = [[_scaled(ring, scale, extent) for ring in polygon] for polygon in outlines]
+    # Cut to the slide first: what is simplified then has its corners there, too.
+    exact = [[_scaled(ring, scale, extent) for ring in polygon] for polygon in found.polygons()]
+    outlines = simplify(exact, tolerance_px * scale) if tolerance_px > 0 else exact
+    polygons = [[ring.tolist() for ring in polygon] for polygon in outlines]
     if len(polygons) == 1:
         geometry = {"type": "Polygon", "coordinates": polygons[0]}
     else:
@@ -105,14 +106,9 @@ def _feature(
     }
 
 
-def _scaled(ring: Any, scale: int, extent: Shape | None) -> list[list[float]]:
-    points = np.asarray(ring) * scale
-    if extent is not None:
-        points = np.minimum(points, extent[::-1])
-    if points.dtype.kind == "f":
-        points = np.round(points, 3)
-    listed: list[list[float]] = points.tolist()
-    return listed
+def _scaled(ring: Ring, scale: int, extent: Shape | None) -> Ring:
+    points = ring * scale
+    return points if extent is None else np.minimum(points, extent[::-1])
 
 
 def class_of(value: int, classes: Sequence[LabelClass] | None) -> tuple[str, tuple[int, int, int]]:
