@@ -164,7 +164,7 @@ def _color_table(label: Label, ids: NDArray[Any]) -> tuple[UInt8, NDArray[np.flo
 def class_tables(classes: Sequence[LabelClass]) -> tuple[UInt8, NDArray[np.float32]]:
     """Tables over class ids: colour (256, 3) and opacity (256,) in 0-1."""
     table = np.array([class_at(value, classes).color for value in range(256)], dtype=np.uint8)
-    return table[:, :3], table[:, 3] / np.float32(255)
+    return table[:, :3], np.divide(table[:, 3], 255, dtype=np.float32)
 
 
 def _edges(ids: NDArray[Any]) -> NDArray[np.float32]:
