@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tilepipe.errors import SpecError
 
@@ -35,6 +42,10 @@ _PALETTE: tuple[Color, ...] = (
 
 
 ClassName = Annotated[str, Field(min_length=1, max_length=200)]
+
+OBJECTS_SUFFIX = "-instances"
+"""What a mask's name and this make the name of the label of its objects."""
+_NAME_LIMIT = 100
 
 
 class LabelClass(BaseModel):
@@ -62,12 +73,20 @@ def unlike(names: Sequence[str]) -> None:
 
 def default_classes(count: int) -> tuple[LabelClass, ...]:
     """Return ``count`` classes named background, class 1, … in well-told-apart colours."""
-    return tuple(
-        LabelClass(
-            name="background" if value == 0 else f"class {value}",
-            color=_PALETTE[value] if value < len(_PALETTE) else _spread_color(value),
-        )
-        for value in range(count)
+    return tuple(class_at(value) for value in range(count))
+
+
+def class_at(value: int, classes: Sequence[LabelClass] = ()) -> LabelClass:
+    """Return a class by its value; one that ``classes`` does not hold is called by that.
+
+    >>> class_at(3).name
+    'class 3'
+    """
+    if value < len(classes):
+        return classes[value]
+    return LabelClass(
+        name="background" if value == 0 else f"class {value}",
+        color=_PALETTE[value] if value < len(_PALETTE) else _spread_color(value),
     )
 
 
@@ -178,6 +197,17 @@ class JobSpec(BaseModel):
                     f"part {part}: shares are numbered 0/{total} to {total - 1}/{total}"
                 )
         return part
+
+    @model_validator(mode="after")
+    def _objects(self) -> JobSpec:
+        most = _NAME_LIMIT - len(OBJECTS_SUFFIX)
+        if self.instances and self.name is not None and len(self.name) > most:
+            raise ValueError(
+                f"instances: the label of the objects is called like the mask, with "
+                f"{OBJECTS_SUFFIX} behind it, so the name of {len(self.name)} letters is too long; "
+                f"give one of at most {most}"
+            )
+        return self
 
     @classmethod
     def checked(cls, values: Mapping[str, Any], *, source: str = "settings") -> JobSpec:

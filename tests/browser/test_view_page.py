@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from tilepipe.spec import default_classes
 from tilepipe.store import create_store, open_store, reduce_label
 from tilepipe.tiling import Box
 
@@ -324,3 +325,21 @@ def test_what_is_spoilt_of_a_link_is_passed_over(visit, two_stores, spoilt):
     assert re.match(r"[ab].zarr", seen.page.inner_text("#title"))
     assert seen.page.locator('input[name="compare"]:checked').count() == 1
     assert seen.complaints == []
+
+
+def test_a_class_that_only_full_resolution_shows_is_drawn(visit, tmp_path):
+    path = tmp_path / "theirs.zarr"
+    store = create_store(
+        str(path), channels=1, dtype="uint8", extent=(2600, 300), mpp=None, channel_names=("a",),
+        channel_colors=(), rgb=False, unit_px=1024,
+    )  # fmt: skip
+    label = store.create_label("m", classes=default_classes(2), unit_px=1024)
+    mask = np.zeros((2600, 300), np.uint8)
+    mask[1300, 150] = 7  # nobody listed it, and no coarser level has it
+    for level in (label.level(k) for k in range(label.n_levels)):
+        for unit in level.grid:
+            level.write_unit(unit, np.ascontiguousarray(mask[unit.box.slices]))
+        mask = reduce_label(mask)
+    seen = visit(path, hash_="#y=1300&x=150&zoom=8")
+    seen.settle()
+    seen.drawn(1300, 150, (128, 128, 128), 128)

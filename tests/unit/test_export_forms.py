@@ -31,6 +31,7 @@ from tilepipe.slide import open_slide
 from tilepipe.spec import LabelClass
 from tilepipe.store import create_store, open_store, overlap, reduce_image, reduce_label
 from tilepipe.tiling import Box
+from tilepipe.view.source import open_sources
 
 SIDES = (1100, 1290)
 CLASSES = (
@@ -124,6 +125,57 @@ def test_ome_tiff_of_channels(tmp_path):
         assert '"c1"' in tiff.ome_metadata
     with pytest.raises(ExportError, match="JPEG is for 8-bit RGB"):
         write_ome_tiff(tmp_path / "no.ome.tif", store, compression="jpeg")
+
+
+def test_names_that_xml_has_no_characters_for(tmp_path):
+    store = create_store(
+        str(tmp_path / "b\udcffd\x02.zarr"),
+        channels=2, dtype="uint16", extent=(20, 30), mpp=None, channel_names=("a\x01<", "µ & b"),
+        channel_colors=(), rgb=False, unit_px=64,
+    )  # fmt: skip
+    write_ome_tiff(tmp_path / "out.ome.tif", store)
+    with tifffile.TiffFile(tmp_path / "out.ome.tif") as tiff:
+        (series,) = tiff.series
+        assert (series.kind, series.name) == ("ome", "b\\udcffd\\x02")
+        pixels = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
+        assert [one["Name"] for one in pixels["Channel"]] == ["a\\x01<", "µ & b"]
+
+
+def test_classes_that_another_program_did_not_name(tmp_path):
+    path = tmp_path / "theirs.zarr"
+    store = create_store(
+        str(path), channels=3, dtype="uint8", extent=(60, 80), mpp=None, channel_names=(),
+        channel_colors=(), rgb=True, unit_px=64,
+    )  # fmt: skip
+    label = store.create_label("m", classes=CLASSES, unit_px=64)
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:20, 10:30], mask[40:50, 5] = 1, 77
+    write_pyramid([label.level(0)], reduce_label, mask)
+    attributes = json.loads((path / "labels" / "m" / "zarr.json").read_text())
+    del attributes["attributes"]["tilepipe"]
+    attributes["attributes"]["ome"]["image-label"] = {"version": "0.5"}
+    (path / "labels" / "m" / "zarr.json").write_text(json.dumps(attributes))
+
+    theirs = open_store(str(path))
+    known = facts(theirs, "m")
+    assert [(one["value"], one["name"], one["px"]) for one in known["classes"]] == [
+        (0, "background", 4590), (1, "class 1", 200), (77, "class 77", 10),
+    ]  # fmt: skip
+    write_report(tmp_path / "report.html", theirs)
+    assert "class 77" in (tmp_path / "report.html").read_text()
+    features = Result(path, "m").to_geojson()["features"]
+    told = [one["properties"]["classification"] for one in features]
+    assert [one["name"] for one in told] == ["class 1", "class 77"]
+    drawn = render_view(theirs, theirs.label("m"), show="mask")
+    write_ome_tiff(tmp_path / "m.ome.tif", theirs, label="m")
+    with tifffile.TiffFile(tmp_path / "m.ome.tif") as tiff:
+        palette = tiff.pages[0].colormap // 257
+    for (y, x), one in zip(((10, 10), (40, 5)), told, strict=True):
+        assert drawn[y, x].tolist() == palette[:, mask[y, x]].tolist() == one["color"]
+    (source,) = open_sources([str(path)], cache_bytes=1 << 20)
+    assert source.pixel(40, 5)["labels"][0]["class"] == "class 77"
+    (shown,) = source.describe()["labels"]
+    assert [shown["classes"][k]["color"] for k in (1, 77)] == [one["color"] for one in told]
 
 
 def test_openslide_reads_the_pyramid(made, tmp_path):

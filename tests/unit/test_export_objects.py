@@ -238,6 +238,21 @@ def test_geojson_of_some_classes_and_of_simplified_outlines():
         assert shapely.geometry.shape(b["geometry"]).is_valid
 
 
+def test_simplified_pieces_of_one_object_do_not_overlap():
+    field = ndimage.gaussian_filter(np.random.default_rng(3).random((80, 80)), 1.2)
+    parts, _ = ndimage.label(field > np.quantile(field, 0.5))
+    mask = np.where(parts > 0, parts % 5 + 1, 0).astype(np.int32)
+    for tolerance_px in (1.0, 3.0, 10.0):
+        for one in iter_features(
+            ArrayLevel(mask), (), instances=True, tolerance_px=tolerance_px, scale=8,
+            extent=(633, 634),
+        ):  # fmt: skip
+            shape = shapely.geometry.shape(one["geometry"])
+            assert shape.is_valid, tolerance_px
+            assert shape.area > 0
+            assert max(shape.bounds) <= 634
+
+
 def test_an_existing_file_is_kept(tmp_path):
     path = tmp_path / "mask.geojson"
     path.write_text("mine")

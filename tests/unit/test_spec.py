@@ -166,3 +166,10 @@ def test_an_option_that_is_empty_is_not_one_left_out(option, tmp_path, monkeypat
     result = CliRunner().invoke(main, ["run", "s.tif", option, ""])
     assert result.exit_code == 1
     assert "s.tif" not in result.output
+
+
+def test_a_name_leaves_room_for_that_of_the_objects():
+    JobSpec.checked({"instances": True, "name": "n" * 90})
+    JobSpec.checked({"name": "n" * 100})
+    with pytest.raises(SpecError, match="name of 91 letters is too long; give one of at most 90"):
+        JobSpec.checked({"instances": True, "name": "n" * 91})

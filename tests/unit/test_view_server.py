@@ -143,6 +143,36 @@ def test_image_tiles_are_the_image(server, pixels):
     assert Image.open(io.BytesIO(jpeg)).size == (275, 325)
 
 
+def test_of_no_channel_nothing_is_shown(tmp_path):
+    path = tmp_path / "two.zarr"
+    store = create_store(
+        str(path), channels=2, dtype="uint16", extent=(64, 64), mpp=None,
+        channel_names=("a", "b"), channel_colors=(), rgb=False, unit_px=64,
+    )  # fmt: skip
+    image = np.full((2, 64, 64), 900, np.uint16)
+    image[:, :8] = 100
+    write_pyramid([store.image(0)], reduce_image, image)
+    server = ViewServer([str(path)])
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        for query, shown in (("?c=", 0), ("", 255)):
+            status, body, _ = ask(server, f"t/0/image/0/0_0.png{query}")
+            assert status == 200
+            assert np.asarray(Image.open(io.BytesIO(body))).max() == shown, query
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_of_no_class_there_is_no_object(server):
+    answer = json.loads(ask(server, "api/object?direction=next&classes=&y=0&x=0")[1])
+    assert answer["found"] is False
+    answer = json.loads(ask(server, "api/object?direction=next&y=0&x=0")[1])
+    assert answer["found"] is True
+
+
 def test_the_pixel_under_the_pointer(server, pixels):
     image, mask = pixels
     for y, x in [(0, 0), (399, 499), (1020, 1000), (1299, 1099)]:
@@ -380,7 +410,7 @@ def test_objects_of_any_integer_kind(dtype, lowest):
     mask = np.zeros((6, 8), np.int64)
     mask[1, 1], mask[2:4, 3], mask[5, 5] = high, 4, lowest if dtype[0] == "i" else 0
     ids = mask.astype(dtype)
-    ((parts, values),) = _parts(ids, None)
+    parts, values = _parts(ids, None)
     assert (parts != 0).tolist() == (mask != 0).tolist()
     assert values == [int(one) for one in np.unique(mask) if one]
     assert all((mask[parts == k] == value).all() for k, value in enumerate(values, start=1))

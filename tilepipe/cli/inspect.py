@@ -75,7 +75,7 @@ def _store(facts: dict[str, Any]) -> list[str]:
             lines.append(f"  label {name}: {label['state']}: {label['reason']}")
             continue
         names = ", ".join(entry["name"] for entry in label["classes"])
-        holds = f"classes {names}"
+        holds = f"classes {names or 'without names'}"
         if label["instances_of"]:
             known = "not yet counted" if label["count"] is None else str(label["count"])
             holds = f"objects of {label['instances_of']}: {known}"

@@ -31,7 +31,7 @@ def facts(
     um2 = um2_per_px(store, found)
     total_px = level.shape[0] * level.shape[1]
     instances = holds_instances(found)
-    values = range(2) if instances else range(len(found.classes))
+    values = range(2) if instances else range(max(1, len(found.classes)))
     counts = {value: _nothing() for value in values}
     if objects:
         for one in (iter_instances if instances else iter_objects)(level, tell=tell):
@@ -113,7 +113,7 @@ def _class_facts(
     objects: bool,
 ) -> dict[str, Any]:
     instances = holds_instances(label)
-    name, color = class_of(value, label.classes if value == 0 or not instances else ())
+    name, color = class_of(value, label.classes if value == 0 or not instances else None)
     px = row["px"]
     known = px is not None
     area = px * um2 if known and um2 is not None else None

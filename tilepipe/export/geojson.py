@@ -12,10 +12,10 @@ import numpy as np
 
 from tilepipe.errors import ExportError
 from tilepipe.export.objects import MaskLevel, MaskObject, iter_instances, iter_objects
-from tilepipe.export.polygons import simplify
+from tilepipe.export.polygons import Ring, simplify
 from tilepipe.export.probability import ProbabilityOf
 from tilepipe.export.sink import text_sink
-from tilepipe.spec import LabelClass
+from tilepipe.spec import LabelClass, class_at
 from tilepipe.steps import Tell, ignore
 from tilepipe.tiling import Shape
 
@@ -79,9 +79,10 @@ def _feature(
     instances: bool,
     with_probability: bool,
 ) -> dict[str, Any]:
-    exact = found.polygons()
-    outlines = simplify(exact, tolerance_px) if tolerance_px > 0 else exact
-    polygons = [[_scaled(ring, scale, extent) for ring in polygon] for polygon in outlines]
+    # Cut to the slide first: what is simplified then has its corners there, too.
+    exact = [[_scaled(ring, scale, extent) for ring in polygon] for polygon in found.polygons()]
+    outlines = simplify(exact, tolerance_px * scale) if tolerance_px > 0 else exact
+    polygons = [[ring.tolist() for ring in polygon] for polygon in outlines]
     if len(polygons) == 1:
         geometry = {"type": "Polygon", "coordinates": polygons[0]}
     else:
@@ -91,7 +92,7 @@ def _feature(
         measurements["Area µm^2"] = round(found.area_px * um2_per_px, 4)
     if with_probability:
         measurements["mean probability"] = round(found.mean_probability, 4)
-    name, color = class_of(found.value, () if instances else classes)
+    name, color = class_of(found.value, None if instances else classes)
     number = {"object_id": found.value} if instances else {"class_id": found.value}
     return {
         "type": "Feature",
@@ -105,22 +106,18 @@ def _feature(
     }
 
 
-def _scaled(ring: Any, scale: int, extent: Shape | None) -> list[list[float]]:
-    points = np.asarray(ring) * scale
-    if extent is not None:
-        points = np.minimum(points, extent[::-1])
-    if points.dtype.kind == "f":
-        points = np.round(points, 3)
-    listed: list[list[float]] = points.tolist()
-    return listed
+def _scaled(ring: Ring, scale: int, extent: Shape | None) -> Ring:
+    points = ring * scale
+    return points if extent is None else np.minimum(points, extent[::-1])
 
 
-def class_of(value: int, classes: Sequence[LabelClass]) -> tuple[str, tuple[int, int, int]]:
-    """Name and colour of a class id; ids beyond the list (instances) share one name."""
-    if 0 <= value < len(classes):
-        red, green, blue, _ = classes[value].color
-        return classes[value].name, (red, green, blue)
-    return "object", (230, 75, 53)
+def class_of(value: int, classes: Sequence[LabelClass] | None) -> tuple[str, tuple[int, int, int]]:
+    """Name and colour of a class id; objects (None), whatever their ids, share one."""
+    if classes is None:
+        return "object", (230, 75, 53)
+    one = class_at(value, classes)
+    red, green, blue, _ = one.color
+    return one.name, (red, green, blue)
 
 
 def write_geojson(

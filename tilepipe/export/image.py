@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import ExportError
 from tilepipe.export.sink import whole_path
-from tilepipe.spec import LabelClass
+from tilepipe.spec import LabelClass, class_at
 from tilepipe.store import Label, Level, Store, channel_colors
 from tilepipe.tiling import Box
 
@@ -163,13 +163,8 @@ def _color_table(label: Label, ids: NDArray[Any]) -> tuple[UInt8, NDArray[np.flo
 
 def class_tables(classes: Sequence[LabelClass]) -> tuple[UInt8, NDArray[np.float32]]:
     """Tables over class ids: colour (256, 3) and opacity (256,) in 0-1."""
-    colors = np.full((256, 3), 128, dtype=np.uint8)
-    strength = np.ones(256, dtype=np.float32)
-    strength[0] = 0
-    for value, one in enumerate(classes[:256]):
-        colors[value] = one.color[:3]
-        strength[value] = one.color[3] / 255
-    return colors, strength
+    table = np.array([class_at(value, classes).color for value in range(256)], dtype=np.uint8)
+    return table[:, :3], np.divide(table[:, 3], 255, dtype=np.float32)
 
 
 def _edges(ids: NDArray[Any]) -> NDArray[np.float32]:

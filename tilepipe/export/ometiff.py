@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from math import prod
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import ExportError
 from tilepipe.export.sink import whole_path
-from tilepipe.spec import LabelClass
+from tilepipe.spec import LabelClass, class_at
 from tilepipe.steps import Count, Tell, ignore
 from tilepipe.store import Level, Store, channel_colors
 from tilepipe.tiling import Box
@@ -24,6 +25,8 @@ _NARROWED = {"int64": np.int32, "uint64": np.uint32, "float16": np.float32}
 """What OME-TIFF has no name for, and as what it is written; an id that does not fit is an error."""
 _CODECS = {"deflate": "zlib", "lzw": "lzw", "jpeg": "jpeg", "none": None}
 TILE_PX = 512
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Control characters, and the bytes of a file's name that are no text."""
 
 
 def write_ome_tiff(
@@ -141,10 +144,8 @@ def _narrowed(pixels: NDArray[Any], dtype: np.dtype[Any], level: Level) -> NDArr
 
 def palette(classes: Sequence[LabelClass]) -> NDArray[np.uint16]:
     """Class colours as a TIFF colour map (3, 256)."""
-    colors = np.zeros((3, 256), dtype=np.uint16)
-    for value, one in enumerate(classes[:256]):
-        colors[:, value] = [part * 257 for part in one.color[:3]]
-    return colors
+    colors = [class_at(value, classes).color[:3] for value in range(256)]
+    return np.array(colors, dtype=np.uint16).T * np.uint16(257)
 
 
 def _resolution(store: Store, level: Level) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def _resolution(store: Store, level: Level) -> dict[str, Any]:
 def _ome(store: Store, level: Level, label: str | None, *, rgb: bool) -> dict[str, Any]:
     several = label is None and not rgb
     facts: dict[str, Any] = {"axes": "YXS" if rgb else "CYX" if several else "YX"}
-    facts["Name"] = label or Path(store.location).name.removesuffix(".zarr")
+    facts["Name"] = _in_xml(label or Path(store.location).name.removesuffix(".zarr"))
     if store.mpp is not None:
         y, x = (side * level.downsample for side in store.mpp)
         facts |= {
@@ -168,10 +169,15 @@ def _ome(store: Store, level: Level, label: str | None, *, rgb: bool) -> dict[st
         }
     if several:
         facts["Channel"] = {
-            "Name": list(store.channel_names),
+            "Name": [_in_xml(name) for name in store.channel_names],
             "Color": [_ome_color(color) for color in channel_colors(store)],
         }
     return facts
+
+
+def _in_xml(text: str) -> str:
+    """Return a name with what XML has no character for written out as an escape."""
+    return _NO_XML.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _ome_color(rrggbb: str) -> int:

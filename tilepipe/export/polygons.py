@@ -15,6 +15,7 @@ Ring = NDArray[np.int64]
 """(n, 2) corners (x, y); the last equals the first."""
 Polygon = list[Ring]
 """The outer ring, then the holes."""
+_GRID_PX = 0.001
 
 
 def trace_regions(regions: Regions, box: Box) -> list[Polygon]:
@@ -69,14 +70,21 @@ def _straighten(coordinates: Any) -> Ring:
 
 
 def simplify(polygons: list[Polygon], tolerance_px: float) -> list[list[NDArray[np.float64]]]:
-    """Outlines with fewer corners, about ``tolerance_px`` from the exact ones, still valid."""
+    """Outlines with fewer corners, about ``tolerance_px`` from the exact ones, still valid.
+
+    Corners are some of those there were, or whole thousandths.
+    """
     shapely = _shapely()
-    simple: list[list[NDArray[np.float64]]] = []
-    for polygon in polygons:
-        shape = shapely.Polygon(polygon[0], polygon[1:])
-        shape = shape.simplify(tolerance_px, preserve_topology=True)
-        simple.append([np.asarray(ring.coords) for ring in (shape.exterior, *shape.interiors)])
-    return simple
+    parts = [
+        shapely.Polygon(polygon[0], polygon[1:]).simplify(tolerance_px, preserve_topology=True)
+        for polygon in polygons
+    ]
+    if len(parts) > 1:
+        # Each is simplified by itself: they may reach into each other, which their union does not.
+        parts = shapely.get_parts(shapely.union_all(parts, grid_size=_GRID_PX)).tolist()
+    return [
+        [np.round(ring.coords, 3) for ring in (part.exterior, *part.interiors)] for part in parts
+    ]
 
 
 def _rasterio_features() -> Any:

@@ -56,7 +56,7 @@ def write_csv(
     """
     totals: dict[int, list[int]] = {}
     factor = scale * scale
-    named = () if instances else classes
+    named = None if instances else classes
     count = 0
 
     def um2(area_px: int) -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tilepipe.spec import LabelClass
 from tilepipe.tiling import Box, Shape
 from tilepipe.tiling.growth import grow_into
+from tilepipe.tiling.regions import label_regions
 
 REACH_PX = 3.0
 LEAST_PX = 12
@@ -131,7 +132,8 @@ def find_cells(mask: NDArray[Any], box: Box, extent: Shape, rule: Rule) -> Cells
         for strip in edge_boxes(box, extent, rule.halo_px).values()
     ]
     own = box.shift(-seen.y0, -seen.x0).slices
-    seeds, n_seeds = _regions(mask, rule.border)
+    seeds, values = label_regions(mask, without=() if rule.border is None else (rule.border,))
+    n_seeds = len(values)
     crossing = _crossing(seeds, n_seeds, strips)
     blobs = np.zeros_like(seeds)
     grown = seeds
@@ -187,21 +189,6 @@ def find_cells(mask: NDArray[Any], box: Box, extent: Shape, rule: Rule) -> Cells
         closed=np.concatenate([firsts[kept], blob_firsts[alone]]),
         edges=tuple(edge.astype(np.int32) for edge in edges),
     )
-
-
-def _regions(mask: NDArray[Any], border: int | None) -> tuple[Ids, int]:
-    """4-connected regions of each class but background and border, numbered from 1."""
-    from scipy import ndimage
-
-    ids = np.zeros(mask.shape, np.int32)
-    count = 0
-    for value in np.flatnonzero(np.bincount(mask.ravel(), minlength=1)):
-        if value in (0, border):
-            continue
-        found, n = ndimage.label(mask == value)
-        ids[found != 0] = found[found != 0] + count
-        count += n
-    return ids, count
 
 
 def _crossing(ids: Ids, count: int, strips: Sequence[tuple[slice, slice]]) -> NDArray[np.bool_]:

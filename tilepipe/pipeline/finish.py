@@ -6,11 +6,10 @@ from typing import Any
 
 from tilepipe.errors import SpecError, StoreError
 from tilepipe.pipeline.events import OnEvent, ignore
-from tilepipe.pipeline.instances import SUFFIX
 from tilepipe.pipeline.output import is_begun
 from tilepipe.pipeline.run import Request, RunResult, run_one
 from tilepipe.pipeline.stored import what_lacks
-from tilepipe.spec import JobSpec
+from tilepipe.spec import OBJECTS_SUFFIX, JobSpec
 from tilepipe.store import Store, open_store
 
 
@@ -50,7 +49,11 @@ def finish(location: str, *, label: str | None = None, on_event: OnEvent = ignor
 def _mask_of(store: Store, name: str, record: dict[str, Any]) -> str:
     """Return the mask whose job makes a label: itself, or the mask of which it is the objects."""
     named = record.get("instances_of")
-    if named is None and (mask := name.removesuffix(SUFFIX)) != name and mask in store.labels:
+    if (
+        named is None
+        and (mask := name.removesuffix(OBJECTS_SUFFIX)) != name
+        and mask in store.labels
+    ):
         # Stopped before it could say so itself.
         named = mask if is_begun(store, name) else None
     return str(named or name)

@@ -25,12 +25,11 @@ from tilepipe.pipeline.joining import (
 )
 from tilepipe.pipeline.output import is_begun
 from tilepipe.schedule import Stage
-from tilepipe.spec import LabelClass
+from tilepipe.spec import OBJECTS_SUFFIX, LabelClass
 from tilepipe.store import Journal, Label, Level, Store
 from tilepipe.tiling import Box, Grid, Unit
 
 OBJECTS = "tilepipe/objects"
-SUFFIX = "-instances"
 _FILE_LIMIT_BYTES = 1 << 30
 _BACKGROUND = LabelClass(name="background", color=(0, 0, 0, 0))
 Node = tuple[int, int]
@@ -38,7 +37,7 @@ Node = tuple[int, int]
 
 def instances_of(name: str) -> str:
     """Return the name of the label that holds the objects of mask ``name``."""
-    return f"{name}{SUFFIX}"
+    return f"{name}{OBJECTS_SUFFIX}"
 
 
 def open_instances(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tilepipe.spec import LabelClass
+from tilepipe.spec import LabelClass, class_at
 from tilepipe.store import Label
 from tilepipe.tiling import Box
 from tilepipe.view.pyramid import ShownPyramid
@@ -36,8 +36,8 @@ class ShownLabel:
 
     def class_name(self, value: int) -> str:
         """Name of a class id."""
-        if not self.instances and value < len(self.classes):
-            return self.classes[value].name
+        if not self.instances:
+            return class_at(value, self.classes).name
         return f"object {value}" if value else "background"
 
     def value_at(self, y: int, x: int) -> int:
@@ -112,10 +112,7 @@ def _classes(label: ShownLabel) -> list[dict[str, Any]]:
     total = max(1, int(counts.sum()))
     listed = list(label.classes)
     highest = int(np.flatnonzero(counts).max(initial=0))
-    listed += [
-        LabelClass(name=f"class {value}", color=(128, 128, 128, 255))
-        for value in range(len(listed), highest + 1)
-    ]
+    listed += [class_at(value) for value in range(len(listed), highest + 1)]
     return [
         {
             "value": value,

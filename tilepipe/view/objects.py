@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tilepipe.tiling import Box, Grid
+from tilepipe.tiling.regions import label_regions
 from tilepipe.view.pyramid import ShownPyramid
 
 REGION_PX = 2048
+_ALL_CLASSES = frozenset(range(256))
 _REGIONS_PER_CALL = 24
 
 
@@ -61,14 +62,13 @@ class _Objects:
         self._wide = wide
         self._level_shape = pyramid.levels[0].shape
         self._factor = pyramid.levels[0].downsample
-        self._layers = list(_parts(pyramid.read(0, wide), classes))
+        self._parts, self._values = _parts(pyramid.read(0, wide), classes)
         found = []
-        for layer, (parts, _) in enumerate(self._layers):
-            for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
-                earlier = (box.y0 > 0 and rows.start == 0) or (box.x0 > 0 and columns.start == 0)
-                if not earlier:
-                    found.append((rows.start, columns.start, layer, number, rows, columns))
-        found.sort(key=lambda one: one[:4])
+        for number, (rows, columns) in enumerate(ndimage.find_objects(self._parts), start=1):
+            earlier = (box.y0 > 0 and rows.start == 0) or (box.x0 > 0 and columns.start == 0)
+            if not earlier:
+                found.append((rows.start, columns.start, number, rows, columns))
+        found.sort(key=lambda one: one[:3])
         self._found = found
 
     def __len__(self) -> int:
@@ -76,9 +76,8 @@ class _Objects:
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         """Class, area and place of an object, in level-0 px of the image."""
-        y0, x0, layer, number, rows, columns = self._found[place]
-        parts, values = self._layers[layer]
-        inside = parts[rows, columns] == number
+        y0, x0, number, rows, columns = self._found[place]
+        inside = self._parts[rows, columns] == number
         ys, xs = np.nonzero(inside)
         top, left, factor = self._wide.y0 + y0, self._wide.x0 + x0, self._factor
         height, width = inside.shape
@@ -90,7 +89,7 @@ class _Objects:
             )
         )
         return {
-            "value": values[number - 1],
+            "value": self._values[number - 1],
             "whole": not goes_on,
             "area_px": len(ys) * factor * factor,
             "y": (top + float(ys.mean()) + 0.5) * factor,
@@ -101,7 +100,7 @@ class _Objects:
 
 def _parts(
     mask: NDArray[Any], classes: frozenset[int] | None
-) -> Iterator[tuple[NDArray[np.int32], list[int]]]:
+) -> tuple[NDArray[np.int32], list[int]]:
     """Numbered parts (0 is none) and the value of each part, from part 1 on.
 
     An instance is one part whatever its shape; a class has a part per connected region.
@@ -111,9 +110,6 @@ def _parts(
         solid = values != 0
         # A table from place to number: 0, wherever among the ids it stands, is none.
         numbers = np.where(solid, np.cumsum(solid), 0).astype(np.int32)
-        yield numbers[places].reshape(mask.shape), values[solid].tolist()
-        return
-    for value in np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist():
-        if value and (classes is None or value in classes):
-            parts, count = ndimage.label(mask == value)
-            yield parts.astype(np.int32, copy=False), [value] * count
+        return numbers[places].reshape(mask.shape), values[solid].tolist()
+    parts, found = label_regions(mask, without=() if classes is None else _ALL_CLASSES - classes)
+    return parts, found.tolist()

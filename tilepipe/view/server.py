@@ -179,9 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not slash or not hmac.compare_digest(token.encode(), self.server.token.encode()):
             raise NoSuchThing
         try:
-            query = {
-                key: values[0] for key, values in parse_qs(parts.query, max_num_fields=20).items()
-            }
+            # An empty list is one: of no channel, of no class.
+            found = parse_qs(parts.query, keep_blank_values=True, max_num_fields=20)
+            query = {key: values[0] for key, values in found.items()}
             return self._route(rest, query)
         except (ValueError, IndexError, KeyError, OverflowError) as error:
             if isinstance(error, TilepipeError):
@@ -271,8 +271,9 @@ def _object(source: Source, query: dict[str, str]) -> dict[str, Any]:
         region = region_at(pyramid, _number(query.get("y", "0")), _number(query.get("x", "0")))
         cursor = (region, 1 << 40 if backwards else -1)
     classes = None
-    if query.get("classes"):
-        classes = frozenset(_number(part) for part in query["classes"].split(",")[:256])
+    if "classes" in query:
+        named = query["classes"].split(",")[:256] if query["classes"] else ()
+        classes = frozenset(_number(part) for part in named)
     found = find_object(pyramid, classes=classes, cursor=cursor, backwards=backwards)
     if found["found"]:
         found["class"] = source.label(_number(query.get("label", "0"))).class_name(found["value"])

@@ -248,6 +248,7 @@ class App {
     const { source, label } = this.settings, { y, x } = this.paneA.place();
     const note = $("object-note");
     const shown = this.classes.filter((one) => one.shown && one.value).map((one) => one.value);
+    if (!shown.length && !this.label.instances) { note.textContent = "Show a class first."; return; }
     let where = this.cursor ? `&region=${this.cursor[0]}&place=${this.cursor[1]}` : `&y=${Math.max(0, Math.floor(y))}&x=${Math.max(0, Math.floor(x))}`;
     note.textContent = "Looking…";
     for (let calls = 0; calls < 500; calls++) {
@@ -266,7 +267,7 @@ class App {
       if (answer.found === false) break;
     }
     this.cursor = null;
-    note.textContent = shown.length || this.label.instances ? "No further object of the classes shown." : "Show a class first.";
+    note.textContent = "No further object of the classes shown.";
   }
 
   // --- reading the pixel under the pointer -----------------------------------------------------

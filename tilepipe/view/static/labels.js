@@ -19,7 +19,8 @@ export class LabelLayer {
   }
 
   setStyle(classes, mode) {
-    const lut = new Uint32Array(256);
+    // Ids that no class is listed for, seen at full resolution only, are grey.
+    const lut = new Uint32Array(256).fill(0xff808080, classes.length);
     for (const { value, color, shown } of classes) {
       if (shown && value < 256) lut[value] = 0xff000000 | (color[2] << 16) | (color[1] << 8) | color[0];
     }
