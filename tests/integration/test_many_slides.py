@@ -118,6 +118,16 @@ def test_stores_spelled_otherwise_than_their_outputs_are_found_in_the_status(
     assert [rows[name]["state"] for name in ("s00.zarr", "s01.zarr")] == ["done", "done"]
 
 
+def test_a_part_of_many_slides_does_not_tell_that_they_are_done(folder, zygote, flags, tmp_path):
+    names = ["s00", "s01"]
+    slides = [folder / f"{name}.tif" for name in names]
+    out = tmp_path / "out"
+    zygote.run("run", *slides, "-o", out, *flags, "--part", "0/2", "--quiet")
+    assert [row["state"] for row in status(out).values()] == ["part done"] * 2
+    zygote.run("run", *slides, "-o", out, *flags, "--quiet")
+    assert [row["state"] for row in status(out).values()] == ["done"] * 2
+
+
 @pytest.mark.parametrize(
     "row, told",
     [
