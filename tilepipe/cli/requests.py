@@ -101,9 +101,10 @@ def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Reques
                 raise SpecError(f"{path}: line {number}: mpp {row['mpp']!r} is no number") from None
         if row.get("label"):
             changes["name"] = row["label"]
+        slide = at_home(slide)
         if not Path(slide).is_absolute() and "://" not in slide:
             slide = str(path.parent / slide)
-        name = row.get("output", "")
+        name = at_home(row.get("output", ""))
         if not name and _stays(slide, output):
             name = slide
         elif "://" not in (name := name or default_output(slide)):
