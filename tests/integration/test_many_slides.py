@@ -118,6 +118,35 @@ def test_stores_spelled_otherwise_than_their_outputs_are_found_in_the_status(
     assert [rows[name]["state"] for name in ("s00.zarr", "s01.zarr")] == ["done", "done"]
 
 
+def test_a_part_of_many_slides_does_not_tell_that_they_are_done(folder, zygote, flags, tmp_path):
+    names = ["s00", "s01"]
+    slides = [folder / f"{name}.tif" for name in names]
+    out = tmp_path / "out"
+    zygote.run("run", *slides, "-o", out, *flags, "--part", "0/2", "--quiet")
+    assert [row["state"] for row in status(out).values()] == ["part done"] * 2
+    zygote.run("run", *slides, "-o", out, *flags, "--quiet")
+    assert [row["state"] for row in status(out).values()] == ["done"] * 2
+
+
+@pytest.mark.parametrize("by", ["arguments", "manifest"])
+def test_several_stores_are_segmented_where_they_lie(folder, zygote, flags, tmp_path, by):
+    names = ["a/s00.zarr", "a/s01.ome.zarr"]
+    for name in names:
+        zygote.run("ingest", folder / f"{name[2:5]}.tif", "-o", tmp_path / name, "--quiet")
+    if by == "manifest":
+        (tmp_path / "a" / "m.csv").write_text("slide,output\ns00.zarr,\ns01.ome.zarr\n")
+        names = ["--manifest", "a/m.csv"]
+    zygote.run("run", *names, *flags, "--quiet", cwd=tmp_path)
+    assert [row["state"] for row in status(tmp_path).values()] == ["done"] * 2
+    assert [open_store(str(path)).labels for path in sorted((tmp_path / "a").glob("*.zarr"))] == [
+        ("unet",)
+    ] * 2
+    assert list(tmp_path.glob("*.zarr")) == []
+
+    zygote.run("run", *names, "-o", "copies", *flags, "--quiet", cwd=tmp_path)
+    assert {path.name for path in (tmp_path / "copies").glob("*.zarr")} == {"s00.zarr", "s01.zarr"}
+
+
 @pytest.mark.parametrize(
     "row, told",
     [

@@ -53,3 +53,11 @@ def test_a_quoted_name_may_hold_any_character(read, tmp_path):
     names = ["a,b.tif", "line\nbreak.tif", "form\x0cfeed.tif", "line\u2028separator.tif"]
     requests = read("slide\n" + "".join(f'"{name}"\n' for name in names))
     assert [request.slide for request in requests] == [str(tmp_path / name) for name in names]
+
+
+def test_a_tilde_is_the_home_folder(read, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    (request,) = read("slide\n~/a.tif\n")
+    assert request.slide == str(tmp_path / "me" / "a.tif")
+    with pytest.raises(SpecError, match="leaves the output folder"):
+        read("slide,output\n~/a.tif,~/a.zarr\n")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilepipe.errors import SpecError
-from tilepipe.spec import JobSpec
+from tilepipe.spec import JobSpec, at_home, is_path
 
 if TYPE_CHECKING:
     from tilepipe.pipeline.run import Request
@@ -39,9 +39,21 @@ def requests_of(
     if len(found) == 1:
         return [Request(found[0], output, spec)]
     folder = Path(output or ".")
-    requests = [Request(s, _join(output, folder, default_output(s)), spec) for s in found]
+    requests = [
+        Request(s, s if _stays(s, output) else _join(output, folder, default_output(s)), spec)
+        for s in found
+    ]
     _distinct(requests)
     return requests
+
+
+def _stays(slide: str, output: str | None) -> bool:
+    """Tell whether a slide is segmented where it lies: an OME-Zarr, if no folder is named."""
+    from tilepipe.slide.zarr_input import is_zarr
+
+    # Of what is not on this machine nothing else is read.
+    is_store = "://" in slide or (is_path(slide) and is_zarr(Path(at_home(slide))))
+    return output is None and is_store
 
 
 def _join(output: str | None, folder: Path, name: str) -> str:
@@ -89,8 +101,13 @@ def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Reques
                 raise SpecError(f"{path}: line {number}: mpp {row['mpp']!r} is no number") from None
         if row.get("label"):
             changes["name"] = row["label"]
-        name = row.get("output") or default_output(slide)
-        if "://" not in name:
+        slide = at_home(slide)
+        if not Path(slide).is_absolute() and "://" not in slide:
+            slide = str(path.parent / slide)
+        name = at_home(row.get("output", ""))
+        if not name and _stays(slide, output):
+            name = slide
+        elif "://" not in (name := name or default_output(slide)):
             target = Path(name)
             inside = (folder / target).resolve()
             if target.is_absolute() or not inside.is_relative_to(folder.resolve()):
@@ -98,8 +115,6 @@ def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Reques
                     f"{path}: line {number}: output {name!r} leaves the output folder {folder}"
                 )
             name = _join(output, folder, name)
-        if not Path(slide).is_absolute() and "://" not in slide:
-            slide = str(path.parent / slide)
         try:
             requests.append(Request(slide, name, spec.replace(**changes) if changes else spec))
         except SpecError as error:

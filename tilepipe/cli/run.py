@@ -216,7 +216,7 @@ def write_status(folder: str, requests: list[Request], results: list[RunResult])
         seconds = result.summary.get("elapsed_s")
         writer.writerow([
             request.slide, request.output,
-            "done" if result.ok else "failed",
+            result.state if result.ok else "failed",
             result.reason, units or "", f"{seconds:.2f}" if seconds else "",
         ])  # fmt: skip
     # A name may hold bytes that are no text.
