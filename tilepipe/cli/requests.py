@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilepipe.errors import SpecError
-from tilepipe.spec import JobSpec
+from tilepipe.spec import JobSpec, at_home
 
 if TYPE_CHECKING:
     from tilepipe.pipeline.run import Request
@@ -68,7 +68,7 @@ def _place(location: str) -> list[str]:
     """Return the folders that lead to a location, however it is spelled."""
     if "://" in location:
         return location.rstrip("/").split("/")
-    return list(Path(location).expanduser().resolve().parts)
+    return list(Path(at_home(location)).resolve().parts)
 
 
 def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Request]:
