@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tilepipe.errors import SpecError, StoreError, VerifyError
+from tilepipe.errors import SpecError, StoreError, VerifyError, argument
 from tilepipe.infer.checks import check_levels, check_slide, slide_of
 from tilepipe.infer.origin import model_of, reader_of, settings_of
 from tilepipe.infer.recompute import SAMPLE_PX, Comparison, compare_place, computed_px, places
@@ -107,7 +107,7 @@ def verify(
     if origin is not None:
         raise VerifyError(
             f"{location}: label {name} was exported from {origin} and has no checksums of its own; "
-            f"verify that store: tilepipe verify {origin}"
+            f"verify that store: tilepipe verify {argument(origin)}"
         )
     if state != "done":
         raise VerifyError(
