@@ -6,6 +6,7 @@ The command line prints the message and exits with 1; ``--debug`` shows the trac
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,12 @@ class TilepipeError(Exception):
 
 class SpecError(TilepipeError, ValueError):
     """Settings that contradict each other or are out of range."""
+
+
+def argument(path: object) -> str:
+    """Return a path as a shell takes it, for a command that is to be copied from a message."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 class SlideError(TilepipeError, ValueError):

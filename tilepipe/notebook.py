@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tilepipe.errors import StoreError
+from tilepipe.errors import ScheduleError, StoreError
 from tilepipe.export import Result
 from tilepipe.pipeline.events import OnEvent, ignore
 from tilepipe.pipeline.run import Request, run_one
@@ -26,13 +27,15 @@ def run(
     """Segment a slide and return its mask; settings are those of ``tilepipe run``.
 
     ``output`` is the store; default the slide's name with ``.zarr`` in the current folder. A run
-    that was stopped goes on when the same call is made again.
+    that was stopped goes on when the same call is made again. A script that asks for ``workers``
+    or ``gpus`` makes the call under ``if __name__ == "__main__":``, which each loads again.
 
     >>> result = tilepipe.run("slide.tif", model="unet")     # doctest: +SKIP
     >>> result.labels[0:1000, 0:1000]                        # doctest: +SKIP
 
     Raises the errors of ``tilepipe.errors``; UnitsFailedError if some units kept failing.
     """
+    _check_caller()
     spec = JobSpec.checked({key: _plain(value) for key, value in settings.items()}, source="run")
     request = Request(str(slide), None if output is None else str(output), spec)
     result = run_one(request, on_event=on_event)
@@ -48,6 +51,7 @@ def ingest(
     **settings: Any,
 ) -> Store:
     """Copy a slide into an OME-Zarr, bit for bit, and return the store."""
+    _check_caller()
     spec = JobSpec.checked({key: _plain(value) for key, value in settings.items()}, source="ingest")
     request = Request(str(slide), None if output is None else str(output), spec)
     return open_store(run_one(request, segment=False, on_event=on_event).output)
@@ -78,6 +82,18 @@ def verify(store: str | Path, **settings: Any) -> Any:
     from tilepipe.infer import verify as check
 
     return check(str(store), **{key: _plain(value) for key, value in settings.items()})
+
+
+def _check_caller() -> None:
+    """Raise ScheduleError in a worker process that is about to load the script of its user.
+
+    Its call would be made once more there, and find that another process has the output.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ScheduleError(
+            "a worker process loads the script that started it; make the call there under "
+            "`if __name__ == '__main__':`"
+        )
 
 
 def _plain(value: Any) -> Any:

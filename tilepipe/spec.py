@@ -268,8 +268,11 @@ def _names_file(key: str, value: str) -> bool:
 
 
 def at_home(path: str) -> str:
-    """Return a path with the home folder for ``~``, which no shell has put there in a call."""
-    return os.path.expanduser(path)  # noqa: PTH111 - leaves the rest as it is spelled
+    """Return a path with the home folder for ``~``, which no shell has put there in a call.
+
+    A name that begins so and is no user's stays: files may be called ``~old.tif``.
+    """
+    return os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises where there is no such user
 
 
 def is_path(text: str) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 
 from tilepipe.cli import steps
-from tilepipe.cli.console import Console, Slides
+from tilepipe.cli.console import Console, Slides, summary_text
 from tilepipe.pipeline.events import Finished, Progress
 
 
@@ -38,6 +40,17 @@ def test_time_left_is_that_of_slides_for_which_something_was_done():
         slides.end(ended(number))
     assert slides.left_s == 0
     assert str(slides) == "10 of 10 slides, 1 failed"
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.zarr", "test3-DAPI-2-(387).zarr", "-dash.zarr", "plain.zarr"]
+)
+def test_what_comes_next_can_be_copied_into_a_shell(name):
+    told = summary_text({"extent": (1, 1), "state": "done", "px": 0, "output": name})
+    command = shlex.split(told.rpartition("next: ")[2])
+    assert command[:2] == ["tilepipe", "view"]
+    assert Path(command[2]) == Path(name)
+    assert not command[2].startswith("-")
 
 
 def test_the_end_of_each_of_several_slides_is_told(capsys):

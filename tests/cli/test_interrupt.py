@@ -1,17 +1,28 @@
-"""Ctrl-C and SIGTERM end every command alike: one line, exit code 130, nothing left behind."""
+"""An interruption ends every command alike: one line, exit code 130, nothing left behind."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+
+INTERRUPTIONS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+def heard():
+    """Hear what the tests themselves may have been started deaf to."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -27,7 +38,7 @@ def start(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "TMPDIR": str(scratch)},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=heard,
         )
         assert getattr(process, stream).readline()
         return process, scratch
@@ -35,7 +46,7 @@ def start(tmp_path):
     return call
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", INTERRUPTIONS)
 def test_bench_leaves_no_slide_behind(start, number):
     process, scratch = start(
         "stderr", "bench", "--size", 2048, "--base", 4, "--no-tune", "--precision", "fp32"
@@ -49,7 +60,7 @@ def test_bench_leaves_no_slide_behind(start, number):
     assert not list(scratch.glob("tilepipe-bench-*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", INTERRUPTIONS)
 def test_train_says_how_it_goes_on(start, tmp_path, number):
     for part in ("img", "lab"):
         (tmp_path / part).mkdir()
@@ -94,3 +105,34 @@ def test_worker_processes_leave_ctrl_c_to_the_one_that_started_them(tmp_path):
     assert process.returncode == 130, err
     assert "Interrupted. What was written is kept" in err
     assert "Traceback" not in err
+
+
+def test_a_terminal_that_closes_ends_a_run_in_good_order(tmp_path):
+    """What would be said there has nobody to hear it, and is no error of its own."""
+    slide, out = tmp_path / "slide.tif", tmp_path / "out.zarr"
+    pixels = np.random.default_rng(0).integers(0, 256, (2048, 2048, 3)).astype(np.uint8)
+    tifffile.imwrite(slide, pixels, tile=(256, 256), photometric="rgb")
+    terminal, end = pty.openpty()
+
+    def owned():
+        """Be the session that the terminal tells of its end."""
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        heard()
+
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "tilepipe", "run", slide, "-o", out, "--weights", "random:0",
+            "--base", "16", "--unit", "256", "--no-tune", "--precision", "fp32",
+        ],
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        preexec_fn=owned,
+    )  # fmt: skip
+    os.close(end)
+    while not list(out.glob("tilepipe/journal/unet/segment/0/*.json")):
+        assert process.poll() is None
+        os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert process.wait(timeout=60) == 130

@@ -45,10 +45,11 @@ def commands(tmp_path):
 
 def test_the_slurm_array_and_its_finish(commands, zygote, slide, flags, reference, equal, tmp_path):
     store = tmp_path / "out.zarr"
-    everyone = {"SLIDE": str(slide), "STORE": str(store), "TILEPIPE_ARGS": " ".join(flags)}
+    everyone = {"SLIDE": str(slide), "STORE": str(store)}
     for task in (3, 1, 2):  # arrays need not begin at 0
         [command] = commands(
             WORKFLOWS / "slurm" / "array.sbatch",
+            *flags,
             SLURM_ARRAY_TASK_ID=str(task),
             SLURM_ARRAY_TASK_MIN="1",
             SLURM_ARRAY_TASK_COUNT="3",
@@ -63,10 +64,11 @@ def test_the_slurm_array_and_its_finish(commands, zygote, slide, flags, referenc
 
 def test_slurm_submit_queues_the_finish_behind_the_array(commands):
     array, finish = commands(
-        WORKFLOWS / "slurm" / "submit.sh", "a slide.svs", "out.zarr", 5, "--model", "unet"
+        WORKFLOWS / "slurm" / "submit.sh", "a slide.svs", "out.zarr", 5, "--weights", "my w.pt"
     )
     assert "--array=0-4" in array
-    assert array[-1].endswith("array.sbatch")
+    assert array[-3].endswith("array.sbatch")
+    assert array[-2:] == ["--weights", "my w.pt"]
     assert "--dependency=afterany:4711" in finish
     assert finish[-1].endswith("finish.sbatch")
 
@@ -83,6 +85,8 @@ def test_slurm_workers_through_dask_jobqueue():
     spec.loader.exec_module(module)
     asked, rest = module.parse(["--jobs", "8", "--queue", "gpu", "s.svs", "-o", "x", "--tile", "9"])
     assert rest == ["s.svs", "-o", "x", "--tile", "9"]
+    _, rest = module.parse(["--jobs", "8", "s.svs", "--job", "job.toml"])
+    assert rest == ["s.svs", "--job", "job.toml"], "an option of run, not --jobs cut short"
     options = module.cluster_options(asked)
     jobqueue = pytest.importorskip("dask_jobqueue.slurm")
     script = jobqueue.SLURMJob(

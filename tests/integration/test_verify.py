@@ -19,7 +19,7 @@ from tilepipe.infer import verify
 from tilepipe.infer.recompute import places
 from tilepipe.notebook import open_result
 from tilepipe.pipeline.output import running
-from tilepipe.store import open_store, reduce_image, reduce_label
+from tilepipe.store import Label, open_store, reduce_image, reduce_label
 from tilepipe.tiling import Box
 
 RANDOM = ["--model", "unet", "--weights", "random:0", "--base", "4", "--no-tune", "--unit", "256"]
@@ -99,6 +99,18 @@ def test_text_says_what_was_checked(store):
     output = tilepipe("verify", store, "--samples", "1").output
     assert "label unet verified" in output
     assert "1 places" in output
+
+
+def test_a_certificate_that_cannot_be_kept_is_said_to_be_lost(store, monkeypatch):
+    def full(label, record):
+        raise StoreError("waves.zarr: cannot write labels/unet/zarr.json: No space left on device")
+
+    monkeypatch.setattr(Label, "write_record", full)
+    said = tilepipe("verify", store, "--samples", "1").stdout
+    assert "label unet verified" in said
+    assert "note: the certificate could not be kept beside the mask: waves.zarr: cannot" in said
+    told = json.loads(tilepipe("verify", store, "--samples", "1", "--json", "-q").stdout)
+    assert "No space left on device" in told["notes"][0]
 
 
 @pytest.mark.parametrize("array", ["labels/unet/0", "labels/unet/1", "0", "1"])
@@ -257,6 +269,14 @@ def with_all(slide, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("all") / "waves.zarr"
     tilepipe("run", slide, "-o", out, *RANDOM, "--probabilities", "--instances", "--quiet")
     return out
+
+
+def test_objects_that_are_not_finished_are_said_to_be_unchecked(with_all, tmp_path):
+    store = Path(shutil.copytree(with_all, tmp_path / "waves.zarr"))
+    objects = open_store(str(store), writable=True).label("unet-instances")
+    objects.write_record({**objects.read_record(), "state": "running"})
+    said = tilepipe("verify", store, "--label", "unet", "--samples", "1").stdout
+    assert "note: its objects, unet-instances, are not finished and were not checked" in said
 
 
 @pytest.mark.parametrize("level", [0, 1])

@@ -89,6 +89,27 @@ def test_without_the_pipeline_itself(monkeypatch, tmp_path):
     json.dumps(found)
 
 
+@pytest.mark.parametrize("name", ["account.xyz", "nowhere/account.png"])
+def test_a_plot_that_has_no_place_is_told_before_anything_is_measured(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(room, "bench", lambda *_, **__: pytest.fail("measured"))
+    done = CliRunner().invoke(main, ["bench", "--plot", str(tmp_path / name)])
+    assert done.exit_code == 1
+    assert "name another --plot" in done.output
+
+
+@pytest.mark.slow
+def test_a_plot_that_cannot_be_drawn_costs_no_result(monkeypatch, tmp_path, result):
+    def full(*_):
+        raise ExportError("the plot cannot be written: No space left on device")
+
+    monkeypatch.setattr(room, "bench", lambda *_, **__: result[0])
+    monkeypatch.setattr("tilepipe.bench.plot.plot", full)
+    done = CliRunner().invoke(main, ["bench", "--plot", str(tmp_path / "account.png")])
+    assert done.exit_code == 1
+    assert "of the bare network" in done.stdout
+    assert "No space left on device" in done.stderr
+
+
 def test_a_made_slide_is_a_jpeg_pyramid_base_of_that_size(tmp_path):
     path = tmp_path / "made.tif"
     write_slide(path, 700)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -391,6 +394,17 @@ def test_without_probabilities_there_is_no_column(tmp_path):
     assert "mean_probability" not in path.read_text().splitlines()[0]
     for feature in iter_features(ArrayLevel(MASKS["blobs"]), default_classes(3)):
         assert "mean probability" not in feature["properties"]["measurements"]
+
+
+def test_a_read_only_folder_is_said_of_the_file_that_was_asked_for(tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    said = rf"^{re.escape(str(tmp_path))}/m.geojson: cannot be written: Read-only file system$"
+    with pytest.raises(ExportError, match=said):
+        write_geojson(tmp_path / "m.geojson", ArrayLevel(MASKS["one"]), default_classes(2))
 
 
 def test_what_cannot_be_read_is_not_said_to_be_what_cannot_be_written(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 import subprocess
 import sys
 import threading
@@ -359,6 +360,23 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("TILEPIPE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert caches.cache_folder() == tmp_path / "tilepipe"
+
+
+def test_a_user_without_a_home_folder_has_no_cache(monkeypatch):
+    """An id of a container or a batch system that no list of users knows."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("TILEPIPE_CACHE")
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert caches.usable_cache() is None
+    caches.write_cached("x", {"a": 1})
+    caches.write_blob("x", b"blob")
+    assert caches.read_cached("x") is None
+    assert caches.read_blob("x") is None
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):

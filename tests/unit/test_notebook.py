@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,3 +71,23 @@ def test_a_store_without_a_mask_says_so(tmp_path):
     )  # fmt: skip
     with pytest.raises(StoreError, match="holds no mask; make one with run"):
         notebook.open_result(tmp_path / "s.zarr")
+
+
+def test_a_script_that_every_worker_would_run_again_is_told(tmp_path):
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "script.py").write_text(
+        "import tilepipe\n"
+        "tilepipe.run('s.tif', weights='random:0', base=2, tune=False, workers=1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "a worker process loads the script that started it" in done.stderr
+    assert "another tilepipe process" not in done.stderr
+    assert "outside of `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]

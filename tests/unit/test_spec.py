@@ -134,6 +134,23 @@ def test_a_tilde_is_the_home_folder_in_calls_and_job_files_too(tmp_path, monkeyp
     assert spec.tissue == str(tmp_path / "jobs" / "t.png")
 
 
+def test_a_name_that_begins_with_a_tilde_is_a_name(tmp_path, monkeypatch):
+    """No user is called so, and a shell leaves it as it is."""
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("~old.tif", np.zeros((32, 32), np.uint8))
+    arguments = ("run", "~old.tif", "--weights", "random:0", "--base", "2", "--no-tune", "-q")
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "~old.zarr" / "zarr.json").exists()
+    for rest in (
+        ("inspect", "~old.zarr"),
+        ("export", "~old.zarr", "--to", "png", "-o", "~old.png"),
+        ("run", "~old.tif", "./~old.tif", "-o", "~results", "--dry-run"),
+    ):
+        said = CliRunner().invoke(main, rest).output
+        assert "home directory" not in said
+
+
 def test_a_tilde_is_the_home_folder_for_a_training_too(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     job = tmp_path / "job.toml"

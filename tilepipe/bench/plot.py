@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ COLORS = {
     "reduce": "#8491b4",
     "idle": "#dddddd",
 }
+
+
+FORMATS = (".pdf", ".png", ".svg")
+
+
+def check_plot(path: Path) -> None:
+    """Find out before minutes of measuring, not after them, that there is no place for the plot.
+
+    Raises ExportError.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise ExportError(f"{path}: a plot is called {', '.join(FORMATS)}; name another --plot")
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise ExportError(
+            f"{path}: the plot could not be written, {path.parent} is no folder that can be "
+            "written to; make it first, or name another --plot"
+        )
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

@@ -34,7 +34,12 @@ from tilepipe.cli.steps import tell_machine
 @click.option("--no-tune", is_flag=True, help="Use formulas, measure nothing.")
 @click.option("--folder", type=click.Path(exists=True, file_okay=False),
               help="Where slide and store are made; default the system's.")  # fmt: skip
-@click.option("--plot", "plot_path", type=click.Path(dir_okay=False), help="Draw the account.")
+@click.option(
+    "--plot",
+    "plot_path",
+    type=click.Path(dir_okay=False),
+    help="Draw the account: PNG, SVG or PDF.",
+)
 @options.json_option
 @options.quiet_option
 @options.debug_option
@@ -54,6 +59,7 @@ def command(
     The pipeline reads a JPEG slide and closes a store with both pyramids. Its share of the bare
     network's best speed in the same precision, and where the rest of the time went, are shown.
     """
+    from tilepipe.bench.plot import check_plot, plot
     from tilepipe.bench.run import bench
     from tilepipe.errors import SpecError
     from tilepipe.spec import JobSpec
@@ -66,6 +72,8 @@ def command(
             raise ValueError
     except ValueError:
         raise SpecError(f"--gpus {gpus}: say how many devices, e.g. --gpus 1,2,4") from None
+    if plot_path is not None:
+        check_plot(Path(plot_path))
     result = bench(
         spec,
         size_px=size,
@@ -74,14 +82,13 @@ def command(
         gpus=counts,
         tell=partial(_tell, quiet=quiet, as_json=as_json),
     )
-    if plot_path is not None:
-        from tilepipe.bench.plot import plot
-
-        plot(result, Path(plot_path))
+    # First of all, as the plot may fail.
     if as_json:
         click.echo(json.dumps(result))
     elif not quiet:
         click.echo(table(result))
+    if plot_path is not None:
+        plot(result, Path(plot_path))
 
 
 def _tell(text: str, *, quiet: bool, as_json: bool) -> None:

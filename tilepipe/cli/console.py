@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilepipe.cli.steps import NowAndThen, duration, tell_machine
+from tilepipe.errors import argument
 from tilepipe.pipeline.events import Event, Finished, Note, Opened, Progress, Warned
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     if summary["state"] == "done" and not summary["px"]:
         return (
             f"done: {summary['output']} was complete already ({width} x {height} px)\n"
-            f"  next: tilepipe view {summary['output']}"
+            f"  next: tilepipe view {argument(summary['output'])}"
         )
     lines = [
         f"{summary['state']}: {summary['output']}  ({width} x {height} px, "
@@ -220,7 +221,7 @@ def summary_text(summary: dict[str, Any]) -> str:
             f"  the device ran out of memory {summary['out_of_memory_events']} times; "
             "smaller batches and tiles went through"
         )
-    lines.append(f"  next: tilepipe view {summary['output']}")
+    lines.append(f"  next: tilepipe view {argument(summary['output'])}")
     return "\n".join(lines)
 
 

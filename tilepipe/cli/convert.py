@@ -66,7 +66,7 @@ def command(
       from = '^enc(\\d)'
       to = 'encoders.\\1'
     """  # noqa: D301 - click wants the character itself
-    from tilepipe.errors import CheckpointError
+    from tilepipe.errors import CheckpointError, argument
     from tilepipe.models.convert import KeyMap, convert
     from tilepipe.models.normalisation import Normalisation
 
@@ -106,5 +106,5 @@ def command(
             f"{facts['path']}: {facts['architecture']}, {facts['tensors']} tensors, context "
             f"{facts['context_px']} px, alignment {facts['alignment_px']} px, {exact}\n"
             f"{taken}Next: tilepipe run SLIDE -o OUT.zarr --model {facts['architecture']} "
-            f"--weights {facts['path']}"
+            f"--weights {argument(facts['path'])}"
         )

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import signal
+import stat
 import sys
 import threading
 import traceback
@@ -81,7 +82,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Call the command; Ctrl-C and SIGTERM end it with what comes next and exit code 130."""
+        """Call the command; an interruption ends it with what comes next and exit code 130."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -91,7 +92,7 @@ class LazyGroup(click.Group):
         """Run; any TilepipeError becomes one message on stderr and exit code 1."""
         open_closed_streams()
         one_arena()
-        stop_on_sigterm()
+        stop_on_signals()
         # The imports of torch and zarr leave a million objects that stay; looked through again and
         # again while they come, they take 2.15 s instead of 2.0.
         gc.set_threshold(20_000, 20, 20)
@@ -115,18 +116,34 @@ def open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(handle, mode))
 
 
-def stop_on_sigterm() -> None:
-    """Let SIGTERM do what Ctrl-C does, so that workers are ended and temporary files removed."""
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    ):
-        signal.signal(signal.SIGTERM, _stop)
+def stop_on_signals() -> None:
+    """Let SIGTERM and a terminal that closes do what Ctrl-C does.
+
+    So workers are ended and temporary files removed. Under nohup SIGHUP stays unheard.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _stop)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    del number, frame
+    del frame
+    if number == signal.SIGHUP:
+        leave_closed_terminal()
     raise KeyboardInterrupt
+
+
+def leave_closed_terminal() -> None:
+    """Let what is said on a terminal that is gone lead nowhere.
+
+    Else the first word there, a bar's last, is an OSError in the middle of tidying up.
+    """
+    for number in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def interrupted(command: str | None) -> NoReturn:

@@ -80,7 +80,7 @@ def _place(location: str) -> list[str]:
     """Return the folders that lead to a location, however it is spelled."""
     if "://" in location:
         return location.rstrip("/").split("/")
-    return list(Path(location).expanduser().resolve().parts)
+    return list(Path(at_home(location)).resolve().parts)
 
 
 def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Request]:

@@ -12,7 +12,7 @@ import click
 
 from tilepipe.cli import options
 from tilepipe.cli.steps import NowAndThen, duration, tell_machine
-from tilepipe.errors import SpecError
+from tilepipe.errors import SpecError, argument
 
 if TYPE_CHECKING:
     from tilepipe.train.events import Event, TrainResult
@@ -211,5 +211,5 @@ def _summary(result: TrainResult, model: str) -> None:
     click.echo(
         f"{result.weights}: step {result.best_step} of {result.steps}{metric}, "
         f"{result.elapsed_s:.0f} s\n"
-        f"next: tilepipe run SLIDE --model {model} --weights {result.weights}"
+        f"next: tilepipe run SLIDE --model {model} --weights {argument(result.weights)}"
     )

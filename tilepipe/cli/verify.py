@@ -69,5 +69,7 @@ def command(
                 f"{certificate.image_units} of the image have the bytes that were written; "
                 f"slide: {certificate.slide}"
             )
+            for note in certificate.notes:
+                click.echo(f"  note: {note}")
     if as_json:
         click.echo(json.dumps(certificates[0] if len(certificates) == 1 else certificates))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -53,7 +53,10 @@ def whole_path(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        # Where nothing can be written, nothing can be removed: that would be said in the place of
+        # what went wrong, of a file that nobody asked for.
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

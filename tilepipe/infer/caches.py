@@ -14,22 +14,29 @@ from typing import Any
 
 import torch
 
+from tilepipe.spec import at_home
 from tilepipe.threads import cores
 
 
 def cache_folder() -> Path:
-    """Return ``$TILEPIPE_CACHE``, else ``tilepipe`` in the user's cache folder."""
+    """Return ``$TILEPIPE_CACHE``, else ``tilepipe`` in the user's cache folder.
+
+    Raises FileNotFoundError for a user without a home folder: an id of a container or a batch
+    system that no list of users knows.
+    """
     own = os.environ.get("TILEPIPE_CACHE")
     if own:
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tilepipe"
+    base = os.environ.get("XDG_CACHE_HOME") or at_home("~/.cache")
+    if base.startswith("~"):
+        raise FileNotFoundError("this user has no home folder")
+    return Path(base) / "tilepipe"
 
 
 def usable_cache() -> Path | None:
     """Return the cache folder, made where it was missing; None where it cannot be written."""
-    folder = cache_folder()
     with suppress(OSError):
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
@@ -84,8 +91,8 @@ BLOBS_BYTES = 512 << 20
 
 def read_blob(name: str) -> bytes | None:
     """Return the compiled network kept as ``name``, or None where there is none."""
-    path = cache_folder() / f"{name}.blob"
     with suppress(OSError):
+        path = cache_folder() / f"{name}.blob"
         kept = path.read_bytes()
         os.utime(path)
         digest, blob = kept[:32], kept[32:]

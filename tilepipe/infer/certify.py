@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from tilepipe.errors import SpecError, StoreError, VerifyError
+from tilepipe.errors import SpecError, StoreError, VerifyError, argument
 from tilepipe.infer.checks import check_levels, check_slide, slide_of
 from tilepipe.infer.origin import model_of, reader_of, settings_of
 from tilepipe.infer.recompute import SAMPLE_PX, Comparison, compare_place, computed_px, places
@@ -85,7 +85,7 @@ def verify(
     the mask against a second computation in float32 from larger pieces that are cut otherwise.
     Where there are probabilities, theirs as well: each within 1/255, or for a mask made in bf16 or
     fp16 within 2/255 on average of a place, as single pixels may be anywhere. The certificate is
-    stored beside the label.
+    stored beside the label; where that cannot be, a note says so.
 
     ``slide`` and ``weights`` say where they are now, if they moved. ``tell`` hears how far it is.
 
@@ -107,7 +107,7 @@ def verify(
     if origin is not None:
         raise VerifyError(
             f"{location}: label {name} was exported from {origin} and has no checksums of its own; "
-            f"verify that store: tilepipe verify {origin}"
+            f"verify that store: tilepipe verify {argument(origin)}"
         )
     if state != "done":
         raise VerifyError(
@@ -119,7 +119,9 @@ def verify(
     except VerifyError as error:
         _keep(location, name, {"passed": False, "date": _now(), "reason": str(error)[:2000]})
         raise
-    _keep(location, name, certificate.to_json())
+    if why := _keep(location, name, certificate.to_json()):
+        note = f"the certificate could not be kept beside the mask: {why}"
+        return replace(certificate, notes=(*certificate.notes, note))
     return certificate
 
 
@@ -308,13 +310,14 @@ def verifiable(location: str) -> tuple[str, ...]:
     return tuple(n for n in store.labels if "settings" in store.label(n).read_record())
 
 
-def _keep(location: str, name: str, certificate: dict[str, Any]) -> None:
-    """Store the certificate beside the label; a store that cannot be written is verified too."""
+def _keep(location: str, name: str, certificate: dict[str, Any]) -> str | None:
+    """Store the certificate beside the label, or return why not: verify only needs to read."""
     try:
         label = open_store(location, writable=True).label(name)
         label.write_record({**label.read_record(), "verified": certificate})
-    except (StoreError, OSError):
-        return
+    except (StoreError, OSError) as error:
+        return str(error)
+    return None
 
 
 def _now() -> str:

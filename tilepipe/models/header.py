@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tilepipe.errors import CheckpointError, ModelError
+from tilepipe.errors import CheckpointError, ModelError, argument
 from tilepipe.models.locality import Locality
 from tilepipe.models.normalisation import Normalisation
 from tilepipe.spec import LabelClass, explain, unlike
@@ -112,7 +112,7 @@ class Header(BaseModel):
 
 def converting(source: object, model: str | None) -> str:
     """Say how to make weights of a plain state dict, of architecture ``model`` if that is known."""
-    command = f"`tilepipe convert {source} OUT.safetensors --model {model or 'NAME'}`"
+    command = f"`tilepipe convert {argument(source)} OUT.safetensors --model {model or 'NAME'}`"
     return command if model else f"{command}, NAME being a line of `tilepipe models`"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tilepipe.errors import CheckpointError, ModelError
+from tilepipe.errors import CheckpointError, ModelError, argument
 from tilepipe.models.checkpoint import hash_weights, read_checkpoint, weights_of
 from tilepipe.models.fitting import fits
 from tilepipe.models.header import Header, normalisation_of
@@ -304,8 +304,8 @@ def _instead(header: Header, key: str, value: Any, *, source: str) -> str:
     if not fits(header.architecture, header.arguments, key, value):
         return "leave it out, or give other weights"
     return (
-        f"leave it out, or make such weights of them: `tilepipe convert {source} OUT.safetensors "
-        f"--model {header.architecture} --option {key}={str(value).lower()}`"
+        f"leave it out, or make such weights of them: `tilepipe convert {argument(source)} "
+        f"OUT.safetensors --model {header.architecture} --option {key}={str(value).lower()}`"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from tilepipe.errors import MismatchError, ModelError, PlanError, StoreError
+from tilepipe.errors import MismatchError, ModelError, PlanError, StoreError, argument
 from tilepipe.pipeline.cells import Rule
 from tilepipe.pipeline.choice import Segmentation, choose
 from tilepipe.pipeline.context import forget
@@ -155,7 +155,7 @@ def _open_job(
         raise MismatchError(
             f"{source.output}: its image is to be completed in units of {unit_px} px, but the mask "
             f"asks for {chosen.settings.plan.unit_px}; complete it first with `tilepipe ingest "
-            f"{source.name} -o {source.output}`, then give this command again"
+            f"{argument(source.name)} -o {argument(source.output)}`, then give this command again"
         )
     forget(absolute(source.output))  # as tickets, and so contexts, call it
     if sole:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilepipe.errors import MismatchError, StoreError
+from tilepipe.errors import MismatchError, StoreError, argument
 from tilepipe.pipeline.inspect import units_of
 from tilepipe.pipeline.job import INGEST, LABEL_REDUCE, OBJECT_REDUCE, PAINT, REDUCE, SEGMENT
 from tilepipe.pipeline.output import is_blank
@@ -75,8 +75,8 @@ def _unfinished(store: Store, record: dict[str, Any]) -> str:
 def _remedy(store: Store, record: dict[str, Any]) -> str:
     source = record.get("source")
     path = source.get("path") if isinstance(source, dict) else None
-    again = f"tilepipe ingest {path or 'SLIDE'} -o {store.location}"
-    return f"make them with `tilepipe finish {store.location}`, or `{again}`"
+    again = f"tilepipe ingest {argument(path) if path else 'SLIDE'} -o {argument(store.location)}"
+    return f"make them with `tilepipe finish {argument(store.location)}`, or `{again}`"
 
 
 def check_kept(store: Store, labels: Sequence[Label] = (), *, image: bool = True) -> None:
@@ -114,7 +114,8 @@ def _refuse_lost(store: Store, what: str, lost: Lost, level: Callable[[int], Lev
         raise StoreError(
             f"{store.location}: {what} lacks {count} units that were written, the first at level "
             f"{number}, {level(number).grid.unit(*min(units)).box}: their files are gone and would "
-            f"be read as 0; restore them, or make them with `tilepipe finish {store.location}`"
+            f"be read as 0; restore them, or make them with "
+            f"`tilepipe finish {argument(store.location)}`"
         )
 
 

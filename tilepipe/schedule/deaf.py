@@ -1,7 +1,7 @@
-"""What a worker process of ours loads first: Ctrl-C is for the process that started it.
+"""What a worker process of ours loads first: an interruption is for the one that started it.
 
-A terminal sends it to all of them. The one that started them ends them; they would only add their
-tracebacks to its one line.
+A terminal tells all of them of Ctrl-C, and that it closes. The one that started them ends them;
+they would only add their tracebacks to its one line.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 
 def dask_setup(worker: Any) -> None:
-    """Do not hear SIGINT; Dask calls it in the worker's main thread."""
+    """Do not hear SIGINT and SIGHUP; Dask calls it in the worker's main thread."""
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

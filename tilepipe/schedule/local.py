@@ -31,8 +31,9 @@ def local_cluster(workers: int | None, gpus: str | None, lanes: int) -> Any:
         raise ScheduleError(
             f"Dask could not start workers on this machine ({str(error).rstrip('.')}): the "
             "system may have ended one for want of memory, or allows too few open files or "
-            "processes (ulimit -n, -u); what was done is recorded: give the same command again, "
-            "if need be with fewer workers"
+            "processes (ulimit -n, -u), or a script of yours starts them outside of "
+            "`if __name__ == '__main__':`; what was done is recorded: give the same command "
+            "again, if need be with fewer workers"
         ) from error
 
 

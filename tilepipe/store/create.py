@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tilepipe.errors import StoreError
+from tilepipe.spec import at_home
 from tilepipe.store.attributes import (
     StoreFacts,
     find_version,
@@ -192,7 +193,7 @@ def _around(location: str) -> Iterator[str]:
         bucket, *parts = location.removeprefix("s3://").rstrip("/").split("/")
         yield from ("/".join(["s3:/", bucket, *parts[:n]]) for n in range(len(parts) - 1, 0, -1))
     else:
-        path = Path(location.removeprefix("file://")).expanduser()
+        path = Path(at_home(location.removeprefix("file://")))
         yield from (str(parent) for parent in path.resolve().parents)
 
 

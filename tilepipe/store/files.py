@@ -25,6 +25,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore
 
 from tilepipe.errors import StoreError
+from tilepipe.spec import at_home
 from tilepipe.store.explain import explained
 
 PARTIAL = ".partial"
@@ -126,7 +127,7 @@ def overlap(one: str, other: str) -> bool:
     if "://" in one.removeprefix("file://") or "://" in other.removeprefix("file://"):
         a, b = (location.rstrip("/") + "/" for location in (one, other))
         return a.startswith(b) or b.startswith(a)
-    roots = [Path(each.removeprefix("file://")).expanduser().resolve() for each in (one, other)]
+    roots = [Path(at_home(each.removeprefix("file://"))).resolve() for each in (one, other)]
     return roots[0].is_relative_to(roots[1]) or roots[1].is_relative_to(roots[0])
 
 
@@ -142,7 +143,7 @@ class LocalFiles:
     def __init__(self, location: str) -> None:
         self.location = location
         # Absolute, so that a worker started elsewhere writes to the same place.
-        self.root = Path(location).expanduser().absolute()
+        self.root = Path(at_home(location)).absolute()
         self._inside: set[Path] = set()
 
     def path(self, key: str) -> Path:

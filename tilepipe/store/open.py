@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tilepipe.errors import StoreError, no_image_said
+from tilepipe.spec import at_home
 from tilepipe.store.attributes import (
     StoreFacts,
     find_version,
@@ -63,7 +64,7 @@ def open_store(location: str, *, writable: bool = False) -> Store:
 
 def _two_up(location: str) -> str:
     """Return the store of a label at ``store/labels/name``."""
-    whole = location if "://" in location else str(Path(location).expanduser().absolute())
+    whole = location if "://" in location else str(Path(at_home(location)).absolute())
     return whole.rstrip("/").rsplit("/", 2)[0]
 
 

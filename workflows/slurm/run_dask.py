@@ -32,7 +32,7 @@ def cluster_options(asked: argparse.Namespace) -> dict[str, Any]:
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return the options of this script, and what is for ``tilepipe run``."""
-    parser = argparse.ArgumentParser(description=__doc__, add_help=False)
+    parser = argparse.ArgumentParser(description=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--queue")
     parser.add_argument("--gres", default="gpu:1", help="'' for none")

@@ -9,8 +9,7 @@ fi
 here=$(cd "$(dirname "$0")" && pwd)
 export SLIDE=$1 STORE=$2
 shares=${3:-8}
-export TILEPIPE_ARGS="${*:4}"
 
-array=$(sbatch --parsable --export=ALL --array="0-$((shares - 1))" "$here/array.sbatch")
+array=$(sbatch --parsable --export=ALL --array="0-$((shares - 1))" "$here/array.sbatch" "${@:4}")
 # afterany, not afterok: finish also does what a failed task has left.
 sbatch --parsable --export=ALL --dependency="afterany:${array%%;*}" "$here/finish.sbatch"
