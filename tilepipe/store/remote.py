@@ -13,9 +13,12 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.storage import ObjectStore
 
 from tilepipe.errors import StoreError, TilepipeError
+from tilepipe.store.explain import reason_of
 from tilepipe.store.files import Entry, check_key
 
 _PARALLEL_GETS = 16
+_ROLE_SERVER = "169.254.169.254"
+"""Where a machine at Amazon is asked for credentials, by obstore, if the environment has none."""
 _PUT_TIMEOUT = timedelta(minutes=5)
 """For one request of a put, at most 5 MiB of a shard. All lanes send their shards at once, over one
 line: in obstore's own 30 s, twelve lanes with units of 4096 px would need 100 Mbit/s, and on a
@@ -30,12 +33,19 @@ def explained_remote(location: str, doing: str) -> Iterator[None]:
     except TilepipeError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()
-        reason = first[0][:300] if first else type(error).__name__
         raise StoreError(
-            f"{location}: cannot {doing}: {reason}; check the address, AWS_ENDPOINT_URL and "
-            "the credentials, then run the same command again"
+            f"{location}: cannot {doing}: {_reason(error)}; check the address, AWS_ENDPOINT_URL, "
+            "AWS_REGION and the credentials, then run the same command again"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    if _ROLE_SERVER in str(error):
+        return (
+            "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles "
+            "in ~/.aws are not read), or AWS_SKIP_SIGNATURE=true for a public bucket"
+        )
+    return reason_of(error)
 
 
 class RemoteFiles:
