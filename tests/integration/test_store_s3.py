@@ -100,6 +100,23 @@ def test_other_objects_are_left_alone(bucket):
     assert body == b"mine"
 
 
+def test_the_marker_of_a_folder_is_nothing_that_lies_in_it(bucket):
+    """Consoles and sync programs put an empty object ``folder/`` for a folder."""
+    bucket.client.put_object(Bucket="slides", Key="marked.zarr/", Body=b"")
+    store = make("marked.zarr")
+    bucket.client.put_object(Bucket="slides", Key="marked.zarr/0/c/0/0/", Body=b"")
+    level = store.image(0)
+    pixels = pixels_of(store)
+    for unit in level.grid:
+        level.write_unit(unit, pixels[(..., *unit.box.slices)])
+    # A marker "0/" would pass for the shard 0 beside it.
+    bucket.client.delete_object(Bucket="slides", Key="marked.zarr/0/c/0/0/0")
+    assert [(unit.iy, unit.ix) for unit in level.not_stored()] == [(0, 0)]
+    bucket.client.put_object(Bucket="slides", Key="marked.zarr", Body=b"an object beside it")
+    make("marked.zarr", overwrite=True)
+    assert bucket.client.get_object(Bucket="slides", Key="marked.zarr")["Body"].read()
+
+
 def test_no_store_is_made_inside_another(bucket):
     make("around/a.zarr")
     for key in ("around/a.zarr/labels/x", "around/a.zarr/0"):

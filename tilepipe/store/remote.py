@@ -137,14 +137,19 @@ class RemoteFiles:
                 return
 
     def entries(self, folder: str) -> Iterator[Entry]:
-        """Yield what lies directly under ``folder``."""
+        """Yield what lies directly under ``folder``.
+
+        An object ``folder/`` is none of it: programs that show a bucket as folders make such
+        markers, and obstore lists one as the folder itself.
+        """
         with explained_remote(self.location, f"list {folder or 'the store'}"):
             found = self._obs.list_with_delimiter(self._store, folder or None)
         for prefix in found["common_prefixes"]:
             yield Entry(str(prefix).rstrip("/").rsplit("/", 1)[-1], True, 0)
         for item in found["objects"]:
-            name = item["path"].rsplit("/", 1)[-1]
-            yield Entry(name, False, item["size"], str(item["e_tag"] or ""))
+            if item["path"] != folder:
+                name = item["path"].rsplit("/", 1)[-1]
+                yield Entry(name, False, item["size"], str(item["e_tag"] or ""))
 
     def delete_tree(self, folder: str, *, keep: Collection[str] = ()) -> None:
         """Remove all under ``folder`` but the top names ``keep``."""
@@ -154,7 +159,8 @@ class RemoteFiles:
                 paths = [
                     item["path"]
                     for item in batch
-                    if item["path"].removeprefix(start).split("/", 1)[0] not in keep
+                    if item["path"] != folder
+                    and item["path"].removeprefix(start).split("/", 1)[0] not in keep
                 ]
                 if paths:
                     self._obs.delete(self._store, paths)
