@@ -100,12 +100,16 @@ class OpenFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def open_files(location: str) -> Files:
-    """Return the files at a local path or an ``s3://bucket/key``; nothing is touched."""
+def open_files(location: str, *, of_stores: bool = False) -> Files:
+    """Return the files at a local path or an ``s3://bucket/key``; nothing is touched.
+
+    ``of_stores``: of a folder that stores lie in, on S3 maybe the bucket itself. A store is never
+    all of a bucket, which ``overwrite`` would empty.
+    """
     if location.startswith("s3://"):
         from tilepipe.store.remote import RemoteFiles
 
-        return RemoteFiles(location)
+        return RemoteFiles(location, whole_bucket=of_stores)
     if match := re.match(r"([a-z][a-z0-9+]*)://", location):
         if match[1] != "file":
             raise StoreError(

@@ -55,7 +55,7 @@ class RemoteFiles:
     ``AWS_ACCESS_KEY_ID``, …). A put is atomic by S3's own rule.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, whole_bucket: bool = False) -> None:
         try:
             import obstore
             from obstore.store import S3Store
@@ -65,9 +65,10 @@ class RemoteFiles:
             ) from error
         self.location = location.rstrip("/")
         bucket, _, prefix = self.location.removeprefix("s3://").partition("/")
-        if not bucket or not prefix:
+        if not bucket or not (prefix or whole_bucket):
             raise StoreError(f"{location}: give a bucket and a key, s3://bucket/name.zarr")
-        check_key(location, prefix)
+        if prefix:
+            check_key(location, prefix)
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
         config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
         if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
@@ -76,7 +77,7 @@ class RemoteFiles:
         def client(**options: Any) -> S3Store:
             return S3Store(
                 bucket,
-                prefix=prefix,
+                prefix=prefix or None,
                 config=config,
                 client_options={"allow_http": endpoint.startswith("http://"), **options},
                 # A cut network is waited for, but not the three minutes that are obstore's own.
