@@ -110,7 +110,7 @@ def open_files(location: str, *, of_stores: bool = False) -> Files:
         from tilepipe.store.remote import RemoteFiles
 
         return RemoteFiles(location, whole_bucket=of_stores)
-    if match := re.match(r"([a-z][a-z0-9+]*)://", location):
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", location):
         if match[1] != "file":
             raise StoreError(
                 f"{location}: stores are local paths or s3://bucket/key, not {match[1]}://"
