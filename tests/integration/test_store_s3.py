@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import zarr
 
-from tilepipe.errors import MismatchError, StoreError
+from tilepipe.errors import MismatchError, SlideError, StoreError
+from tilepipe.pipeline.inspect import inspect
 from tilepipe.spec import default_classes
 from tilepipe.store import create_store, open_files, open_store
 from tilepipe.tiling import Box
@@ -115,6 +116,17 @@ def test_the_marker_of_a_folder_is_nothing_that_lies_in_it(bucket):
     bucket.client.put_object(Bucket="slides", Key="marked.zarr", Body=b"an object beside it")
     make("marked.zarr", overwrite=True)
     assert bucket.client.get_object(Bucket="slides", Key="marked.zarr")["Body"].read()
+
+
+def test_an_object_is_not_nothing(bucket):
+    bucket.client.put_object(Bucket="slides", Key="a/slide.tif", Body=b"II*\0")
+    with pytest.raises(StoreError, match=r"slides/a/slide\.tif: a file, not an OME-Zarr store"):
+        open_store("s3://slides/a/slide.tif")
+    with pytest.raises(SlideError, match=r"slide\.tif: slides are read from local disks; copy it"):
+        inspect("s3://slides/a/slide.tif")
+    for name in ("a/slide", "a/slide.ti"):
+        with pytest.raises(StoreError, match="nothing there, not an OME-Zarr store"):
+            inspect(f"s3://slides/{name}")
 
 
 def test_no_store_is_made_inside_another(bucket):

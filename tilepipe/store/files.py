@@ -53,6 +53,9 @@ class Files(Protocol):
 
     location: str
 
+    def is_file(self) -> bool:
+        """Tell whether at the location itself lies a file, not a folder."""
+
     def get(self, key: str, *, limit_bytes: int | None = None) -> bytes | None:
         """Return the bytes of ``key``, None if there is none; StoreError above the limit."""
 
@@ -160,6 +163,10 @@ class LocalFiles:
             if folder.exists():
                 self._inside.add(folder)
         return path
+
+    def is_file(self) -> bool:
+        """Tell whether at the location itself lies a file, not a folder."""
+        return self.root.exists() and not self.root.is_dir()
 
     def check_inside(self, key: str) -> None:
         """Raise StoreError if ``key`` itself leads out of the root."""

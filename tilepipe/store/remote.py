@@ -89,6 +89,15 @@ class RemoteFiles:
             self._writes = client(timeout=_PUT_TIMEOUT)
         self._obs: Any = obstore
 
+    def is_file(self) -> bool:
+        """Tell whether there is an object of the location's own name."""
+        with explained_remote(self.location, "read the object of that name"):
+            try:
+                self._obs.head(self._store, "")
+            except FileNotFoundError:
+                return False
+        return True
+
     def check_inside(self, key: str) -> None:
         """Raise StoreError for a key that is not plain names; there are no links on S3."""
         check_key(self.location, key)
