@@ -173,3 +173,16 @@ def test_a_shard_may_take_minutes_on_its_way(bucket, monkeypatch):
     assert [store.client_options["timeout"] for store in waits] == ["5m", "5m"]
     # A server that does not answer a reader is told sooner.
     assert "timeout" not in files.zarr_store(read_only=True).store.client_options
+
+
+def test_a_cut_network_is_waited_for_while_a_job_is_under_way(bucket, monkeypatch):
+    """Eight tries are over in a second or three: a cut of 20 s failed every unit four times."""
+    files = open_files("s3://slides/cut.zarr")
+    stores = [files.zarr_store(read_only=read_only).store for read_only in (True, False)]
+    monkeypatch.setattr("obstore.put", lambda store, *_: stores.append(store))
+    monkeypatch.setattr("obstore.delete", lambda store, *_: stores.append(store))
+    files.put("0/c/0/0/0", b"a shard")
+    files.delete("0/c/0/0/0")
+    assert len(stores) == 4
+    assert all(store.retry_config["max_retries"] >= 100 for store in stores)
+    assert {str(store.retry_config["retry_timeout"]) for store in stores} == {"0:01:00"}

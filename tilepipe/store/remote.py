@@ -23,6 +23,13 @@ _PUT_TIMEOUT = timedelta(minutes=5)
 """For one request of a put, at most 5 MiB of a shard. All lanes send their shards at once, over one
 line: in obstore's own 30 s, twelve lanes with units of 4096 px would need 100 Mbit/s, and on a
 slower line nothing would ever arrive."""
+_WAIT = timedelta(seconds=60)
+"""How long a cut network or a server that asks to slow down is waited for; obstore's own are three
+minutes."""
+_FEW, _MANY = 8, 1000
+"""Tries meanwhile. Eight are over in 1 to 15 s, often in 3 (each wait is chosen by chance): enough
+for metadata, which is asked for first, so that a wrong address is told soon. Pixels and records of
+a job that is under way are tried until the time is up."""
 
 
 @contextmanager
@@ -74,19 +81,19 @@ class RemoteFiles:
         if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
             config["region"] = "us-east-1"
 
-        def client(**options: Any) -> S3Store:
+        def client(retries: int, **options: Any) -> S3Store:
             return S3Store(
                 bucket,
                 prefix=prefix or None,
                 config=config,
                 client_options={"allow_http": endpoint.startswith("http://"), **options},
-                # A cut network is waited for, but not the three minutes that are obstore's own.
-                retry_config={"max_retries": 8, "retry_timeout": timedelta(seconds=60)},
+                retry_config={"max_retries": retries, "retry_timeout": _WAIT},
             )
 
         with explained_remote(self.location, "open the address"):
-            self._store = client()
-            self._writes = client(timeout=_PUT_TIMEOUT)
+            self._store = client(_FEW)
+            self._pixels = client(_MANY)
+            self._writes = client(_MANY, timeout=_PUT_TIMEOUT)
         self._obs: Any = obstore
 
     def is_file(self) -> bool:
@@ -142,7 +149,7 @@ class RemoteFiles:
         check_key(self.location, key)
         with explained_remote(self.location, f"remove {key}"):
             try:
-                self._obs.delete(self._store, key)
+                self._obs.delete(self._pixels, key)
             except FileNotFoundError:
                 return
 
@@ -181,4 +188,4 @@ class RemoteFiles:
 
     def zarr_store(self, *, read_only: bool) -> ZarrStore:
         """Return zarr's view of the prefix."""
-        return ObjectStore(self._store if read_only else self._writes, read_only=read_only)
+        return ObjectStore(self._pixels if read_only else self._writes, read_only=read_only)
