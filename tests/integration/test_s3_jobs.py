@@ -115,16 +115,17 @@ def test_a_lost_object_and_another_image_on_s3(bucket, env, zygote, slide, flags
     assert "of another job" in zygote.run("run", there, *flags, code=1, env=env)
 
 
+@pytest.mark.parametrize("folder", ["many/", ""])
 def test_what_became_of_several_slides_stands_beside_them(
-    bucket, env, zygote, slide, flags, tmp_path
+    bucket, env, zygote, slide, flags, tmp_path, folder
 ):
     (tmp_path / "other.tif").write_bytes(slide.read_bytes())
     here = tmp_path / "here"
     here.mkdir()
-    command = ["run", slide, tmp_path / "other.tif", "-o", "s3://slides/many", *flags]
+    command = ["run", slide, tmp_path / "other.tif", "-o", f"s3://slides/{folder}", *flags]
     process = zygote.start("tilepipe", *command, env=env, cwd=here)
     assert process.wait() == 0, process.text()
-    body = bucket.client.get_object(Bucket="slides", Key="many/status.csv")["Body"].read()
+    body = bucket.client.get_object(Bucket="slides", Key=f"{folder}status.csv")["Body"].read()
     rows = body.decode().splitlines()
     assert [row.split(",")[2] for row in rows] == ["state", "done", "done"]
     assert not list(here.iterdir())

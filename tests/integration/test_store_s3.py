@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import zarr
 
-from tilepipe.errors import MismatchError, StoreError
+from tilepipe.errors import MismatchError, SlideError, StoreError
+from tilepipe.pipeline.inspect import inspect
 from tilepipe.spec import default_classes
 from tilepipe.store import create_store, open_files, open_store
 from tilepipe.tiling import Box
@@ -100,6 +101,34 @@ def test_other_objects_are_left_alone(bucket):
     assert body == b"mine"
 
 
+def test_the_marker_of_a_folder_is_nothing_that_lies_in_it(bucket):
+    """Consoles and sync programs put an empty object ``folder/`` for a folder."""
+    bucket.client.put_object(Bucket="slides", Key="marked.zarr/", Body=b"")
+    store = make("marked.zarr")
+    bucket.client.put_object(Bucket="slides", Key="marked.zarr/0/c/0/0/", Body=b"")
+    level = store.image(0)
+    pixels = pixels_of(store)
+    for unit in level.grid:
+        level.write_unit(unit, pixels[(..., *unit.box.slices)])
+    # A marker "0/" would pass for the shard 0 beside it.
+    bucket.client.delete_object(Bucket="slides", Key="marked.zarr/0/c/0/0/0")
+    assert [(unit.iy, unit.ix) for unit in level.not_stored()] == [(0, 0)]
+    bucket.client.put_object(Bucket="slides", Key="marked.zarr", Body=b"an object beside it")
+    make("marked.zarr", overwrite=True)
+    assert bucket.client.get_object(Bucket="slides", Key="marked.zarr")["Body"].read()
+
+
+def test_an_object_is_not_nothing(bucket):
+    bucket.client.put_object(Bucket="slides", Key="a/slide.tif", Body=b"II*\0")
+    with pytest.raises(StoreError, match=r"slides/a/slide\.tif: a file, not an OME-Zarr store"):
+        open_store("s3://slides/a/slide.tif")
+    with pytest.raises(SlideError, match=r"slide\.tif: slides are read from local disks; copy it"):
+        inspect("s3://slides/a/slide.tif")
+    for name in ("a/slide", "a/slide.ti"):
+        with pytest.raises(StoreError, match="nothing there, not an OME-Zarr store"):
+            inspect(f"s3://slides/{name}")
+
+
 def test_no_store_is_made_inside_another(bucket):
     make("around/a.zarr")
     for key in ("around/a.zarr/labels/x", "around/a.zarr/0"):
@@ -111,7 +140,10 @@ def test_no_store_is_made_inside_another(bucket):
 
 
 def test_a_bucket_that_is_not_there(bucket):
-    with pytest.raises(StoreError, match=r"s3://nobody/a.zarr: cannot .*check the address"):
+    with pytest.raises(
+        StoreError,
+        match=r"s3://nobody/a.zarr: cannot .*: the server says NoSuchBucket: .*check the address",
+    ):
         create_store("s3://nobody/a.zarr", channels=1, dtype="uint8", extent=(9, 9), unit_px=16)
 
 
@@ -141,3 +173,16 @@ def test_a_shard_may_take_minutes_on_its_way(bucket, monkeypatch):
     assert [store.client_options["timeout"] for store in waits] == ["5m", "5m"]
     # A server that does not answer a reader is told sooner.
     assert "timeout" not in files.zarr_store(read_only=True).store.client_options
+
+
+def test_a_cut_network_is_waited_for_while_a_job_is_under_way(bucket, monkeypatch):
+    """Eight tries are over in a second or three: a cut of 20 s failed every unit four times."""
+    files = open_files("s3://slides/cut.zarr")
+    stores = [files.zarr_store(read_only=read_only).store for read_only in (True, False)]
+    monkeypatch.setattr("obstore.put", lambda store, *_: stores.append(store))
+    monkeypatch.setattr("obstore.delete", lambda store, *_: stores.append(store))
+    files.put("0/c/0/0/0", b"a shard")
+    files.delete("0/c/0/0/0")
+    assert len(stores) == 4
+    assert all(store.retry_config["max_retries"] >= 100 for store in stores)
+    assert {str(store.retry_config["retry_timeout"]) for store in stores} == {"0:01:00"}

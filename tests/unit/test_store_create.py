@@ -187,8 +187,10 @@ def test_a_crash_at_any_file_leaves_what_the_next_run_recognises(
 
 
 def test_a_location_of_another_kind(tmp_path):
-    with pytest.raises(StoreError, match="local paths or s3://bucket/key, not gs://"):
-        create_store("gs://b/a.zarr", **ASKED)
+    # A scheme in capitals would be a folder of that name.
+    for scheme in ("gs", "S3", "a.b-c"):
+        with pytest.raises(StoreError, match=f"local paths or s3://bucket/key, not {scheme}://"):
+            create_store(f"{scheme}://b/a.zarr", **ASKED)
     with pytest.raises(StoreError, match="give a bucket and a key"):
         create_store("s3://bucket", **ASKED)
     with pytest.raises(StoreError, match="nothing there, not an OME-Zarr store"):

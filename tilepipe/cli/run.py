@@ -220,7 +220,8 @@ def write_status(folder: str, requests: list[Request], results: list[RunResult])
             result.reason, units or "", f"{seconds:.2f}" if seconds else "",
         ])  # fmt: skip
     # A name may hold bytes that are no text.
-    open_files(folder).put("status.csv", table.getvalue().encode("utf-8", "surrogateescape"))
+    raw = table.getvalue().encode("utf-8", "surrogateescape")
+    open_files(folder, of_stores=True).put("status.csv", raw)
 
 
 def _tell(results: list[RunResult], *, folder: str | None, as_json: bool, quiet: bool) -> None:

@@ -21,8 +21,9 @@ def inspect(path: str, *, slide_mpp: float | None = None) -> dict[str, Any]:
         return {"kind": "weights", "path": path, **_weights(path)}
     remote = "://" in path
     if remote or Path(path).is_dir():
-        found = what_is_at(open_files(path))
-        if found != "nothing" or remote:
+        files = open_files(path)
+        # A slide there is told of as one: where it can be read.
+        if what_is_at(files) != "nothing" or (remote and not files.is_file()):
             return {"kind": "store", "path": path, **store_facts(open_store(path))}
     slide = open_slide(path, mpp=slide_mpp)
     try:

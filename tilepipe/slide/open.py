@@ -62,7 +62,10 @@ def open_slide(
     if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
         raise SlideError(f"{name}: {mpp} µm is not a pixel size")
     if "://" in name:
-        raise SlideError(f"{name}: slides are read from local disks; copy it first")
+        raise SlideError(
+            f"{name}: slides are read from local disks; copy it first (an OME-Zarr on S3 can be "
+            "segmented where it is: leave -o out, or give its own place as output)"
+        )
     if Path(name).is_dir():
         if is_zarr(Path(name)):
             return open_ome_zarr(name, mpp=mpp, max_pixels=max_pixels, on_damage=on_damage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,24 @@ _ADVICE = {
     errno.EIO: "the disk reports an error; check it, then run the same command again",
     errno.EMFILE: "too many files are open; raise `ulimit -n` or use fewer workers",
 }
+
+_SERVERS_WORD = re.compile(
+    r"<Error[ >].*?<Code>([^<]+)</Code>(?:\s*<Message>([^<]*)</Message>)?", re.DOTALL
+)
+_MOST_CHARACTERS = 300
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error says in one line: an S3 server's own word, else its first line.
+
+    Servers begin their answer with a line that says only that it is XML, and obstore's first line
+    may be a thousand keys long.
+    """
+    text = str(error).strip()
+    if found := _SERVERS_WORD.search(text):
+        code, message = found[1], " ".join((found[2] or "").split()).rstrip(".")
+        return f"the server says {code}" + (f": {message[:_MOST_CHARACTERS]}" if message else "")
+    return text.split("\n", 1)[0][:_MOST_CHARACTERS] or type(error).__name__
 
 
 @contextmanager

@@ -54,6 +54,9 @@ class Files(Protocol):
 
     location: str
 
+    def is_file(self) -> bool:
+        """Tell whether at the location itself lies a file, not a folder."""
+
     def get(self, key: str, *, limit_bytes: int | None = None) -> bytes | None:
         """Return the bytes of ``key``, None if there is none; StoreError above the limit."""
 
@@ -107,13 +110,17 @@ class OpenFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def open_files(location: str) -> Files:
-    """Return the files at a local path or an ``s3://bucket/key``; nothing is touched."""
+def open_files(location: str, *, of_stores: bool = False) -> Files:
+    """Return the files at a local path or an ``s3://bucket/key``; nothing is touched.
+
+    ``of_stores``: of a folder that stores lie in, on S3 maybe the bucket itself. A store is never
+    all of a bucket, which ``overwrite`` would empty.
+    """
     if location.startswith("s3://"):
         from tilepipe.store.remote import RemoteFiles
 
-        return RemoteFiles(location)
-    if match := re.match(r"([a-z][a-z0-9+]*)://", location):
+        return RemoteFiles(location, whole_bucket=of_stores)
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", location):
         if match[1] != "file":
             raise StoreError(
                 f"{location}: stores are local paths or s3://bucket/key, not {match[1]}://"
@@ -163,6 +170,10 @@ class LocalFiles:
             if folder.exists():
                 self._inside.add(folder)
         return path
+
+    def is_file(self) -> bool:
+        """Tell whether at the location itself lies a file, not a folder."""
+        return self.root.exists() and not self.root.is_dir()
 
     def check_inside(self, key: str) -> None:
         """Raise StoreError if ``key`` itself leads out of the root."""

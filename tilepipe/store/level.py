@@ -17,7 +17,7 @@ from zarr.abc.store import Store as ZarrStore
 from tilepipe.blosc import is_blosc
 from tilepipe.buffers import empty
 from tilepipe.errors import StoreError, TilepipeError
-from tilepipe.store.explain import explained
+from tilepipe.store.explain import explained, reason_of
 from tilepipe.store.files import Files, LocalFiles
 from tilepipe.store.guards import CheckedReads, WholeWrites
 from tilepipe.store.recent import RecentUnits
@@ -139,7 +139,7 @@ class Level:
                 raise
             except Exception as error:
                 raise StoreError(
-                    f"{self._files.location}: array {self.key} cannot be opened: {error}"
+                    f"{self._files.location}: array {self.key} cannot be opened: {reason_of(error)}"
                 ) from error
 
     @property
@@ -205,8 +205,7 @@ class Level:
         except MemoryError:
             raise
         except Exception as error:
-            reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
-            reason = reason.removeprefix(f"{self._files.location}: ")
+            reason = reason_of(error).removeprefix(f"{self._files.location}: ")
             raise StoreError(
                 f"{self._files.location}: array {self.key} cannot be read at {box}: {reason}; "
                 "the data there is damaged or out of reach: restore it, or write the store anew "
@@ -249,7 +248,8 @@ class Level:
                 raise
         except Exception as error:
             raise StoreError(
-                f"{location}: array {self.key} cannot be written at {unit.box}: {error}; "
+                f"{location}: array {self.key} cannot be written at {unit.box}: "
+                f"{reason_of(error)}; "
                 "run the same command again, what is done is kept"
             ) from error
         if self._recent is not None:

@@ -69,11 +69,11 @@ def _two_up(location: str) -> str:
 
 
 def _what_is_there(files: Files) -> str:
-    if isinstance(files, LocalFiles):
-        if not files.root.exists():
-            return "nothing there"
-        return "a folder" if files.root.is_dir() else "a file"
-    return "nothing there" if next(files.entries(""), None) is None else "other objects"
+    if isinstance(files, LocalFiles) and files.root.is_dir():
+        return "a folder"
+    if next(files.entries(""), None) is not None:
+        return "other objects"
+    return "a file" if files.is_file() else "nothing there"
 
 
 def _own_facts(

@@ -13,13 +13,23 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.storage import ObjectStore
 
 from tilepipe.errors import StoreError, TilepipeError
+from tilepipe.store.explain import reason_of
 from tilepipe.store.files import Entry, check_key
 
 _PARALLEL_GETS = 16
+_ROLE_SERVER = "169.254.169.254"
+"""Where a machine at Amazon is asked for credentials, by obstore, if the environment has none."""
 _PUT_TIMEOUT = timedelta(minutes=5)
 """For one request of a put, at most 5 MiB of a shard. All lanes send their shards at once, over one
 line: in obstore's own 30 s, twelve lanes with units of 4096 px would need 100 Mbit/s, and on a
 slower line nothing would ever arrive."""
+_WAIT = timedelta(seconds=60)
+"""How long a cut network or a server that asks to slow down is waited for; obstore's own are three
+minutes."""
+_FEW, _MANY = 8, 1000
+"""Tries meanwhile. Eight are over in 1 to 15 s, often in 3 (each wait is chosen by chance): enough
+for metadata, which is asked for first, so that a wrong address is told soon. Pixels and records of
+a job that is under way are tried until the time is up."""
 
 
 @contextmanager
@@ -30,12 +40,19 @@ def explained_remote(location: str, doing: str) -> Iterator[None]:
     except TilepipeError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()
-        reason = first[0][:300] if first else type(error).__name__
         raise StoreError(
-            f"{location}: cannot {doing}: {reason}; check the address, AWS_ENDPOINT_URL and "
-            "the credentials, then run the same command again"
+            f"{location}: cannot {doing}: {_reason(error)}; check the address, AWS_ENDPOINT_URL, "
+            "AWS_REGION and the credentials, then run the same command again"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    if _ROLE_SERVER in str(error):
+        return (
+            "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles "
+            "in ~/.aws are not read), or AWS_SKIP_SIGNATURE=true for a public bucket"
+        )
+    return reason_of(error)
 
 
 class RemoteFiles:
@@ -45,7 +62,7 @@ class RemoteFiles:
     ``AWS_ACCESS_KEY_ID``, …). A put is atomic by S3's own rule.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, whole_bucket: bool = False) -> None:
         try:
             import obstore
             from obstore.store import S3Store
@@ -55,28 +72,38 @@ class RemoteFiles:
             ) from error
         self.location = location.rstrip("/")
         bucket, _, prefix = self.location.removeprefix("s3://").partition("/")
-        if not bucket or not prefix:
+        if not bucket or not (prefix or whole_bucket):
             raise StoreError(f"{location}: give a bucket and a key, s3://bucket/name.zarr")
-        check_key(location, prefix)
+        if prefix:
+            check_key(location, prefix)
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
         config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
         if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
             config["region"] = "us-east-1"
 
-        def client(**options: Any) -> S3Store:
+        def client(retries: int, **options: Any) -> S3Store:
             return S3Store(
                 bucket,
-                prefix=prefix,
+                prefix=prefix or None,
                 config=config,
                 client_options={"allow_http": endpoint.startswith("http://"), **options},
-                # A cut network is waited for, but not the three minutes that are obstore's own.
-                retry_config={"max_retries": 8, "retry_timeout": timedelta(seconds=60)},
+                retry_config={"max_retries": retries, "retry_timeout": _WAIT},
             )
 
         with explained_remote(self.location, "open the address"):
-            self._store = client()
-            self._writes = client(timeout=_PUT_TIMEOUT)
+            self._store = client(_FEW)
+            self._pixels = client(_MANY)
+            self._writes = client(_MANY, timeout=_PUT_TIMEOUT)
         self._obs: Any = obstore
+
+    def is_file(self) -> bool:
+        """Tell whether there is an object of the location's own name."""
+        with explained_remote(self.location, "read the object of that name"):
+            try:
+                self._obs.head(self._store, "")
+            except FileNotFoundError:
+                return False
+        return True
 
     def check_inside(self, key: str) -> None:
         """Raise StoreError for a key that is not plain names; there are no links on S3."""
@@ -137,19 +164,24 @@ class RemoteFiles:
         check_key(self.location, key)
         with explained_remote(self.location, f"remove {key}"):
             try:
-                self._obs.delete(self._store, key)
+                self._obs.delete(self._pixels, key)
             except FileNotFoundError:
                 return
 
     def entries(self, folder: str) -> Iterator[Entry]:
-        """Yield what lies directly under ``folder``."""
+        """Yield what lies directly under ``folder``.
+
+        An object ``folder/`` is none of it: programs that show a bucket as folders make such
+        markers, and obstore lists one as the folder itself.
+        """
         with explained_remote(self.location, f"list {folder or 'the store'}"):
             found = self._obs.list_with_delimiter(self._store, folder or None)
         for prefix in found["common_prefixes"]:
             yield Entry(str(prefix).rstrip("/").rsplit("/", 1)[-1], True, 0)
         for item in found["objects"]:
-            name = item["path"].rsplit("/", 1)[-1]
-            yield Entry(name, False, item["size"], str(item["e_tag"] or ""))
+            if item["path"] != folder:
+                name = item["path"].rsplit("/", 1)[-1]
+                yield Entry(name, False, item["size"], str(item["e_tag"] or ""))
 
     def delete_tree(self, folder: str, *, keep: Collection[str] = ()) -> None:
         """Remove all under ``folder`` but the top names ``keep``."""
@@ -159,7 +191,8 @@ class RemoteFiles:
                 paths = [
                     item["path"]
                     for item in batch
-                    if item["path"].removeprefix(start).split("/", 1)[0] not in keep
+                    if item["path"] != folder
+                    and item["path"].removeprefix(start).split("/", 1)[0] not in keep
                 ]
                 if paths:
                     self._obs.delete(self._store, paths)
@@ -170,4 +203,4 @@ class RemoteFiles:
 
     def zarr_store(self, *, read_only: bool) -> ZarrStore:
         """Return zarr's view of the prefix."""
-        return ObjectStore(self._store if read_only else self._writes, read_only=read_only)
+        return ObjectStore(self._pixels if read_only else self._writes, read_only=read_only)
