@@ -328,7 +328,10 @@ class Engine:
         with self._lock:
             if layout is not self._layout:
                 return "retried with the smaller batch or tile of another lane"
-            self._layout, told = smaller(layout, self.model, device=self.device, error=error)
+            gated = self._cgm == "tile"
+            self._layout, told = smaller(
+                layout, self.model, device=self.device, error=error, gated=gated
+            )
         # What ran the larger batch or tile, in another precision too, would hold its memory on.
         self._device.call(self._drop_backends).result()
         return told
