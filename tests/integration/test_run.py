@@ -17,6 +17,7 @@ import zarr
 from click.testing import CliRunner
 
 from tilepipe.cli.main import main
+from tilepipe.infer.backends import OutOfDeviceMemoryError, TorchCpuBackend
 from tilepipe.models import load_model
 from tilepipe.store import open_store, reduce_label
 from tilepipe.tiling import Box, mirror_index
@@ -123,6 +124,23 @@ def test_the_account_is_of_the_lanes_that_there_were(small_slide, tmp_path, monk
     facts = tilepipe("run", small_slide, "-o", tmp_path / "five.zarr", *RANDOM, "--json")
     assert facts["account"]["lanes"] == 5
     assert sum(facts["account"]["shares"].values()) == pytest.approx(100, abs=2)
+
+
+def test_memory_that_runs_out_is_counted_and_changes_nothing(small_slide, tmp_path, monkeypatch):
+    submit = TorchCpuBackend.submit
+
+    def small_batches_only(self, tiles, account):
+        if len(tiles) > 1:
+            raise OutOfDeviceMemoryError("no room")
+        return submit(self, tiles, account)
+
+    monkeypatch.setattr(TorchCpuBackend, "submit", small_batches_only)
+    tight = [*RANDOM, "--unit", "512", "--tile", "444", "--batch", "4"]
+    facts = tilepipe("run", small_slide, "-o", tmp_path / "out.zarr", *tight, "--json")
+    assert facts["state"] == "done"
+    assert facts["out_of_memory_events"] >= 2  # a batch of 4, then of 2
+    found = pixels(tmp_path / "out.zarr", "labels/unet/0")
+    assert np.array_equal(found, whole_image_mask(small_slide))
 
 
 def test_a_level_is_chosen_by_number_or_pixel_size(small_slide, tmp_path):

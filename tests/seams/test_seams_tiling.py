@@ -322,6 +322,21 @@ def u2net_plans(model: Model) -> list[TilePlan]:
     ]
 
 
+@pytest.mark.parametrize("extent", [(640, 640), (645, 613)])
+@pytest.mark.parametrize("reference_px", [600, 588])
+def test_blended_tiles_that_miss_no_context_have_no_error(extent, reference_px):
+    """Of valid convolutions every output is right: the large tile begins on the alignment, too."""
+    model = small("unet", {"depth": 3})
+    image = drawn(extent)
+    tile = model.next_legal(180)
+    plan = plan_of(model, extent, unit_px=640, tile_px=tile, halo=model.locality.halo_px + 8)
+    blended = replace(plan, mode="blended")
+    assert blended.core_px < blended.output_px
+    found = estimate_blend_error(model, blended, reader(image), reference_px=reference_px)
+    assert found.reference_px < min(extent)
+    assert found.max_probability_error < 1e-4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), NEVER)
 def test_the_error_estimate_brackets_the_true_error(data, name, options):

@@ -118,6 +118,14 @@ def test_what_cannot_be_exact_is_blended_and_says_why(kind):
         choose(model, exact=True)
 
 
+def test_a_blend_whose_error_is_not_measured_says_so():
+    """A coarser level of a slide that is copied does not exist yet."""
+    blind, seeing = (choose(toy(kind="never"), read=read) for read in (None, noise))
+    assert blind.blend_error is None
+    assert "how far blended tiles are off is not measured" in blind.notes[-1]
+    assert "not measured" not in " ".join(seeing.notes)
+
+
 def test_wide_context_is_blended_unless_exact_is_forced():
     wide = toy(context=(600,) * 4, reach_px=600)
     assert choose(wide).plan.mode == "blended"

@@ -99,7 +99,8 @@ def _reference_plan(model: Model, plan: TilePlan, reference_px: int) -> TilePlan
     fits = whole_px <= most_px
     wanted = whole_px if fits else max(most_px, plan.input_px)
     side = legal_input(wanted, least_px=locality.least_input_px, step_px=step_px)
-    halo = plan.halo_px if fits else max(plan.halo_px, plan.margin_px + (side - 512) // 2)
+    beyond = max(0, (side - 512) // 2) // plan.alignment_px * plan.alignment_px
+    halo = plan.halo_px if fits else max(plan.halo_px, plan.margin_px + beyond)
     core = max(1, side - 2 * halo)
     return replace(plan, mode="exact", input_px=side, halo_px=halo, core_px=core, unit_px=core)
 
@@ -108,9 +109,13 @@ def _regions(large: TilePlan, samples: int) -> list[Box]:
     height, width = large.extent
     level = Box.of_shape(large.extent)
     boxes = []
+    # On the alignment, as the blended tiles are: elsewhere the network answers otherwise
+    # (test_seams_tiling.py::test_blended_tiles_that_miss_no_context_have_no_error).
+    alignment = large.alignment_px
     for index in range(samples):
         y0 = max(0, (height * (2 * index + 1)) // (2 * samples) - large.core_px // 2)
         x0 = max(0, (width * (2 * index + 1)) // (2 * samples) - large.core_px // 2)
+        y0, x0 = y0 // alignment * alignment, x0 // alignment * alignment
         boxes.append(Box(y0, x0, y0 + large.core_px, x0 + large.core_px).intersect(level))
     return boxes
 

@@ -85,19 +85,19 @@ def hull_of(tiles: Sequence[Tile]) -> Box:
 
 def read_finite(
     read: Callable[[Box], NDArray[Any]], box: Box, extent: Shape
-) -> tuple[NDArray[Any], int]:
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Read ``box`` of a level, mirrored outside, as every network is shown it.
 
     Numbers that are not finite, of pixels without data, are 0: they would spoil all within the
-    context. Returns the pixels (c, y, x) and how many of their numbers those were.
+    context. Returns the pixels (c, y, x) and which had such a number (y, x), None if none had.
     """
     pixels = read_mirrored(read, box, extent)
     if pixels.dtype.kind != "f":
-        return pixels, 0
+        return pixels, None
     wrong = ~np.isfinite(pixels)
     if not wrong.any():
-        return pixels, 0
-    return np.where(wrong, pixels.dtype.type(0), pixels), int(wrong.sum())
+        return pixels, None
+    return np.where(wrong, pixels.dtype.type(0), pixels), wrong.any(axis=0)
 
 
 def cut(pixels: NDArray[Any], hull: Box, box: Box) -> NDArray[Any]:

@@ -159,7 +159,7 @@ class Engine:
             raise ModelError(f"model {self.model.name} has no classification gate")
         plan = self._layout.plan
         tiles = self._trimmed(plan, list(plan.tiles(box)))
-        hull, pixels = self._read(plan, tiles, read, self.account, {})
+        hull, pixels = self._read(plan, tiles, read, box, self.account, {})
         job = self._device.call(
             gate_of, self.model, plan, tiles, hull, pixels, self.account, self.device
         )
@@ -179,9 +179,9 @@ class Engine:
         coverage = Coverage(layout.plan, box)
         facts.pop("not_finite_px", None)  # of a try that failed
 
-        def run(tiles: Sequence[Tile], part: Box) -> Maps:
+        def run(tiles: Sequence[Tile], part: Box, told: dict[str, Any]) -> Maps:
             tiles = self._trimmed(layout.plan, tiles)
-            hull, pixels = self._read(layout.plan, tiles, read, account, facts)
+            hull, pixels = self._read(layout.plan, tiles, read, part, account, told)
             make = partial(self._job, layout, precision, tiles, hull, pixels, part, account)
             return self._device.submit(make).result()
 
@@ -191,14 +191,14 @@ class Engine:
             ]
             wanted = [piece for tile, parts in tiles for piece in coverage.add(tile, parts)]
             if wanted:
-                made = run(wanted, part)
+                made = run(wanted, part, facts)
                 if part == box:
                     whole = made
                 else:
                     whole.put(made)
             for tile, parts in tiles:
                 if coverage.wants_check(tile, parts):
-                    coverage.check(tile, parts, run([tile], tile.core).ids)
+                    coverage.check(tile, parts, run([tile], tile.core, {}).ids)
         facts.update(coverage.facts(looks_for_empty=skip is not None))
         return whole
 
@@ -219,13 +219,18 @@ class Engine:
         plan: TilePlan,
         tiles: Sequence[Tile],
         read: Read,
+        box: Box,
         account: Account,
         facts: dict[str, Any],
     ) -> tuple[Box, NDArray[Any]]:
-        """Return the hull of what the tiles read and its pixels (c, y, x), mirrored outside."""
+        """Return the hull of what the tiles read and its pixels (c, y, x), mirrored outside.
+
+        Of ``box``, which they are read for, ``facts`` is told what was not finite: in the halo it
+        is another's, or a mirror.
+        """
         hull = hull_of(tiles)
         with account.span("read"):
-            pixels, n_wrong = read_finite(read, hull, plan.extent)
+            pixels, wrong = read_finite(read, hull, plan.extent)
         channels = self.model.in_channels
         if pixels.ndim != 3 or pixels.shape[0] != channels:
             got = pixels.shape[0] if pixels.ndim == 3 else f"{pixels.ndim} axes, not"
@@ -233,8 +238,10 @@ class Engine:
                 f"model {self.model.name} takes {channels} channels and the image has {got}; "
                 "use weights made for this kind of image"
             )
-        if n_wrong:
-            facts["not_finite_px"] = facts.get("not_finite_px", 0) + n_wrong
+        if wrong is not None:
+            own = wrong[hull.intersect(box).shift(-hull.y0, -hull.x0).slices]
+            if own.any():
+                facts["not_finite_px"] = facts.get("not_finite_px", 0) + int(own.sum())
         return hull, pixels
 
     def _job(
@@ -321,7 +328,10 @@ class Engine:
         with self._lock:
             if layout is not self._layout:
                 return "retried with the smaller batch or tile of another lane"
-            self._layout, told = smaller(layout, self.model, device=self.device, error=error)
+            gated = self._cgm == "tile"
+            self._layout, told = smaller(
+                layout, self.model, device=self.device, error=error, gated=gated
+            )
         # What ran the larger batch or tile, in another precision too, would hold its memory on.
         self._device.call(self._drop_backends).result()
         return told

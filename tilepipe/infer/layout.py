@@ -18,17 +18,20 @@ class Layout:
     batch: int
 
 
-def smaller(layout: Layout, model: Model, *, device: str, error: Exception) -> tuple[Layout, str]:
+def smaller(
+    layout: Layout, model: Model, *, device: str, error: Exception, gated: bool = False
+) -> tuple[Layout, str]:
     """Halve the batch, then the tile's core; return the layout and what was done.
 
-    Raises ModelError, from ``error``, where nothing can be made smaller: blended tiles are what
-    the mask is made of, and an exact core is at least one alignment.
+    Raises ModelError, from ``error``, where nothing can be made smaller: blended tiles, and those
+    that are ``gated`` each by itself, are what the mask is made of, and an exact core is at least
+    one alignment.
     """
     plan, batch = layout.plan, layout.batch
     if batch > 1:
         return Layout(plan, batch // 2), f"batch {batch} -> {batch // 2}"
     core_px = round_up(max(1, plan.core_px // 2), plan.alignment_px)
-    if plan.mode == "blended" or core_px >= plan.core_px:
+    if plan.mode == "blended" or gated or core_px >= plan.core_px:
         raise ModelError(
             f"model {model.name}: one tile of {plan.input_px} px does not fit the memory of "
             f"{device} ({str(error).splitlines()[0][:200]}); use a smaller --tile or another "

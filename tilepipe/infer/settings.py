@@ -103,6 +103,9 @@ def choose_settings(
         notes=tuple(notes),
     )
     settings = _with_precision(settings, model, spec, np.dtype(dtype), read)
+    if plan.mode == "blended" and read is None:  # a coarser level is made as the job goes
+        note = "how far blended tiles are off is not measured: no pixels of this level yet"
+        settings = _noted(settings, [note])
     if plan.mode == "blended" and read is not None:
         error = estimate_blend_error(model, plan, read, device=device, threads=settings.threads)
         settings = _noted(replace(settings, blend_error=error.to_json()), [str(error)])
