@@ -47,6 +47,14 @@ def requests_of(
     return requests
 
 
+def status_name(spec: JobSpec) -> str:
+    """Return what the table of all slides is called; each part of a job array has its own."""
+    if spec.part is None:
+        return "status.csv"
+    share, _, total = spec.part.partition("/")
+    return f"status-{share}-of-{total}.csv"
+
+
 def _stays(slide: str, output: str | None) -> bool:
     """Tell whether a slide is segmented where it lies: an OME-Zarr, if no folder is named."""
     from tilepipe.slide.zarr_input import is_zarr
@@ -113,6 +121,11 @@ def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Reques
             if target.is_absolute() or not inside.is_relative_to(folder.resolve()):
                 raise SpecError(
                     f"{path}: line {number}: output {name!r} leaves the output folder {folder}"
+                )
+            if inside in (folder.resolve(), folder.resolve() / status_name(spec)):
+                raise SpecError(
+                    f"{path}: line {number}: output {name!r} is where the table of all slides "
+                    "goes; give it another name"
                 )
             name = _join(output, folder, name)
         try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilepipe.cli import options
-from tilepipe.cli.requests import requests_of
+from tilepipe.cli.requests import requests_of, status_name
 from tilepipe.errors import TilepipeError
 from tilepipe.spec import JobSpec
 
@@ -146,7 +146,7 @@ def command(
     folder = (output or ".") if several else None
     timeline = Path(trace) if trace is not None else None
     results = _run(requests, folder, timeline, quiet=quiet, as_json=as_json)
-    _tell(results, folder=folder, as_json=as_json, quiet=quiet)
+    _tell(results, folder=folder, name=status_name(spec), as_json=as_json, quiet=quiet)
 
 
 def _number(key: str, text: str) -> int:
@@ -200,7 +200,7 @@ def _run(
 
 
 def write_status(folder: str, requests: list[Request], results: list[RunResult]) -> None:
-    """Write ``status.csv`` into the folder of the outputs: a row a slide, whole or not at all."""
+    """Write a table into the folder of the outputs: a row a slide, whole or not at all."""
     from tilepipe.store import open_files
 
     by_slide = {(result.slide, result.output): result for result in results}
@@ -221,10 +221,12 @@ def write_status(folder: str, requests: list[Request], results: list[RunResult])
         ])  # fmt: skip
     # A name may hold bytes that are no text.
     raw = table.getvalue().encode("utf-8", "surrogateescape")
-    open_files(folder, of_stores=True).put("status.csv", raw)
+    open_files(folder, of_stores=True).put(status_name(requests[0].spec), raw)
 
 
-def _tell(results: list[RunResult], *, folder: str | None, as_json: bool, quiet: bool) -> None:
+def _tell(
+    results: list[RunResult], *, folder: str | None, name: str, as_json: bool, quiet: bool
+) -> None:
     from tilepipe.cli.console import summary_text
     from tilepipe.pipeline.run import failure
 
@@ -252,8 +254,7 @@ def _tell(results: list[RunResult], *, folder: str | None, as_json: bool, quiet:
         click.echo(f"Error: {failure(result)}", err=True)
     click.echo(
         f"{len(broken)} of {len(results)} slides failed; the reasons stand in "
-        f"{folder.rstrip('/')}/status.csv, and the "
-        "same command tries them again",
+        f"{folder.rstrip('/')}/{name}, and the same command tries them again",
         err=True,
     )
     raise SystemExit(1)
