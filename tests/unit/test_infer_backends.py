@@ -29,6 +29,7 @@ from tilepipe.infer.memory import FORWARD_BYTES, peak_activation_bytes, streams_
 from tilepipe.infer.network import TileNetwork
 from tilepipe.infer.openvino import openvino_fits
 from tilepipe.infer.plans import plan_for
+from tilepipe.infer.settings import choose_settings
 from tilepipe.models import load_model
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import Box
@@ -299,16 +300,43 @@ def test_unknown_backend():
                      precision="fp32")  # fmt: skip
 
 
-def test_why_openvino_does_not_fit(monkeypatch):
+@pytest.fixture
+def asked_anew():
+    """What was found out about OpenVINO is kept; a test that changes it leaves nothing."""
+    ov_room._not_loaded.cache_clear()
+    yield ov_room._not_loaded.cache_clear
+    ov_room._not_loaded.cache_clear()
+
+
+def test_why_openvino_does_not_fit(monkeypatch, asked_anew):
     monkeypatch.setattr(ov_room.importlib.util, "find_spec", lambda name: None)
     assert "is not installed" in openvino_fits("cpu", "fp32")
+    asked_anew()
     monkeypatch.setattr(ov_room.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(ov_room, "import_openvino", lambda: None)
     monkeypatch.setattr(ov_room, "cpu_has_bf16", lambda: False)
     assert openvino_fits("cpu", "fp32") == ""
     assert "no bf16" in openvino_fits("cpu", "bf16")
     assert "no fp16" in openvino_fits("cpu", "fp16")
     assert "not on cuda:0" in openvino_fits("cuda:0", "fp32")
     assert "torch only" in openvino_fits("cpu", "fp32", gated=True)
+
+
+def test_an_openvino_that_cannot_be_loaded_is_told_and_done_without(monkeypatch, asked_anew):
+    def broken():
+        raise ImportError("libtbb.so.12: cannot open shared object file\nmore")
+
+    monkeypatch.setattr(ov_room.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(ov_room, "import_openvino", broken)
+    model, _ = model_and_plan()
+    large = {"extent": (1 << 13, 1 << 13), "channels": model.in_channels}
+    spec = JobSpec(tune=False, precision="fp32")
+    settings = choose_settings(model, spec=spec, **large)
+    assert settings.backend == "torch"
+    reason = "OpenVINO is installed and cannot be loaded: libtbb.so.12: cannot open shared object"
+    assert [note for note in settings.notes if reason in note] == [f"torch: {reason} file"]
+    with pytest.raises(ModelError, match=f"--backend openvino: {reason} file; use"):
+        choose_settings(model, spec=spec.replace(backend="openvino"), **large)
 
 
 needs_openvino = pytest.mark.skipif(bool(openvino_fits("cpu", "fp32")), reason="no OpenVINO here")

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,6 @@ HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 def openvino_fits(device: str, precision: str, *, gated: bool = False) -> str:
     """Return "" if OpenVINO can be used, else why not."""
-    if importlib.util.find_spec("openvino") is None:
-        return "OpenVINO is not installed (pip install 'tilepipe[openvino]')"
     if device != "cpu":
         return f"it runs on processors, not on {device}"
     if precision not in HINTS:
@@ -45,7 +43,22 @@ def openvino_fits(device: str, precision: str, *, gated: bool = False) -> str:
         return "this processor has no bf16"
     if gated:
         return "a gate in each tile (--cgm tile) runs on torch only"
+    return _not_loaded()
+
+
+@cache
+def _not_loaded() -> str:
+    if importlib.util.find_spec("openvino") is None:
+        return "OpenVINO is not installed (pip install 'tilepipe[openvino]')"
+    try:
+        import_openvino()
+    except (ImportError, OSError) as error:  # a library that it needs is missing, or another's
+        return f"OpenVINO is installed and cannot be loaded: {_first_line(error)}"
     return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @dataclass(slots=True)
@@ -100,8 +113,7 @@ class OpenVinoBackend:
         try:
             self._compiled = compiled(shape)
         except Exception as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"OpenVINO cannot take this network: {first[:300]}") from error
+            raise ModelError(f"OpenVINO cannot take this network: {_first_line(error)}") from error
         self._compile_any = partial(compiled, (-1, shape[1], -1, -1))
         self._compiled_any: Any = None
         self._any_refused = False

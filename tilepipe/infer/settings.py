@@ -149,15 +149,19 @@ def _with_precision(
 
 
 def _with_backend(settings: Settings, spec: JobSpec, small: bool) -> Settings:
-    fits = openvino_fits(settings.device, settings.precision, gated=settings.cgm == "tile")
-    if spec.backend == "openvino":
-        if fits:
-            raise ModelError(f"--backend openvino: {fits}; use --backend torch")
-        return replace(settings, backend="openvino")
     # Converting and compiling takes seconds: worth it only for a large level.
-    if spec.backend == "auto" and not small and not fits:
+    if spec.backend == "torch" or (spec.backend == "auto" and small):
+        return replace(settings, backend="torch")
+    refused = openvino_fits(settings.device, settings.precision, gated=settings.cgm == "tile")
+    if not refused:
         return replace(settings, backend="openvino")
-    return replace(settings, backend="torch")
+    if spec.backend == "openvino":
+        raise ModelError(f"--backend openvino: {refused}; use --backend torch")
+    torch = replace(settings, backend="torch")
+    # Whoever installed it waits for its speed.
+    note = f"torch: {refused}"
+    told = "cannot be loaded" not in refused or note in settings.notes
+    return torch if told else _noted(torch, [note])
 
 
 def _noted(settings: Settings, notes: list[str]) -> Settings:
