@@ -24,6 +24,10 @@ def label_regions(
     from scipy import ndimage  # a third of a second of every start; few jobs ask for objects
 
     solid = np.isin(mask, [0, *without], invert=True)
+    first = mask.flat[solid.argmax()] if mask.size else 0
+    if not (solid & (mask != first)).any():  # the usual case, in a third of the time
+        ids, count = ndimage.label(solid)
+        return ids.astype(np.int32, copy=False), np.full(count, first, mask.dtype)
     # Between every two pixels lies one more, set where both are of one value: what is connected in
     # this picture of twice the sides is what is connected and equal in the mask.
     linked = np.zeros([max(0, 2 * side - 1) for side in mask.shape], np.bool_)
