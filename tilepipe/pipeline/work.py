@@ -72,9 +72,8 @@ class SlideWork:
         if self.dag.stages[stage].name == (SEGMENT if self.job.segmentation else INGEST):
             self._px += int(facts.get("px", 0))
         for fact in ("tiles", "tiles_skipped", "skipped_px", "skipped_checked_px",
-                     "skipped_lost_px", "redone_fp32", "not_finite_px"):  # fmt: skip
+                     "skipped_lost_px", "redone_fp32", "not_finite_px", "oom"):  # fmt: skip
             self._facts[fact] += int(facts.get(fact, 0))
-        self._facts["oom"] += len(facts.get("oom", ()))
         self.spans += [(outcome.worker, span) for span in outcome.spans]
         self.tell(len(self._workers))
 
