@@ -21,7 +21,7 @@ from tilepipe.infer import (
     race,
     tuning,
 )
-from tilepipe.infer.race import Trial, useful_px
+from tilepipe.infer.race import Trial, kept_px, useful_px
 from tilepipe.infer.tuning import candidate_plans, chosen, tuned
 from tilepipe.models import load_model
 from tilepipe.spec import JobSpec
@@ -234,6 +234,40 @@ def test_useful_px_counts_what_sticks_out(model):
     plan = settings.plan
     assert useful_px(replace(plan, unit_px=2048, core_px=1024)) == 1024**2
     assert useful_px(replace(plan, unit_px=2048, core_px=1536)) == 1024**2
+
+
+def test_a_batch_of_a_gpu_is_worth_the_tiles_that_a_unit_has(model, monkeypatch):
+    _, settings = start(model)
+    whole = replace(settings.plan, unit_px=2048, core_px=2048)
+    assert kept_px(whole, 1, device="cuda:0") == 2048**2
+    assert kept_px(whole, 4, device="cuda:0") == 2048**2
+    assert kept_px(whole, 4, device="cpu") == 4 * 2048**2
+    assert kept_px(replace(whole, core_px=1024), 4, device="cuda:0") == 2048**2
+    assert kept_px(replace(whole, core_px=704), 4, device="cuda:0") == 2048**2 / 3
+
+    now = [0.0]
+
+    class Backend:
+        """As fast as it gets: the larger the batch, the more tiles a second."""
+
+        depth = 1
+
+        def submit(self, tiles, account):
+            now[0] += 1 + 0.1 * len(tiles)
+
+        def collect(self, ticket, account):
+            pass
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(race, "make_backend", lambda *args, **kwargs: Backend())
+    gpu = replace(settings, device="cuda:0", plan=whole)
+    found = tuning.measure(
+        gpu, model, [(whole, batch) for batch in (1, 2, 4)],
+        dtype=np.dtype(np.uint8), clock=lambda: now[0],
+    )  # fmt: skip
+    assert chosen(found).batch == 1
 
 
 @pytest.mark.parametrize(

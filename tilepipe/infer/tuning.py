@@ -23,7 +23,7 @@ from tilepipe.infer.caches import device_name, key_of, read_cached, version_of, 
 from tilepipe.infer.guard import sample_plan
 from tilepipe.infer.memory import FORWARD_BYTES, at_once, free_bytes, peak_activation_bytes
 from tilepipe.infer.plans import plan_for
-from tilepipe.infer.race import Contender, Race, Trial, speed_of, useful_px
+from tilepipe.infer.race import Contender, Race, Trial, kept_px, speed_of
 from tilepipe.models import Model
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import TilePlan
@@ -238,5 +238,6 @@ def estimate_seconds(
     )
     if not trials:
         return 0.0
-    per_px = settings.batch * useful_px(small) / trials[0].mpix_per_s / 1e6
-    return per_px / (settings.batch * small.input_px**2) * settings.plan.input_px**2
+    kept = kept_px(small, settings.batch, device=settings.device)
+    batch_s = kept / trials[0].mpix_per_s / 1e6
+    return batch_s / (settings.batch * small.input_px**2) * settings.plan.input_px**2
