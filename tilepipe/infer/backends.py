@@ -67,8 +67,10 @@ class OutOfDeviceMemoryError(RuntimeError):
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad alloc",
                  "bad_alloc", "failed to allocate", "could not create a memory",
                  "alloc_failed",  # cuBLAS and cuDNN
-                 "unable to find an engine")  # fmt: skip
-"""The last is what torch says where cuDNN's workspace fits for no algorithm."""
+                 "unable to find an engine",  # cuDNN's workspace fits for no algorithm
+                 "int_max elements", "32-bit index")  # fmt: skip
+"""The last two are torch's of a map that a layer of its own cannot count on a GPU: the 1024
+channels that UNet 3+ enlarges to 2272 px are 5e9 numbers."""
 
 
 def means_out_of_memory(error: BaseException) -> bool:
