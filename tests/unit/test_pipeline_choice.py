@@ -51,6 +51,22 @@ def test_a_cluster_is_asked_how_to_run_the_network(small_slide, tmp_path, monkey
     source.slide.close()
 
 
+def test_units_in_this_process_use_the_network_that_was_planned_with(
+    small_slide, tmp_path, monkeypatch
+):
+    spec = JobSpec(weights="random:0", base=3, tune=False, in_place=True)
+    job = prepare(str(small_slide), str(tmp_path / "out.zarr"), spec, on_event=ignore)
+
+    def load_model(*args, **options):
+        raise AssertionError("loaded a second time")
+
+    monkeypatch.setattr("tilepipe.models.load_model", load_model)
+    (done,) = run_units(job.ticket, job.ticket.stages.index((SEGMENT, 0)), (0,))
+    job.held.close()
+    forget(job.ticket.output)
+    assert done.ok, done.error
+
+
 def test_another_network_than_the_job_was_planned_with_is_refused(small_slide, tmp_path):
     """A worker may find another file under the same name."""
     spec = JobSpec(weights="random:0", base=2, tune=False, in_place=True)

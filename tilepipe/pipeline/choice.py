@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tilepipe.errors import PlanError
-from tilepipe.pipeline.context import slide_level
+from tilepipe.pipeline.context import share, slide_level
 from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.job import fingerprint
 from tilepipe.pipeline.output import (
@@ -55,6 +55,7 @@ def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
     from tilepipe.infer import Settings
 
     model = _load(source, spec)
+    share(model)
     if model.in_channels != source.channels:
         text = "colours, shown to the network as luminance"
         if source.channels == 1:
