@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
+from tilepipe.bench import bare
 from tilepipe.bench import run as room
-from tilepipe.bench.bare import bare_speeds
+from tilepipe.bench.bare import bare_speeds, engine_speed
 from tilepipe.bench.flops import flops_per_px, matrix_tflops
 from tilepipe.bench.plot import plot
 from tilepipe.bench.run import _scaling, _toml, drawn_tissue, write_slide
@@ -19,6 +21,7 @@ from tilepipe.cli.bench import table
 from tilepipe.cli.main import main
 from tilepipe.errors import ExportError, ModelError, ScheduleError
 from tilepipe.infer.account import account_json
+from tilepipe.infer.settings import choose_settings
 from tilepipe.models import load_model
 from tilepipe.slide import open_slide
 from tilepipe.spec import JobSpec
@@ -114,6 +117,33 @@ def test_bare_grid_has_every_backend_and_size_asked_for():
     torch_sizes = [speed.input_px for speed in found if speed.backend == "torch"]
     assert torch_sizes == [204, 252]
     assert all(speed.mpix_per_s > 0 for speed in found)
+
+
+@pytest.mark.parametrize(("device", "units"), [("cpu", 1), ("cuda:0", 16)])
+def test_a_gpus_engine_is_timed_with_units_that_follow_each_other(monkeypatch, device, units):
+    model = load_model("unet", weights="random:0", base=2, in_channels=3)
+    spec = JobSpec(precision="fp32", backend="torch", tune=False)
+    settings = choose_settings(model, extent=(600, 600), spec=spec, unit_px=1024)
+    now, boxes = [0.0], []
+
+    class Engine:
+        def __init__(self, *_, **__) -> None:
+            pass
+
+        def segment(self, read, box):
+            boxes.append(box)
+            now[0] += 0.25
+            return read(box)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(bare, "Engine", Engine)
+    monkeypatch.setattr(bare.time, "perf_counter", lambda: now[0])
+    image = np.zeros((3, 600, 600), np.uint8)
+    found = engine_speed(model, replace(settings, device=device), image)
+    assert len(boxes) == 1 + units, "one warms it up"
+    assert found["mpix_per_s"] == pytest.approx(0.36 / 0.25)
 
 
 def test_scaling_is_per_device_against_the_first():
