@@ -318,6 +318,26 @@ def test_what_lies_behind_a_slower_tile_is_not_tried(model, monkeypatch, speeds,
     assert seen == tried
 
 
+def test_larger_batches_do_not_use_up_the_time_of_larger_tiles(model, monkeypatch):
+    _, settings = start(model)
+    settings = replace(settings, device="cuda:0", plan=replace(settings.plan, input_px=500))
+    now, seen = [0.0], []
+
+    def lap(plan, batch):
+        seen.append((plan.input_px, batch))
+        now[0] += batch * 2.0
+        return Trial(plan.input_px, plan.core_px, batch, plan.input_px / 100)
+
+    monkeypatch.setattr(tuning, "Contender", contenders(lap))
+    plans = [
+        (replace(settings.plan, input_px=px), batch) for px in (300, 500, 900) for batch in (1, 2)
+    ]
+    tuning.measure(
+        settings, model, plans, dtype=np.dtype(np.uint8), budget_s=5.0, clock=lambda: now[0]
+    )
+    assert seen == [(500, 1), (300, 1), (900, 1)]
+
+
 def test_one_spoilt_measurement_does_not_decide(model, monkeypatch):
     _, settings = start(model)
     # The second was disturbed at first.

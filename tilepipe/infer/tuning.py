@@ -139,11 +139,14 @@ def measure(
 ) -> list[Trial]:
     """Time each candidate, those nearest the settings' own first, until the budget is used up.
 
+    Larger batches come after the tiles of every size: of a large tile one is enough for a GPU, and
+    the tile is what its halo costs less of. They must not use up the budget before it is tried.
+
     What runs out of memory is left out, and what lies behind a slower tile. The two fastest are
     timed again in turns where they are near each other; the best figure of each counts.
     """
     own_px = settings.plan.input_px
-    ordered = sorted(candidates, key=lambda pair: abs(pair[0].input_px - own_px))
+    ordered = sorted(candidates, key=lambda pair: (pair[1], abs(pair[0].input_px - own_px)))
     on_cpu = settings.device == "cpu"
     started_s = clock()
     enter = partial(Contender, settings, model, dtype=dtype, budget_s=budget_s, clock=clock)
