@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tilepipe.cli.bench import table
 from tilepipe.cli.main import main
 from tilepipe.errors import ExportError, ModelError, ScheduleError
 from tilepipe.infer.account import account_json
+from tilepipe.infer.backends import seconds_a_batch
 from tilepipe.infer.settings import choose_settings
 from tilepipe.models import load_model
 from tilepipe.slide import open_slide
@@ -117,6 +119,40 @@ def test_bare_grid_has_every_backend_and_size_asked_for():
     torch_sizes = [speed.input_px for speed in found if speed.backend == "torch"]
     assert torch_sizes == [204, 252]
     assert all(speed.mpix_per_s > 0 for speed in found)
+
+
+@pytest.mark.parametrize(("device", "told"), [("cpu", 1 / 1.25), ("cuda:0", 50 / 51)])
+def test_copies_of_first_and_last_do_not_count_on_a_gpu(monkeypatch, device, told):
+    """A batch takes 10 ms, and those that nothing is copied beside 10 ms more."""
+    now = [0.0]
+
+    class Backend:
+        depth = 2
+
+        def __init__(self) -> None:
+            self.under_way = 0
+
+        def submit(self, tiles, account):
+            now[0] += 0.01 * (1 if self.under_way else 2)
+            self.under_way += 1
+
+        def collect(self, ticket, account):
+            self.under_way -= 1
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(bare, "make_backend", lambda *_, **__: Backend())
+    monkeypatch.setattr(bare, "free_bytes", lambda _: 1 << 40)
+    monkeypatch.setattr(bare.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(bare, "seconds_a_batch", partial(seconds_a_batch, clock=lambda: now[0]))
+    model = load_model("unet", weights="random:0", base=2, in_channels=3)
+    (found,) = bare_speeds(
+        model, device=device, threads=1, dtype=np.dtype(np.uint8), precisions=("fp32",),
+        backends=("torch",), cores_px=(388,),
+    )  # fmt: skip
+    side = found.input_px - 184
+    assert found.mpix_per_s == pytest.approx(told * side**2 / 0.01 / 1e6, rel=0.01)
 
 
 @pytest.mark.parametrize(("device", "units"), [("cpu", 1), ("cuda:0", 16)])
@@ -234,3 +270,16 @@ def test_the_rate_of_products_counts_two_operations_each():
     assert matrix_tflops("cpu", "fp32", side=64, seconds=1.5, clock=clock) == pytest.approx(
         2 * 64**3 / 0.5 / 1e12
     )
+
+
+def test_products_are_timed_for_as_long_as_asked_for(monkeypatch):
+    """For a twentieth of a second a GPU may be faster than it ever is in a job."""
+    now = [0.0]
+
+    def product(_, __):
+        now[0] += 0.001
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    found = matrix_tflops("cpu", "fp32", side=64, seconds=1.5, clock=lambda: now[0])
+    assert found == pytest.approx(2 * 64**3 / 0.001 / 1e12)
+    assert now[0] == pytest.approx(1.5, rel=0.01)
