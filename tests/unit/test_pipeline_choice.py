@@ -82,6 +82,23 @@ def test_another_network_than_the_job_was_planned_with_is_refused(small_slide, t
     assert "not the network here that the job was planned with" in other.error
 
 
+@pytest.mark.parametrize(
+    ("gpus", "asked", "device"),
+    [("2,3", "auto", "cuda:2"), ("2,3", "cpu", "cpu"), ("3", "cuda:1", "cuda:1"),
+     (None, "cuda", "cuda:0")],
+)  # fmt: skip
+def test_settings_are_measured_on_a_gpu_of_the_job(
+    small_slide, tmp_path, monkeypatch, gpus, asked, device
+):
+    """The machine's first may be in use by somebody else."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    monkeypatch.setattr("tilepipe.infer.backends.gpu_count", lambda: 4)
+    spec = JobSpec(weights="random:0", base=2, tune=False, gpus=gpus, device=asked)
+    source = open_source(str(small_slide), str(tmp_path / "out.zarr"), spec)
+    assert choice.choose(source, spec, ignore).settings.device == device
+    source.slide.close()
+
+
 @pytest.mark.parametrize("spelled", ["out.zarr", "./out.zarr", "{}/out.zarr"])
 def test_what_is_held_of_an_output_is_let_go_of_however_it_is_spelled(
     small_slide, tmp_path, monkeypatch, spelled
