@@ -210,6 +210,16 @@ def gpu_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def why_no_gpu() -> str:
+    """Say in brackets what torch lacks where it finds no GPU, after a space."""
+    if torch.version.cuda is None:
+        return f" (torch {torch.__version__} is built without CUDA)"
+    return (
+        f" (torch {torch.__version__} needs a driver for CUDA {torch.version.cuda}; nvidia-smi "
+        "tells whether there is one, and for which)"
+    )
+
+
 def resolve_device(asked: str) -> str:
     """Return ``cpu`` or ``cuda:N`` for what the settings ask; ModelError if it is not there."""
     if asked == "auto":
@@ -219,8 +229,8 @@ def resolve_device(asked: str) -> str:
         index = int(asked.partition(":")[2] or 0)
         if index >= count:
             raise ModelError(
-                f"--device {asked}: this machine has {count} CUDA devices that torch can use; "
-                "use --device cpu"
+                f"--device {asked}: this machine has {count} CUDA devices that torch can use"
+                f"{'' if count else why_no_gpu()}; use --device cpu"
             )
         return f"cuda:{index}"
     return asked
