@@ -338,6 +338,27 @@ def test_larger_batches_do_not_use_up_the_time_of_larger_tiles(model, monkeypatc
     assert seen == [(500, 1), (300, 1), (900, 1)]
 
 
+@pytest.mark.parametrize(
+    ("mpix_per_s", "tried"), [(100.0, [2048, 1024, 4096]), (10.0, [2048, 1024])]
+)
+def test_a_tile_that_a_gpu_would_take_long_for_is_not_tried(model, monkeypatch, mpix_per_s, tried):
+    """In float32 one forward of a heavy network may take seconds."""
+    _, settings = start(model)
+    plan = replace(settings.plan, unit_px=4096, core_px=2048, input_px=2236)
+    settings = replace(settings, device="cuda:0", plan=plan)
+    now, seen = [0.0], []
+
+    def lap(plan, batch):
+        seen.append(plan.core_px)
+        now[0] += tuning.GPU_FORWARDS * plan.core_px**2 / mpix_per_s / 1e6
+        return Trial(plan.input_px, plan.core_px, batch, mpix_per_s)
+
+    monkeypatch.setattr(tuning, "Contender", contenders(lap))
+    plans = [(replace(plan, core_px=px, input_px=px + 188), 1) for px in (1024, 2048, 4096)]
+    tuning.measure(settings, model, plans, dtype=np.dtype(np.uint8), clock=lambda: now[0])
+    assert seen == tried
+
+
 def test_one_spoilt_measurement_does_not_decide(model, monkeypatch):
     _, settings = start(model)
     # The second was disturbed at first.
