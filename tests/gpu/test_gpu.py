@@ -29,6 +29,7 @@ pytestmark = [
 DEVICE = "cuda:0"
 PRECISIONS = supported_precisions(DEVICE) if HAS_GPU else ("fp32",)
 UINT8 = np.dtype(np.uint8)
+LAST = torch.channels_last
 
 
 def planned(name="unet", *, base=8, tile=572, extent=(700, 900), channels=3):
@@ -130,6 +131,47 @@ def test_another_tile_gives_the_same_labels_but_for_ties(precision):
         for plan in (small, large)
     )
     assert (one != other).mean() < (1e-4 if precision == "fp32" else 1e-2)
+
+
+def differing(network, pixels, side):
+    """Share of px whose class is another one in a tile of ``side`` px at the end of the last."""
+    x = network.normalise(pixels)
+    with torch.inference_mode():
+        whole = network.network(x)[-1:]
+        part = network.network(x[-1:, :, -side:, -side:].contiguous(memory_format=LAST))
+    px = part.shape[-1]
+    return (whole[..., -px:, -px:].argmax(1) != part.argmax(1)).float().mean().item()
+
+
+@pytest.mark.parametrize("precision", [name for name in PRECISIONS if name != "fp16"])
+@pytest.mark.parametrize(("batch", "side"), [(1, 4284), (4, 2236)])
+def test_maps_of_more_than_2_to_31_numbers_are_computed_as_smaller_ones(batch, side, precision):
+    """The last join of the U-Net has 2.16e9: 128 channels of 4104 x 4104 px, or of 4 x 2056 x 2056.
+
+    Layers that count in 32 bits would begin anew, or read what is not theirs.
+    """
+    needed = 1100 * batch * side**2 * (1 if precision == "fp32" else 0.5) * 1.5
+    if torch.cuda.mem_get_info(DEVICE)[0] < needed:
+        pytest.skip(f"takes {needed / 1e9:.0f} GB of the device")
+    model, plan = planned(base=64)
+    network = TileNetwork(model, plan, dtype=UINT8, precision=precision, output="logits")
+    draw = torch.Generator(DEVICE).manual_seed(0)
+    shape = (batch, 3, side, side)
+    pixels = torch.randint(0, 256, shape, generator=draw, device=DEVICE, dtype=torch.uint8)
+    share = differing(network.for_gpu(DEVICE), pixels, 1212)
+    assert share < (1e-4 if precision == "fp32" else 1e-2)
+
+
+def test_a_tile_of_maps_that_torch_cannot_count_is_halved():
+    """At base 64 UNet 3+ enlarges 1024 channels, and torch counts no more than 2**31 numbers."""
+    if torch.cuda.mem_get_info(DEVICE)[0] < 40 << 30:
+        pytest.skip("takes 40 GB of the device")
+    model = load_model("unet3plus", weights="random:0", base=64, in_channels=3)
+    plan, _ = plan_for(model, (2048, 2048), JobSpec(), unit_px=2048, device=DEVICE)
+    assert plan.input_px == 2272
+    result = segment(model, plan, image_of(plan.extent), device=DEVICE, precision=PRECISIONS[-1])
+    assert result.facts.get("oom_events", []) in ([], ["tile 2272 -> 1248 px"])
+    assert result.ids.shape == plan.extent
 
 
 def test_blended_tiles_and_probabilities():

@@ -74,6 +74,27 @@ def whole_image_mask(small_slide):
     return model.class_ids(logits)[0, :height, :width].numpy()
 
 
+def test_a_run_goes_on_with_smaller_tiles_where_memory_runs_out(
+    done, small_slide, tmp_path, monkeypatch
+):
+    submit = TorchCpuBackend.submit
+
+    def limited(self, tiles, account):
+        if tiles[0].shape[-1] > 572:
+            raise torch.OutOfMemoryError("out of memory")
+        return submit(self, tiles, account)
+
+    monkeypatch.setattr(TorchCpuBackend, "submit", limited)
+    flags = [*RANDOM, "--tile", "684"]
+    facts = tilepipe("run", small_slide, "-o", tmp_path / "a.zarr", *flags, "--json")
+    assert (facts["state"], facts["out_of_memory_events"]) == ("done", 1)
+    flags[-1] = "700"  # the process keeps the network that runs tiles of 684 px, by now smaller
+    told = tilepipe("run", small_slide, "-o", tmp_path / "b.zarr", *flags)
+    assert "ran out of memory 1 times; smaller batches and tiles went through" in told
+    assert np.array_equal(pixels(tmp_path / "a.zarr", "labels/unet/0"),
+                          pixels(done[0], "labels/unet/0"))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "options",
     [

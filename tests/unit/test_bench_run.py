@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ import torch
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
+from tilepipe.bench import bare
 from tilepipe.bench import run as room
-from tilepipe.bench.bare import bare_speeds
+from tilepipe.bench.bare import bare_speeds, engine_speed
 from tilepipe.bench.flops import flops_per_px, matrix_tflops
 from tilepipe.bench.plot import plot
 from tilepipe.bench.run import _scaling, _toml, drawn_tissue, write_slide
@@ -19,6 +22,8 @@ from tilepipe.cli.bench import table
 from tilepipe.cli.main import main
 from tilepipe.errors import ExportError, ModelError, ScheduleError
 from tilepipe.infer.account import account_json
+from tilepipe.infer.backends import seconds_a_batch
+from tilepipe.infer.settings import choose_settings
 from tilepipe.models import load_model
 from tilepipe.slide import open_slide
 from tilepipe.spec import JobSpec
@@ -137,6 +142,67 @@ def test_bare_grid_has_every_backend_and_size_asked_for():
     assert all(speed.mpix_per_s > 0 for speed in found)
 
 
+@pytest.mark.parametrize(("device", "told"), [("cpu", 1 / 1.25), ("cuda:0", 50 / 51)])
+def test_copies_of_first_and_last_do_not_count_on_a_gpu(monkeypatch, device, told):
+    """A batch takes 10 ms, and those that nothing is copied beside 10 ms more."""
+    now = [0.0]
+
+    class Backend:
+        depth = 2
+
+        def __init__(self) -> None:
+            self.under_way = 0
+
+        def submit(self, tiles, account):
+            now[0] += 0.01 * (1 if self.under_way else 2)
+            self.under_way += 1
+
+        def collect(self, ticket, account):
+            self.under_way -= 1
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(bare, "make_backend", lambda *_, **__: Backend())
+    monkeypatch.setattr(bare, "free_bytes", lambda _: 1 << 40)
+    monkeypatch.setattr(bare.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(bare, "seconds_a_batch", partial(seconds_a_batch, clock=lambda: now[0]))
+    model = load_model("unet", weights="random:0", base=2, in_channels=3)
+    (found,) = bare_speeds(
+        model, device=device, threads=1, dtype=np.dtype(np.uint8), precisions=("fp32",),
+        backends=("torch",), cores_px=(388,),
+    )  # fmt: skip
+    side = found.input_px - 184
+    assert found.mpix_per_s == pytest.approx(told * side**2 / 0.01 / 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize(("device", "units"), [("cpu", 1), ("cuda:0", 16)])
+def test_a_gpus_engine_is_timed_with_units_that_follow_each_other(monkeypatch, device, units):
+    model = load_model("unet", weights="random:0", base=2, in_channels=3)
+    spec = JobSpec(precision="fp32", backend="torch", tune=False)
+    settings = choose_settings(model, extent=(600, 600), spec=spec, unit_px=1024)
+    now, boxes = [0.0], []
+
+    class Engine:
+        def __init__(self, *_, **__) -> None:
+            pass
+
+        def segment(self, read, box):
+            boxes.append(box)
+            now[0] += 0.25
+            return read(box)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(bare, "Engine", Engine)
+    monkeypatch.setattr(bare.time, "perf_counter", lambda: now[0])
+    image = np.zeros((3, 600, 600), np.uint8)
+    found = engine_speed(model, replace(settings, device=device), image)
+    assert len(boxes) == 1 + units, "one warms it up"
+    assert found["mpix_per_s"] == pytest.approx(0.36 / 0.25)
+
+
 def test_scaling_is_per_device_against_the_first():
     runs = [{"mpix_per_s": 10.0}, {"mpix_per_s": 18.0}]
     assert _scaling(runs, (1, 2))[1] == {
@@ -225,3 +291,16 @@ def test_the_rate_of_products_counts_two_operations_each():
     assert matrix_tflops("cpu", "fp32", side=64, seconds=1.5, clock=clock) == pytest.approx(
         2 * 64**3 / 0.5 / 1e12
     )
+
+
+def test_products_are_timed_for_as_long_as_asked_for(monkeypatch):
+    """For a twentieth of a second a GPU may be faster than it ever is in a job."""
+    now = [0.0]
+
+    def product(_, __):
+        now[0] += 0.001
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    found = matrix_tflops("cpu", "fp32", side=64, seconds=1.5, clock=lambda: now[0])
+    assert found == pytest.approx(2 * 64**3 / 0.001 / 1e12)
+    assert now[0] == pytest.approx(1.5, rel=0.01)

@@ -380,6 +380,9 @@ def test_words_that_mean_out_of_memory():
     for told in (
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "GET was unable to find an engine to execute this computation",
+        "upsample_bilinear2d_nhwc only supports output tensors with less than INT_MAX elements, "
+        "but got [1, 1024, 2272, 2272]",
+        "input tensor must fit into 32-bit index math",
     ):
         assert means_out_of_memory(RuntimeError(told))
     assert not means_out_of_memory(RuntimeError("shape mismatch"))

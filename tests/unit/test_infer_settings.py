@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tilepipe.errors import ModelError, PlanError
-from tilepipe.infer import Settings, choose_settings, guard
+from tilepipe.infer import Settings, backends, choose_settings, guard
 from tilepipe.infer import settings as room
 from tilepipe.infer.backends import resolve_device
 from tilepipe.infer.plans import even_core, plan_for
@@ -193,6 +194,22 @@ def test_a_device_that_is_not_there():
     with pytest.raises(ModelError, match=r"--device cuda:3: this machine has 0 CUDA devices"):
         resolve_device("cuda:3")
     assert resolve_device("auto") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("built", "count", "told"),
+    [
+        (None, 0, "0 CUDA devices that torch can use (torch 2.99 is built without CUDA); use"),
+        ("13.9", 0, "(torch 2.99 needs a driver for CUDA 13.9; nvidia-smi tells whether there is"),
+        ("13.9", 2, "2 CUDA devices that torch can use; use --device cpu"),
+    ],
+)
+def test_what_torch_lacks_for_a_gpu_is_told(monkeypatch, built, count, told):
+    monkeypatch.setattr(torch, "__version__", "2.99")
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(backends, "gpu_count", lambda: count)
+    with pytest.raises(ModelError, match=re.escape(told)):
+        resolve_device("cuda:3")
 
 
 def test_even_cores_cut_a_unit_without_rest():

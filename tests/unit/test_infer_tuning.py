@@ -22,7 +22,7 @@ from tilepipe.infer import (
     race,
     tuning,
 )
-from tilepipe.infer.race import Trial, useful_px
+from tilepipe.infer.race import Trial, kept_px, useful_px
 from tilepipe.infer.tuning import candidate_plans, chosen, tuned
 from tilepipe.models import load_model
 from tilepipe.spec import JobSpec
@@ -237,6 +237,40 @@ def test_useful_px_counts_what_sticks_out(model):
     assert useful_px(replace(plan, unit_px=2048, core_px=1536)) == 1024**2
 
 
+def test_a_batch_of_a_gpu_is_worth_the_tiles_that_a_unit_has(model, monkeypatch):
+    _, settings = start(model)
+    whole = replace(settings.plan, unit_px=2048, core_px=2048)
+    assert kept_px(whole, 1, device="cuda:0") == 2048**2
+    assert kept_px(whole, 4, device="cuda:0") == 2048**2
+    assert kept_px(whole, 4, device="cpu") == 4 * 2048**2
+    assert kept_px(replace(whole, core_px=1024), 4, device="cuda:0") == 2048**2
+    assert kept_px(replace(whole, core_px=704), 4, device="cuda:0") == 2048**2 / 3
+
+    now = [0.0]
+
+    class Backend:
+        """As fast as it gets: the larger the batch, the more tiles a second."""
+
+        depth = 1
+
+        def submit(self, tiles, account):
+            now[0] += 1 + 0.1 * len(tiles)
+
+        def collect(self, ticket, account):
+            pass
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(race, "make_backend", lambda *args, **kwargs: Backend())
+    gpu = replace(settings, device="cuda:0", plan=whole)
+    found = tuning.measure(
+        gpu, model, [(whole, batch) for batch in (1, 2, 4)],
+        dtype=np.dtype(np.uint8), clock=lambda: now[0],
+    )  # fmt: skip
+    assert chosen(found).batch == 1
+
+
 @pytest.mark.parametrize(
     "device, threads, lanes", [("cpu", 1, 1), ("cpu", 2, 1), ("cpu", 16, 3), ("cuda:0", 2, 0)]
 )
@@ -282,6 +316,47 @@ def test_what_lies_behind_a_slower_tile_is_not_tried(model, monkeypatch, speeds,
     monkeypatch.setattr(tuning, "Contender", contenders(lap))
     plans = [(replace(settings.plan, input_px=px), 1) for px in (500, 900, 700, 300)]
     tuning.measure(settings, model, plans, dtype=np.dtype(np.uint8))
+    assert seen == tried
+
+
+def test_larger_batches_do_not_use_up_the_time_of_larger_tiles(model, monkeypatch):
+    _, settings = start(model)
+    settings = replace(settings, device="cuda:0", plan=replace(settings.plan, input_px=500))
+    now, seen = [0.0], []
+
+    def lap(plan, batch):
+        seen.append((plan.input_px, batch))
+        now[0] += batch * 2.0
+        return Trial(plan.input_px, plan.core_px, batch, plan.input_px / 100)
+
+    monkeypatch.setattr(tuning, "Contender", contenders(lap))
+    plans = [
+        (replace(settings.plan, input_px=px), batch) for px in (300, 500, 900) for batch in (1, 2)
+    ]
+    tuning.measure(
+        settings, model, plans, dtype=np.dtype(np.uint8), budget_s=5.0, clock=lambda: now[0]
+    )
+    assert seen == [(500, 1), (300, 1), (900, 1)]
+
+
+@pytest.mark.parametrize(
+    ("mpix_per_s", "tried"), [(100.0, [2048, 1024, 4096]), (10.0, [2048, 1024])]
+)
+def test_a_tile_that_a_gpu_would_take_long_for_is_not_tried(model, monkeypatch, mpix_per_s, tried):
+    """In float32 one forward of a heavy network may take seconds."""
+    _, settings = start(model)
+    plan = replace(settings.plan, unit_px=4096, core_px=2048, input_px=2236)
+    settings = replace(settings, device="cuda:0", plan=plan)
+    now, seen = [0.0], []
+
+    def lap(plan, batch):
+        seen.append(plan.core_px)
+        now[0] += tuning.GPU_FORWARDS * plan.core_px**2 / mpix_per_s / 1e6
+        return Trial(plan.input_px, plan.core_px, batch, mpix_per_s)
+
+    monkeypatch.setattr(tuning, "Contender", contenders(lap))
+    plans = [(replace(plan, core_px=px, input_px=px + 188), 1) for px in (1024, 2048, 4096)]
+    tuning.measure(settings, model, plans, dtype=np.dtype(np.uint8), clock=lambda: now[0])
     assert seen == tried
 
 

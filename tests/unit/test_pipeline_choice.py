@@ -51,6 +51,22 @@ def test_a_cluster_is_asked_how_to_run_the_network(small_slide, tmp_path, monkey
     source.slide.close()
 
 
+def test_units_in_this_process_use_the_network_that_was_planned_with(
+    small_slide, tmp_path, monkeypatch
+):
+    spec = JobSpec(weights="random:0", base=3, tune=False, in_place=True)
+    job = prepare(str(small_slide), str(tmp_path / "out.zarr"), spec, on_event=ignore)
+
+    def load_model(*args, **options):
+        raise AssertionError("loaded a second time")
+
+    monkeypatch.setattr("tilepipe.models.load_model", load_model)
+    (done,) = run_units(job.ticket, job.ticket.stages.index((SEGMENT, 0)), (0,))
+    job.held.close()
+    forget(job.ticket.output)
+    assert done.ok, done.error
+
+
 def test_another_network_than_the_job_was_planned_with_is_refused(small_slide, tmp_path):
     """A worker may find another file under the same name."""
     spec = JobSpec(weights="random:0", base=2, tune=False, in_place=True)
@@ -64,6 +80,23 @@ def test_another_network_than_the_job_was_planned_with_is_refused(small_slide, t
     assert fits.ok, fits.error
     assert not other.ok
     assert "not the network here that the job was planned with" in other.error
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "device"),
+    [("2,3", "auto", "cuda:2"), ("2,3", "cpu", "cpu"), ("3", "cuda:1", "cuda:1"),
+     (None, "cuda", "cuda:0")],
+)  # fmt: skip
+def test_settings_are_measured_on_a_gpu_of_the_job(
+    small_slide, tmp_path, monkeypatch, gpus, asked, device
+):
+    """The machine's first may be in use by somebody else."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    monkeypatch.setattr("tilepipe.infer.backends.gpu_count", lambda: 4)
+    spec = JobSpec(weights="random:0", base=2, tune=False, gpus=gpus, device=asked)
+    source = open_source(str(small_slide), str(tmp_path / "out.zarr"), spec)
+    assert choice.choose(source, spec, ignore).settings.device == device
+    source.slide.close()
 
 
 @pytest.mark.parametrize("spelled", ["out.zarr", "./out.zarr", "{}/out.zarr"])

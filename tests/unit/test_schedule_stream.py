@@ -618,7 +618,7 @@ def listening():
 @pytest.mark.parametrize("how", [{}, {"workers": 1}, {"gpus": "0,1"}], ids=str)
 def test_what_is_started_here_listens_here_and_says_nothing(monkeypatch, capfd, how):
     """Whoever reaches a scheduler or a worker may run any code there."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # whatever this machine has
     before = listening()
     with connect("local", **how) as own:
         assert own.client.submit(lambda: 1).result(timeout=60) == 1
@@ -649,6 +649,27 @@ def test_no_gpu_is_visible_where_the_environment_says_so(monkeypatch, visible):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(ScheduleError, match="no NVIDIA GPU is visible"):
         gpu_numbers("all")
+
+
+@pytest.mark.parametrize(
+    ("driver", "devices", "numbers"),
+    [(["0000:17:00.0"], ["nvidia0", "nvidiactl"], [0]),
+     ([], ["nvidia0", "nvidia3", "nvidiactl", "nvidia-uvm", "null"], [0, 1])],
+)  # fmt: skip
+def test_gpus_are_found_by_the_driver_or_else_by_their_devices(
+    tmp_path, monkeypatch, driver, devices, numbers
+):
+    places = {"driver": (driver, "*"), "devices": (devices, local_room._WHERE_GPUS_ARE[1][1])}
+    for folder, (names, _) in places.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    found = tuple((tmp_path / folder, pattern) for folder, (_, pattern) in places.items())
+    monkeypatch.setattr(local_room, "_WHERE_GPUS_ARE", found)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_numbers("all") == numbers
+    with pytest.raises(ScheduleError, match=f"{len(numbers)} GPUs are visible here"):
+        gpu_numbers("5")
 
 
 @pytest.mark.parametrize("gpus", ["x", "0,0", "-1", ""])

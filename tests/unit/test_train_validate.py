@@ -22,11 +22,12 @@ class Sizes:
         return max(8, -(-px // 8) * 8)
 
 
-def score(pairs, target):
+def score(pairs, target, refuse=lambda _: None):
     classes = 2 if target == "foreground" else 3
 
     def forward(x):
         """Logits by brightness: no context."""
+        refuse(x)
         return torch.cat([0.5 - x, x - 0.5, 3 * x - 1.7], 1)[:, :classes]
 
     return score_images(
@@ -68,6 +69,29 @@ def test_slides_score_as_images_do(pairs, monkeypatch, target, dtype):
     assert score(found, target) == whole
     assert 0.5 < whole[0].dice < 1
     assert target == "classes" or whole[0].f1 > 0
+
+
+def test_what_is_too_large_for_the_device_in_one_piece_is_scored_by_tiles(pairs, monkeypatch):
+    found = pairs((150, 210), np.uint8)
+    monkeypatch.setattr(predict, "TILE_PX", 72)
+    sides = []
+
+    def refuse(x):
+        sides.append(x.shape[-1])
+        if x.shape[-1] > 100:
+            raise RuntimeError(
+                "upsample_bilinear2d_nhwc only supports output tensors with less than INT_MAX "
+                "elements, but got [1, 1024, 2272, 2272]"
+            )
+
+    assert score(found, "classes", refuse) == score(found, "classes")
+    assert sides == [232] + 9 * [88]
+
+    def broken(x):
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        score(found, "classes", broken)
 
 
 @pytest.mark.parametrize(("target", "dtype"), [("classes", np.uint8), ("foreground", np.int32)])

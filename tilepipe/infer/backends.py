@@ -67,8 +67,10 @@ class OutOfDeviceMemoryError(RuntimeError):
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad alloc",
                  "bad_alloc", "failed to allocate", "could not create a memory",
                  "alloc_failed",  # cuBLAS and cuDNN
-                 "unable to find an engine")  # fmt: skip
-"""The last is what torch says where cuDNN's workspace fits for no algorithm."""
+                 "unable to find an engine",  # cuDNN's workspace fits for no algorithm
+                 "int_max elements", "32-bit index")  # fmt: skip
+"""The last two are torch's of a map that a layer of its own cannot count on a GPU: the 1024
+channels that UNet 3+ enlarges to 2272 px are 5e9 numbers."""
 
 
 def means_out_of_memory(error: BaseException) -> bool:
@@ -208,6 +210,16 @@ def gpu_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def why_no_gpu() -> str:
+    """Say in brackets what torch lacks where it finds no GPU, after a space."""
+    if torch.version.cuda is None:
+        return f" (torch {torch.__version__} is built without CUDA)"
+    return (
+        f" (torch {torch.__version__} needs a driver for CUDA {torch.version.cuda}; nvidia-smi "
+        "tells whether there is one, and for which)"
+    )
+
+
 def resolve_device(asked: str) -> str:
     """Return ``cpu`` or ``cuda:N`` for what the settings ask; ModelError if it is not there."""
     if asked == "auto":
@@ -217,8 +229,8 @@ def resolve_device(asked: str) -> str:
         index = int(asked.partition(":")[2] or 0)
         if index >= count:
             raise ModelError(
-                f"--device {asked}: this machine has {count} CUDA devices that torch can use; "
-                "use --device cpu"
+                f"--device {asked}: this machine has {count} CUDA devices that torch can use"
+                f"{'' if count else why_no_gpu()}; use --device cpu"
             )
         return f"cuda:{index}"
     return asked

@@ -27,8 +27,9 @@ to wait keeps a core busy."""
 
 
 _RECORDING = threading.Lock()
-"""CUDA does not wait for a device while another thread records on it, and that record is lost:
-the next slide's settings may be measured while the first one's network is made ready."""
+"""CUDA does not wait for a device while another thread records on it, and that record is lost, nor
+does torch give memory back to it: the next slide's settings may be measured while the first one's
+network is made ready."""
 
 
 @dataclass(slots=True)
@@ -210,7 +211,8 @@ class CudaBackend:
         """Give the memory back to the device."""
         self._slots.clear()
         del self._network, self._run
-        self._cuda.empty_cache()
+        with _RECORDING:
+            self._cuda.empty_cache()
 
 
 def _to_host(values: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:

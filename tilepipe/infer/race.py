@@ -10,7 +10,7 @@ import numpy as np
 
 from tilepipe.infer.backends import make_backend, means_out_of_memory, seconds_a_batch
 from tilepipe.models import Model
-from tilepipe.tiling import TilePlan
+from tilepipe.tiling import Box, TilePlan
 
 if TYPE_CHECKING:
     from tilepipe.infer.settings import Settings
@@ -50,6 +50,7 @@ class Contender:
         rng = np.random.default_rng(0)
         tile = rng.integers(0, 255, (model.in_channels, side, side)).astype(dtype)
         self._plan, self._tiles, self._clock = plan, [tile] * batch, clock
+        self._kept_px = kept_px(plan, batch, device=settings.device)
         self._backend = make_backend(
             settings.backend,
             model,
@@ -75,8 +76,7 @@ class Contender:
         """Time a few batches."""
         took_s = seconds_a_batch(self._backend, self._tiles, count=self._count, clock=self._clock)
         plan, batch = self._plan, len(self._tiles)
-        speed = useful_px(plan) * batch / took_s / 1e6
-        return Trial(plan.input_px, plan.core_px, batch, speed)
+        return Trial(plan.input_px, plan.core_px, batch, self._kept_px / took_s / 1e6)
 
     def close(self) -> None:
         """Free the back-end."""
@@ -122,6 +122,19 @@ class Race:
         )
         for place in slowest_first[: len(slowest_first) - count]:
             self._ready.pop(place).close()
+
+
+def kept_px(plan: TilePlan, batch: int, *, device: str) -> float:
+    """Output px per batch that a whole unit keeps.
+
+    A GPU computes the last batch of a unit as if it were full: in one of four tiles whose unit has
+    one alone, three are for nothing.
+    """
+    if device == "cpu":
+        return batch * useful_px(plan)
+    side = min(plan.unit_px, max(plan.extent))
+    tiles = plan.n_tiles(Box(0, 0, side, side))
+    return tiles * useful_px(plan) / -(-tiles // batch)
 
 
 def useful_px(plan: TilePlan) -> float:

@@ -23,7 +23,7 @@ from tilepipe.infer.caches import device_name, key_of, read_cached, version_of, 
 from tilepipe.infer.guard import sample_plan
 from tilepipe.infer.memory import FORWARD_BYTES, at_once, free_bytes, peak_activation_bytes
 from tilepipe.infer.plans import plan_for
-from tilepipe.infer.race import Contender, Race, Trial, speed_of, useful_px
+from tilepipe.infer.race import Contender, Race, Trial, kept_px, speed_of, useful_px
 from tilepipe.models import Model
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import TilePlan
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 AIMS_PX = {"cpu": (384, 768, 1024, 1344, 2048), "cuda": (1024, 2048, 4096)}
 """Cores that are tried."""
 BUDGET_S = 8.0
+MOST_S = 15.0
+GPU_FORWARDS = 11
+"""Batches that a trial on a GPU computes: to make and check a record, to warm up, to be timed."""
 _AS_FAST = 0.97
 """Two measurements of the same tile differ by as much, and so do a lap and a job."""
 _RIVALS = 0.85
@@ -139,11 +142,15 @@ def measure(
 ) -> list[Trial]:
     """Time each candidate, those nearest the settings' own first, until the budget is used up.
 
-    What runs out of memory is left out, and what lies behind a slower tile. The two fastest are
-    timed again in turns where they are near each other; the best figure of each counts.
+    Larger batches come after the tiles of every size: of a large tile one is enough for a GPU, and
+    the tile is what its halo costs less of. They must not use up the budget before it is tried.
+
+    What runs out of memory is left out, what lies behind a slower tile, and what would keep a GPU
+    beyond ``MOST_S``. The two fastest are timed again in turns where they are near each other; the
+    best figure of each counts.
     """
     own_px = settings.plan.input_px
-    ordered = sorted(candidates, key=lambda pair: abs(pair[0].input_px - own_px))
+    ordered = sorted(candidates, key=lambda pair: (pair[1], abs(pair[0].input_px - own_px)))
     on_cpu = settings.device == "cpu"
     started_s = clock()
     enter = partial(Contender, settings, model, dtype=dtype, budget_s=budget_s, clock=clock)
@@ -152,9 +159,18 @@ def measure(
         def is_over() -> bool:
             return bool(race.trials) and clock() - started_s > budget_s
 
+        def takes_too_long(plan: TilePlan, batch: int) -> bool:
+            if on_cpu or not race.trials:
+                return False
+            fastest = max(map(speed_of, race.trials.values()))
+            batch_s = batch * useful_px(plan) / fastest / 1e6
+            return clock() - started_s + GPU_FORWARDS * batch_s > MOST_S
+
         for plan, batch in ordered:
             if is_over():
                 break
+            if takes_too_long(plan, batch):
+                continue
             if not _is_behind(plan.input_px, list(race.trials.values())):
                 race.lap(plan, batch)
         rivals = _rivals(race.trials)
@@ -238,5 +254,6 @@ def estimate_seconds(
     )
     if not trials:
         return 0.0
-    per_px = settings.batch * useful_px(small) / trials[0].mpix_per_s / 1e6
-    return per_px / (settings.batch * small.input_px**2) * settings.plan.input_px**2
+    kept = kept_px(small, settings.batch, device=settings.device)
+    batch_s = kept / trials[0].mpix_per_s / 1e6
+    return batch_s / (settings.batch * small.input_px**2) * settings.plan.input_px**2

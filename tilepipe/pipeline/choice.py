@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tilepipe.errors import PlanError
-from tilepipe.pipeline.context import slide_level
+from tilepipe.pipeline.context import share, slide_level
 from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.job import fingerprint
 from tilepipe.pipeline.output import (
@@ -17,6 +17,7 @@ from tilepipe.pipeline.source import Source, absolute, open_source, portable, re
 from tilepipe.pipeline.stored import content_of
 from tilepipe.pipeline.tissue import asked_tissue
 from tilepipe.schedule.cluster import ask_a_worker
+from tilepipe.schedule.local import gpu_numbers
 from tilepipe.slide import Read, reads_shown
 from tilepipe.spec import JobSpec
 from tilepipe.store import Store, open_store
@@ -55,6 +56,7 @@ def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
     from tilepipe.infer import Settings
 
     model = _load(source, spec)
+    share(model)
     if model.in_channels != source.channels:
         text = "colours, shown to the network as luminance"
         if source.channels == 1:
@@ -117,6 +119,7 @@ def _settings(source: Source, spec: JobSpec, model: Model, level: int) -> Settin
     from tilepipe.infer import choose_settings
     from tilepipe.infer.backends import resolve_device
 
+    spec = _on_its_gpus(spec)
     extents = source.extents
     if source.store is not None:
         unit = spec.unit or min(2048, round_up(max(extents[level]), 512))
@@ -144,6 +147,16 @@ def _settings(source: Source, spec: JobSpec, model: Model, level: int) -> Settin
         read=reads_shown(read, model.in_channels) if read is not None else None,
         workers=spec.workers or 1,
     )
+
+
+def _on_its_gpus(spec: JobSpec) -> JobSpec:
+    """Have the first of a job's GPUs stand for all: others of the machine may be in use."""
+    from tilepipe.infer.backends import gpu_count
+
+    if spec.gpus is None or spec.device not in ("auto", "cuda"):
+        return spec
+    first = gpu_numbers(spec.gpus)[0]
+    return spec.replace(device=f"cuda:{first}") if first < gpu_count() else spec
 
 
 def _recorded_settings(

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from tilepipe import buffers, malloc
 from tilepipe.errors import ModelError, SlideError, TilepipeError
@@ -24,6 +25,7 @@ from tilepipe.tiling import Box, TilePlan
 
 if TYPE_CHECKING:
     from tilepipe.infer import Engine, Settings
+    from tilepipe.models import Model
 
 SEGMENTS_BYTES = 128 << 20
 """Decoded tiles that a slide keeps for units whose tiles overlap."""
@@ -181,6 +183,8 @@ def slide_level(slide: Slide, level: int) -> int:
 
 _contexts: OrderedDict[tuple[str | None, ...], Context] = OrderedDict()
 _engines: OrderedDict[str, Engine] = OrderedDict()
+_loaded: WeakValueDictionary[str, Model] = WeakValueDictionary()
+"""By what makes a network that and no other."""
 _lock = threading.Lock()
 _engine_lock = threading.Lock()
 
@@ -214,6 +218,15 @@ def context_of(ticket: Ticket) -> Iterator[Context]:
                 context.close()
 
 
+def share(model: Model) -> None:
+    """Let the units that are done in this process use the network that their job was planned with.
+
+    Drawing random weights takes seconds (2.2 at base 64), in which a device would have nothing to
+    do, and a second copy the memory of the first.
+    """
+    _loaded[model.identity] = model
+
+
 def forget(output: str) -> None:
     """Let go of what this process holds of an output; a unit that is under way still ends."""
     with _lock:
@@ -239,7 +252,7 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
     with _engine_lock:
         if key not in _engines:
             malloc.suit(settings.backend)
-            model = load_model(
+            model = _loaded.get(ticket.network) or load_model(
                 spec.model,
                 weights=spec.weights,
                 in_channels=ticket.in_channels,

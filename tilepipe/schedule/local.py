@@ -13,6 +13,10 @@ from tilepipe.malloc import ONE_ARENA
 
 _HERE = "127.0.0.1"
 """Whoever reaches a scheduler or a worker may run any code there."""
+_WHERE_GPUS_ARE = (
+    (Path("/proc/driver/nvidia/gpus"), "*"),
+    (Path("/dev"), "nvidia[0-9]*"),  # a container may have the devices and not what tells of them
+)
 LANES = 3
 """Threads of a worker: one unit on the device, one being read, one being written."""
 
@@ -104,7 +108,8 @@ def _visible_gpus() -> list[str]:
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
-        return [str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+        found = (list(folder.glob(names)) for folder, names in _WHERE_GPUS_ARE)
+        return [str(n) for n, _ in enumerate(next(filter(None, found), ()))]
     names = [name.strip() for name in named.split(",")]
     return list(takewhile(lambda name: name and not name.startswith("-"), names))
 

@@ -11,14 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tilepipe.infer.backends import supported_precisions
+from tilepipe.infer.backends import means_out_of_memory, supported_precisions
 from tilepipe.tiling import Box, Shape, plan_tiles, read_mirrored, round_up
 from tilepipe.train.losses import probabilities
 
 TILE_PX = 768
 """Side of what one forward of a valid network writes, at most."""
 WHOLE_PX = 2048
-"""Images up to this side go through a padded network in one piece, as if they were one tile."""
+"""Images up to this side go through a padded network in one piece, as if they were one tile, or,
+where that is too large for the device, in tiles."""
 
 Forward = Callable[[Tensor], Tensor]
 """(1, C, S, S) shares -> (1, K, S - 2 margin, S - 2 margin) logits."""
@@ -72,12 +73,36 @@ def iter_predicted(
     ``halo_px`` are read around it and its tiles, mirrored at its borders: with ``usual_halo`` the
     classes are those of ``run``, where a padded network sees no padding either.
     """
+    whole = sizes.margin_px == 0 and max(extent) <= WHOLE_PX
+    options: dict[str, Any] = {"halo_px": halo_px, "device": device, "precision": precision}
+    if whole:
+        try:
+            yield from _by_tiles(forward, read, extent, sizes, max(extent), **options)
+        except (RuntimeError, MemoryError) as error:
+            if not means_out_of_memory(error) or max(extent) <= TILE_PX:
+                raise
+        else:
+            return
+    # Not where that was caught: the error holds on to the memory of what failed.
+    yield from _by_tiles(forward, read, extent, sizes, TILE_PX, **options)
+
+
+def _by_tiles(
+    forward: Forward,
+    read: Callable[[Box], NDArray[np.float32]],
+    extent: Shape,
+    sizes: Sizes,
+    side_px: int,
+    *,
+    halo_px: int,
+    device: torch.device,
+    precision: str,
+) -> Iterator[tuple[Box, NDArray[np.float32]]]:
+    """Do that by tiles that write about ``side_px`` to a side, at most."""
     step, margin = sizes.step_px, sizes.margin_px
-    whole = margin == 0 and max(extent) <= WHOLE_PX
-    limit = round_up(max(extent) if whole else TILE_PX, step)
     plan = plan_tiles(
         extent,
-        unit_px=min(round_up(max(extent), step), limit),
+        unit_px=round_up(min(max(extent), side_px), step),
         context_px=halo_px,
         alignment_px=step,
         margin_px=margin,
