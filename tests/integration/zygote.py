@@ -55,6 +55,8 @@ def child(request):
     dask.config.refresh()
     if "TEST_FULL_UNDER" in request["env"]:
         fill_disk(request["env"]["TEST_FULL_UNDER"])
+    if "TEST_NOT_MOUNTED" in request["env"]:
+        hide(request["env"]["TEST_NOT_MOUNTED"])
     if "TEST_OTHER_TILEPIPE" in request["env"]:
         pretend_another_tilepipe(request["env"]["TEST_OTHER_TILEPIPE"])
     sys.argv = [request["command"], *request["argv"]]
@@ -92,6 +94,21 @@ def fill_disk(root):
         put(self, key, value, durable=durable)
 
     LocalFiles.put = refuse
+
+
+def hide(path):
+    """Let this process not see a file, as on a machine that lacks the file system it lies on."""
+    import errno
+    import io
+
+    real = io.open
+
+    def refuse(file, *args, **options):
+        if isinstance(file, str | os.PathLike) and os.fspath(file) == path:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return real(file, *args, **options)
+
+    io.open = refuse
 
 
 def pretend_another_tilepipe(version):

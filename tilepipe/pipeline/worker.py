@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.buffers import empty
-from tilepipe.errors import SlideError, TilepipeError
+from tilepipe.errors import SlideError, TilepipeError, UnfitError
 from tilepipe.infer.account import merge_seconds
-from tilepipe.pipeline.context import Context, context_of, slide_level
+from tilepipe.pipeline.context import Context, context_of, on_worker, slide_level, worker_address
 from tilepipe.pipeline.job import (
     FIND,
     GATE,
@@ -67,13 +67,7 @@ _memory = Memory()
 
 
 def _here() -> str:
-    from distributed import get_worker
-
-    try:
-        address: str = get_worker().address
-    except ValueError:  # called directly, by a test
-        return f"pid {os.getpid()}"
-    return address
+    return worker_address() or f"pid {os.getpid()}"  # called directly, by a test
 
 
 def _failed(index: int, error: BaseException) -> Outcome:
@@ -83,13 +77,15 @@ def _failed(index: int, error: BaseException) -> Outcome:
         number = cause.errno if isinstance(cause, OSError) else None
         cause = cause.__cause__
     text = str(error) if isinstance(error, TilepipeError) else f"{type(error).__name__}: {error}"
+    full = number in _NO_SPACE and not isinstance(error, SlideError)
+    unfit = full or isinstance(error, UnfitError)
     return Outcome(
         index,
         False,
         worker=_here(),
-        error=text,
+        error=text + on_worker() if unfit else text,
         permanent=isinstance(error, SlideError),
-        no_space=number in _NO_SPACE and not isinstance(error, SlideError),
+        unfit=unfit,
     )
 
 
