@@ -217,6 +217,31 @@ def test_a_full_disk_on_one_worker(start_cluster, zygote, slide, flags, referenc
     assert limited.poll() is None
 
 
+def test_a_unit_of_a_stopped_job_is_not_written_over_that_of_the_next(
+    start_cluster, zygote, slide, flags, reference, equal, tmp_path, wait_until
+):
+    """Ctrl-C, and at once other weights with --overwrite; a worker still has a unit of before."""
+    cluster = start_cluster(workers=1)
+    store, hangs = tmp_path / "out.zarr", tmp_path / "hangs"
+    hangs.touch()
+    cluster.workers.append(cluster.start_worker(TEST_STALLS_WHILE=hangs))
+    option = flags.index("random:0")
+    before = [*flags[:option], "random:5", *flags[option + 1 :]]
+    process = zygote.start(
+        "tilepipe", "run", slide, "-o", store, *before, "--scheduler", cluster.file
+    )
+    wait_until(lambda: hangs.with_suffix(".reached").exists(), "a unit that is computed")
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.text()
+    zygote.run(
+        "run", slide, "-o", store, *flags, "--overwrite", "--scheduler", cluster.file,
+        env={"TILEPIPE_STRAGGLER_S": 1},
+    )  # fmt: skip
+    hangs.unlink()
+    zygote.run("run", slide, "-o", tmp_path / "other.zarr", *flags, "--scheduler", cluster.file)
+    equal(store, reference)
+
+
 @pytest.mark.parametrize("missing", ["slide", "weights"])
 def test_a_worker_that_lacks_what_the_job_needs_spoils_no_unit(
     start_cluster, zygote, make_slide, flags, records, tmp_path, wait_until, missing

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.buffers import empty
-from tilepipe.errors import SlideError, TilepipeError, UnfitError
+from tilepipe.errors import MismatchError, SlideError, TilepipeError, UnfitError
 from tilepipe.infer.account import merge_seconds
 from tilepipe.pipeline.context import Context, context_of, on_worker, slide_level, worker_address
 from tilepipe.pipeline.job import (
@@ -78,7 +78,7 @@ def _failed(index: int, error: BaseException) -> Outcome:
         cause = cause.__cause__
     text = str(error) if isinstance(error, TilepipeError) else f"{type(error).__name__}: {error}"
     full = number in _NO_SPACE and not isinstance(error, SlideError)
-    unfit = full or isinstance(error, UnfitError)
+    unfit = full or isinstance(error, UnfitError | MismatchError)
     return Outcome(
         index,
         False,
@@ -108,6 +108,7 @@ def _ingest(context: Context, level: int, index: int) -> dict[str, Any]:
     clock = _Clock()
     pixels = context.slide.read(unit.box)
     clock.lap("decode")
+    context.store.check_current(context.image_journal)
     checksum = array.write_unit(unit, pixels)
     clock.lap("ingest-write")
     facts = _damage(context.slide, unit, unit.box, level=0)
@@ -142,26 +143,28 @@ def _damage_in_place(context: Context, unit: Unit) -> dict[str, Any]:
 def _reduce(context: Context, level: int, index: int) -> dict[str, Any]:
     image, journal = context.store.image, context.image_journal
     return _reduce_unit(
-        image(level - 1), image(level), index, reduce_image, partial(journal.write, REDUCE, level)
-    )
+        image(level - 1), image(level), index, reduce_image,
+        partial(context.store.check_current, journal), partial(journal.write, REDUCE, level),
+    )  # fmt: skip
 
 
 def _label_reduce(context: Context, level: int, index: int) -> dict[str, Any]:
     assert context.ticket.label is not None
     assert context.label_journal is not None
     label, journal = context.label(context.ticket.label), context.label_journal
+    check = partial(context.store.check_current, journal)
     facts: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     beside = label.probabilities
     if beside is not None:
         done = _reduce_unit(
-            beside.level(level - 1), beside.level(level), index, reduce_image,
+            beside.level(level - 1), beside.level(level), index, reduce_image, check,
             lambda _, checksum: facts.update(probabilities=checksum),
         )  # fmt: skip
         seconds = done["seconds"]
     # The record comes last and is of both.
     done = _reduce_unit(
-        label.level(level - 1), label.level(level), index, reduce_label,
+        label.level(level - 1), label.level(level), index, reduce_label, check,
         partial(journal.write, LABEL_REDUCE, level, facts=facts),
     )  # fmt: skip
     return {"seconds": merge_seconds([seconds, done["seconds"]])}
@@ -173,7 +176,7 @@ def _object_reduce(context: Context, level: int, index: int) -> dict[str, Any]:
     label, journal = context.label(context.ticket.instances).level, context.object_journal
     return _reduce_unit(
         label(level - 1), label(level), index, reduce_label,
-        partial(journal.write, OBJECT_REDUCE, level),
+        partial(context.store.check_current, journal), partial(journal.write, OBJECT_REDUCE, level),
     )  # fmt: skip
 
 
@@ -188,6 +191,7 @@ def _reduce_unit(
     coarse: Level,
     index: int,
     reduce: Callable[[NDArray[Any]], NDArray[Any]],
+    check: Callable[[], None],
     record: Callable[..., None],
 ) -> dict[str, Any]:
     """Build a unit from the finer level under it, a quarter at a time."""
@@ -200,6 +204,7 @@ def _reduce_unit(
         clock.lap("read")
         small[(..., *piece.shift(-unit.box.y0, -unit.box.x0).slices)] = reduce(pixels)
         clock.lap("reduce")
+    check()
     checksum = coarse.write_unit(unit, small)
     clock.lap("write")
     record(unit, checksum=checksum)
@@ -212,6 +217,7 @@ def _gate(context: Context, level: int, index: int) -> dict[str, Any]:
     unit = context.label(context.ticket.label).level(0).grid.at(index)
     nothing, something = context.engine().gate(context.level_reader(), unit.box)
     facts = {"nothing": nothing, "something": something, **_damage_in_place(context, unit)}
+    context.store.check_current(context.label_journal)
     context.label_journal.write(GATE, level, unit, checksum="0" * 16, facts=facts)
     return facts
 
@@ -240,6 +246,7 @@ def _segment(context: Context, level: int, index: int) -> dict[str, Any]:
         facts = {**result.facts, **_damage_in_place(context, unit)}
     seconds: dict[str, float] = facts.pop("seconds", {})
     clock = _Clock()
+    context.store.check_current(context.label_journal)
     checksum = array.write_unit(unit, ids)
     if beside is not None:
         assert planes is not None
