@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -395,6 +396,22 @@ def test_openvino_that_cannot_take_a_network_gives_way_to_torch(tmp_path, monkey
         lambda box: image[(slice(None), *box.slices)], Box(0, 0, 200, 150)
     )
     np.testing.assert_array_equal(result.ids, expected.ids)
+
+
+def test_a_job_planned_with_openvino_goes_on_where_it_is_missing(monkeypatch):
+    """On another machine, or on a worker of a cluster that has it elsewhere only."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    model, plan = model_and_plan()
+    image = np.random.default_rng(0).integers(0, 255, (3, 200, 150), np.uint8)
+
+    def read(box):
+        return image[(slice(None), *box.slices)]
+
+    box = Box(0, 0, 200, 150)
+    result = Engine(model, plan=plan, backend="openvino").segment(read, box)
+    assert result.facts["backend"] == "torch"
+    assert "OpenVINO cannot be used on this machine" in result.facts["backend_refused"]
+    np.testing.assert_array_equal(result.ids, Engine(model, plan=plan).segment(read, box).ids)
 
 
 def test_bf16_overflow_sums_are_seen():

@@ -171,10 +171,15 @@ def import_openvino() -> Any:
     """Import OpenVINO without its usage reports, which fork this process and call a server.
 
     Its converter falls back to a stub of its own where the reporting package is missing.
+
+    Raises ModelError where it is missing itself: a job that was planned with it may go on here.
     """
     if "openvino.tools.ovc" not in sys.modules:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    return importlib.import_module("openvino")
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise ModelError(f"OpenVINO cannot be used on this machine: {error}") from error
 
 
 def _compiled(
