@@ -584,6 +584,31 @@ def test_a_worker_is_asked_and_what_it_raises_is_raised_here(connection, monkeyp
         ask_a_worker(address, told_by, "nothing")
 
 
+def test_where_the_worker_that_was_asked_hangs_another_one_is_asked(connection, monkeypatch):
+    monkeypatch.setattr(cluster_room, "ASK_ANOTHER_S", 0.2)
+    asked, over = [], threading.Event()
+    monkeypatch.setitem(ANSWERS, "hangs", lambda: hang_first(asked, over))
+    try:
+        found = ask_a_worker(connection.client.scheduler.address, answer_of, "hangs")
+    finally:
+        over.set()
+    assert asked[1] == found != asked[0]
+
+
+ANSWERS = {}
+
+
+def answer_of(key):
+    return ANSWERS[key]()
+
+
+def hang_first(asked, over):
+    asked.append(here())
+    if len(asked) == 1:
+        over.wait()
+    return here()
+
+
 @pytest.mark.parametrize(
     ("theirs", "told"), [(None, "has none"), ("0.0.1", r"has 0\.0\.1"), ("ours", None)]
 )
