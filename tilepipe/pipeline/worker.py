@@ -84,7 +84,8 @@ def _failed(index: int, error: BaseException) -> Outcome:
         False,
         worker=_here(),
         error=text + on_worker() if unfit else text,
-        permanent=isinstance(error, SlideError),
+        # What the operating system refused here it may grant elsewhere, or next time.
+        permanent=isinstance(error, SlideError) and number is None,
         unfit=unfit,
     )
 
