@@ -65,6 +65,10 @@ class ScheduleError(TilepipeError, RuntimeError):
     """A scheduler or worker that cannot be reached or keeps failing."""
 
 
+class UnfitError(ScheduleError):
+    """A worker on which no unit of a job can be done: it lacks a path, or has another file."""
+
+
 class UnitsFailedError(TilepipeError, RuntimeError):
     """Some units of a job kept failing; the others are done and the store says so."""
 

@@ -217,6 +217,62 @@ def test_a_full_disk_on_one_worker(start_cluster, zygote, slide, flags, referenc
     assert limited.poll() is None
 
 
+def test_a_unit_of_a_stopped_job_is_not_written_over_that_of_the_next(
+    start_cluster, zygote, slide, flags, reference, equal, tmp_path, wait_until
+):
+    """Ctrl-C, and at once other weights with --overwrite; a worker still has a unit of before."""
+    cluster = start_cluster(workers=1)
+    store, hangs = tmp_path / "out.zarr", tmp_path / "hangs"
+    hangs.touch()
+    cluster.workers.append(cluster.start_worker(TEST_STALLS_WHILE=hangs))
+    option = flags.index("random:0")
+    before = [*flags[:option], "random:5", *flags[option + 1 :]]
+    process = zygote.start(
+        "tilepipe", "run", slide, "-o", store, *before, "--scheduler", cluster.file
+    )
+    wait_until(lambda: hangs.with_suffix(".reached").exists(), "a unit that is computed")
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.text()
+    zygote.run(
+        "run", slide, "-o", store, *flags, "--overwrite", "--scheduler", cluster.file,
+        env={"TILEPIPE_STRAGGLER_S": 1},
+    )  # fmt: skip
+    hangs.unlink()
+    zygote.run("run", slide, "-o", tmp_path / "other.zarr", *flags, "--scheduler", cluster.file)
+    equal(store, reference)
+
+
+@pytest.mark.parametrize("missing", ["slide", "weights"])
+def test_a_worker_that_lacks_what_the_job_needs_spoils_no_unit(
+    start_cluster, zygote, make_slide, flags, records, tmp_path, wait_until, missing
+):
+    slide = make_slide(tmp_path / "large.tif", shape=(1500, 1300))
+    weights, store = tmp_path / "weights.safetensors", tmp_path / "out.zarr"
+    save_seeded(weights, 0)
+    option = flags.index("random:0")
+    used = [*flags[:option], weights, "--precision", "fp32", "--device", "cpu", "--unit", "128"]
+    cluster = start_cluster(workers=1)
+    process = zygote.start(
+        "tilepipe", "run", slide, "-o", store, *used, "--scheduler", cluster.file
+    )
+    wait_until(lambda: records(store) > 3 or process.poll() is not None, "some units")
+    path = {"slide": slide, "weights": weights}[missing]
+    cluster.workers.append(cluster.start_worker(TEST_NOT_MOUNTED=path))
+    assert process.wait() == 0, process.text()
+    assert process.text().count("a worker gets no more units of this job: ") == 1
+    assert f"{path}: cannot be read: No such file or directory (on the worker tcp" in process.text()
+
+
+def test_where_a_path_is_not_seen_is_told(start_cluster, zygote, slide, flags, tmp_path):
+    cluster = start_cluster(workers=0)
+    cluster.workers.append(cluster.start_worker(TEST_NOT_MOUNTED=slide))
+    text = zygote.run(
+        "run", slide, "-o", tmp_path / "out.zarr", *flags, "--scheduler", cluster.file, code=1
+    )
+    assert f"{slide}: cannot be read: No such file or directory (on the worker tcp" in text
+    assert not (tmp_path / "out.zarr").exists()
+
+
 def test_a_full_disk_everywhere_then_room(
     start_cluster, zygote, slide, flags, reference, equal, tmp_path
 ):

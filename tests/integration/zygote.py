@@ -55,6 +55,10 @@ def child(request):
     dask.config.refresh()
     if "TEST_FULL_UNDER" in request["env"]:
         fill_disk(request["env"]["TEST_FULL_UNDER"])
+    if "TEST_STALLS_WHILE" in request["env"]:
+        stall(request["env"]["TEST_STALLS_WHILE"])
+    if "TEST_NOT_MOUNTED" in request["env"]:
+        hide(request["env"]["TEST_NOT_MOUNTED"])
     if "TEST_OTHER_TILEPIPE" in request["env"]:
         pretend_another_tilepipe(request["env"]["TEST_OTHER_TILEPIPE"])
     sys.argv = [request["command"], *request["argv"]]
@@ -92,6 +96,40 @@ def fill_disk(root):
         put(self, key, value, durable=durable)
 
     LocalFiles.put = refuse
+
+
+def stall(flag):
+    """Let this process hang with a unit of a mask that it has computed while a file is there."""
+    import pathlib
+    import time
+
+    from tilepipe.infer import Engine
+
+    segment = Engine.segment
+
+    def late(self, *args, **options):
+        found = segment(self, *args, **options)
+        pathlib.Path(f"{flag}.reached").touch()
+        while pathlib.Path(flag).exists():
+            time.sleep(0.01)
+        return found
+
+    Engine.segment = late
+
+
+def hide(path):
+    """Let this process not see a file, as on a machine that lacks the file system it lies on."""
+    import errno
+    import io
+
+    real = io.open
+
+    def refuse(file, *args, **options):
+        if isinstance(file, str | os.PathLike) and os.fspath(file) == path:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return real(file, *args, **options)
+
+    io.open = refuse
 
 
 def pretend_another_tilepipe(version):

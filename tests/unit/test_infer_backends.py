@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -332,11 +333,15 @@ def test_why_openvino_does_not_fit(monkeypatch, asked_anew):
 
 
 def test_an_openvino_that_cannot_be_loaded_is_told_and_done_without(monkeypatch, asked_anew):
-    def broken():
-        raise ImportError("libtbb.so.12: cannot open shared object file\nmore")
+    load = ov_room.importlib.import_module
+
+    def broken(name, *more):
+        if name == "openvino":
+            raise ImportError("libtbb.so.12: cannot open shared object file\nmore")
+        return load(name, *more)
 
     monkeypatch.setattr(ov_room.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(ov_room, "import_openvino", broken)
+    monkeypatch.setattr(ov_room.importlib, "import_module", broken)
     model, _ = model_and_plan()
     large = {"extent": (1 << 13, 1 << 13), "channels": model.in_channels}
     spec = JobSpec(tune=False, precision="fp32")
@@ -432,6 +437,22 @@ def test_openvino_that_cannot_take_a_network_gives_way_to_torch(tmp_path, monkey
         lambda box: image[(slice(None), *box.slices)], Box(0, 0, 200, 150)
     )
     np.testing.assert_array_equal(result.ids, expected.ids)
+
+
+def test_a_job_planned_with_openvino_goes_on_where_it_is_missing(monkeypatch):
+    """On another machine, or on a worker of a cluster that has it elsewhere only."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    model, plan = model_and_plan()
+    image = np.random.default_rng(0).integers(0, 255, (3, 200, 150), np.uint8)
+
+    def read(box):
+        return image[(slice(None), *box.slices)]
+
+    box = Box(0, 0, 200, 150)
+    result = Engine(model, plan=plan, backend="openvino").segment(read, box)
+    assert result.facts["backend"] == "torch"
+    assert "OpenVINO cannot be used on this machine" in result.facts["backend_refused"]
+    np.testing.assert_array_equal(result.ids, Engine(model, plan=plan).segment(read, box).ids)
 
 
 def test_bf16_overflow_sums_are_seen():

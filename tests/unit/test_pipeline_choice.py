@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,9 @@ from tilepipe.infer.backends import device_here
 from tilepipe.pipeline import choice
 from tilepipe.pipeline import context as context_room
 from tilepipe.pipeline.bill import bill
-from tilepipe.pipeline.context import forget
+from tilepipe.pipeline.context import context_of, forget
 from tilepipe.pipeline.events import ignore
-from tilepipe.pipeline.job import SEGMENT
+from tilepipe.pipeline.job import INGEST, SEGMENT
 from tilepipe.pipeline.prepare import prepare
 from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import open_source
@@ -97,6 +99,29 @@ def test_settings_are_measured_on_a_gpu_of_the_job(
     source = open_source(str(small_slide), str(tmp_path / "out.zarr"), spec)
     assert choice.choose(source, spec, ignore).settings.device == device
     source.slide.close()
+
+
+@pytest.mark.parametrize("reason", ["a disk of this machine", "the file"])
+def test_what_one_machine_cannot_read_is_tried_on_another(
+    small_slide, tmp_path, monkeypatch, reason
+):
+    spec = JobSpec(weights="random:0", base=2, tune=False)
+    job = prepare(str(small_slide), str(tmp_path / "out.zarr"), spec, on_event=ignore)
+
+    def pread(descriptor, count, offset):
+        if reason == "the file":
+            return b""  # it ends here
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with context_of(job.ticket) as context, monkeypatch.context() as patch:
+        assert context.slide.channels == 3  # it is open
+        patch.setattr("tilepipe.slide.segments.os.pread", pread)
+        (failed,) = run_units(job.ticket, job.ticket.stages.index((INGEST, 0)), (0,))
+    job.held.close()
+    forget(job.ticket.output)
+    assert ("Input/output error" in failed.error) == (reason != "the file")
+    assert failed.permanent == (reason == "the file")
+    assert not failed.unfit
 
 
 @pytest.mark.parametrize("spelled", ["out.zarr", "./out.zarr", "{}/out.zarr"])

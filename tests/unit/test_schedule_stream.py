@@ -162,7 +162,7 @@ def test_a_full_disk_on_one_worker_moves_the_work_to_the_other(connection, monke
     monkeypatch.setattr(pace_room, "MOST_UNITS", 1)
     full = sorted(connection.workers())[0]
     PLANS["full"] = lambda stage, unit, nth, worker: (
-        {"error": "disk full", "no_space": True} if worker == full else {}
+        {"error": "disk full", "unfit": True} if worker == full else {}
     )
     job = run(connection, Pyramid("full", count=60), retries=3)
     assert job.dag.finished
@@ -171,8 +171,38 @@ def test_a_full_disk_on_one_worker_moves_the_work_to_the_other(connection, monke
     assert sum(CALLS.values()) < 60 + 30 + 20
 
 
+def test_a_unit_does_not_go_back_to_a_worker_where_it_fails(connection, monkeypatch):
+    """One that fails at once is always idle, and Dask moves to the idle what waits for others."""
+    monkeypatch.setattr(pace_room, "MOST_UNITS", 1)
+    bad = sorted(connection.workers())[0]
+
+    def plan(stage, unit, nth, worker):
+        if worker == bad:
+            return {"error": "never here"}
+        time.sleep(0.15)
+        return {}
+
+    PLANS["stolen"] = plan
+    job = run(connection, Pyramid("stolen", count=24), retries=1)
+    assert not job.dag.failed
+    assert job.dag.finished
+
+
+def test_an_unfit_worker_is_told_of_once_and_spoils_no_unit(connection, monkeypatch):
+    monkeypatch.setattr(pace_room, "MOST_UNITS", 1)
+    unfit = sorted(connection.workers())[0]
+    PLANS["unfit"] = lambda stage, unit, nth, worker: (
+        {"error": "no such file", "unfit": True} if worker == unfit else {}
+    )
+    told = []
+    job = Pyramid("unfit", count=60)
+    drive(connection, iter([job]), work_on, retries=0, on_other=told.append)
+    assert job.dag.finished
+    assert told == ["a worker gets no more units of this job: no such file"]
+
+
 def test_a_full_disk_everywhere_gives_the_job_up_and_others_go_on(connection):
-    PLANS["no room"] = lambda *_: {"error": "disk full", "no_space": True}
+    PLANS["no room"] = lambda *_: {"error": "disk full", "unfit": True}
     job, other = Pyramid("no room", count=300), Pyramid("fine", count=30)
     run(connection, job, other)
     assert job.closed == ["disk full"]
@@ -552,6 +582,31 @@ def test_a_worker_is_asked_and_what_it_raises_is_raised_here(connection, monkeyp
     monkeypatch.setattr(cluster_room, "ASK_S", 0.05)
     with pytest.raises(ScheduleError, match="could say how to run the network"):
         ask_a_worker(address, told_by, "nothing")
+
+
+def test_where_the_worker_that_was_asked_hangs_another_one_is_asked(connection, monkeypatch):
+    monkeypatch.setattr(cluster_room, "ASK_ANOTHER_S", 0.2)
+    asked, over = [], threading.Event()
+    monkeypatch.setitem(ANSWERS, "hangs", lambda: hang_first(asked, over))
+    try:
+        found = ask_a_worker(connection.client.scheduler.address, answer_of, "hangs")
+    finally:
+        over.set()
+    assert asked[1] == found != asked[0]
+
+
+ANSWERS = {}
+
+
+def answer_of(key):
+    return ANSWERS[key]()
+
+
+def hang_first(asked, over):
+    asked.append(here())
+    if len(asked) == 1:
+        over.wait()
+    return here()
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,19 @@ def test_another_job_is_refused_with_the_ways_out(store):
         store.journal("m", "f2").recorded("segment", 0)
 
 
+@pytest.mark.parametrize("label", [None, "m"])
+def test_whose_a_journal_is_is_seen_before_a_unit_is_written(store, label):
+    made = store if label is None else store.label(label)
+    made.write_record({"fingerprint": "f1"})
+    store.check_current(store.journal(label, "f1"))
+    made.write_record({"fingerprint": "f2"})
+    with pytest.raises(MismatchError, match="begun anew by another job"):
+        store.check_current(store.journal(label, "f1"))
+    store.files.delete_tree(f"labels/{label}" if label else "")
+    with pytest.raises(MismatchError, match="or taken away"):
+        store.check_current(store.journal(label, "f2"))
+
+
 def _record(**changes):
     return {
         "format": 2,

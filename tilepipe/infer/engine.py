@@ -308,7 +308,7 @@ class Engine:
             except ModelError as error:
                 if name != "openvino":
                     raise
-                # It cannot take this network, here or on resume: the same pixels either way.
+                # It cannot take this network, or is missing here: the same pixels either way.
                 self.backend, self._refused = "torch", str(error)
                 self._backends[key] = self._make("torch", self.model, plan, **options)
         return self._backends[key]

@@ -52,12 +52,14 @@ def _not_loaded() -> str:
         return "OpenVINO is not installed (pip install 'tilepipe[openvino]')"
     try:
         import_openvino()
-    except (ImportError, OSError) as error:  # a library that it needs is missing, or another's
-        return f"OpenVINO is installed and cannot be loaded: {_first_line(error)}"
+    except ModelError as error:
+        return (
+            f"OpenVINO is installed and cannot be loaded: {_first_line(error.__cause__ or error)}"
+        )
     return ""
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
@@ -183,10 +185,15 @@ def import_openvino() -> Any:
     """Import OpenVINO without its usage reports, which fork this process and call a server.
 
     Its converter falls back to a stub of its own where the reporting package is missing.
+
+    Raises ModelError where it is missing itself: a job that was planned with it may go on here.
     """
     if "openvino.tools.ovc" not in sys.modules:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    return importlib.import_module("openvino")
+    try:
+        return importlib.import_module("openvino")
+    except (ImportError, OSError) as error:  # or a library that it needs, or that is another's
+        raise ModelError(f"OpenVINO cannot be used on this machine: {error}") from error
 
 
 def _compiled(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tilepipe.errors import PlanError
-from tilepipe.pipeline.context import share, slide_level
+from tilepipe.errors import PlanError, TilepipeError
+from tilepipe.pipeline.context import on_worker, share, slide_level
 from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.job import fingerprint
 from tilepipe.pipeline.output import (
@@ -88,15 +88,21 @@ def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
 
 
 def settings_there(slide: str, output: str, spec: dict[str, Any]) -> dict[str, Any]:
-    """Choose the settings of a job in this process, a worker's; plain values in and out."""
+    """Choose the settings of a job in this process, a worker's; plain values in and out.
+
+    What it lacks is told as that: on the machine that asks all may be there.
+    """
     asked_for = JobSpec.checked(spec)
-    source = open_source(slide, output, asked_for)
     try:
-        model = _load(source, asked_for)
-        level = resolve_level(source, asked_for)
-        return _settings(source, asked_for, model, level).to_json()
-    finally:
-        source.close()
+        source = open_source(slide, output, asked_for)
+        try:
+            model = _load(source, asked_for)
+            level = resolve_level(source, asked_for)
+            return _settings(source, asked_for, model, level).to_json()
+        finally:
+            source.close()
+    except TilepipeError as error:
+        raise type(error)(f"{error}{on_worker()}") from error
 
 
 def _load(source: Source, spec: JobSpec) -> Model:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from tilepipe import buffers, malloc
-from tilepipe.errors import ModelError, SlideError, TilepipeError
+from tilepipe.errors import ModelError, SlideError, TilepipeError, UnfitError
 from tilepipe.pipeline.instances import Objects
 from tilepipe.pipeline.job import GATE, Ticket
 from tilepipe.pipeline.lanes import waiting_bytes
@@ -38,7 +38,8 @@ class Context:
     def __init__(self, ticket: Ticket) -> None:
         self.ticket = ticket
         self.spec = JobSpec.checked(ticket.spec, source="ticket")
-        self.store: Store = open_store(ticket.output, writable=True)
+        with _needed():
+            self.store: Store = open_store(ticket.output, writable=True)
         buffers.keep(waiting_bytes(ticket.recent_bytes))
         self.recent = self.store.recent = RecentUnits(ticket.recent_bytes)
         self.image_journal: Journal = self.store.journal(None, ticket.image_fingerprint)
@@ -62,21 +63,25 @@ class Context:
         """The input, opened on first use."""
         with self._opening:
             if self._slide is None:
-                assert self.ticket.slide is not None
-                slide = open_slide(
-                    self.ticket.slide,
-                    mpp=self.spec.slide_mpp,
-                    max_pixels=self.spec.max_pixels,
-                    on_damage=self.spec.on_damage,
-                    cache_bytes=SEGMENTS_BYTES if self.ticket.shared_tiles else 0,
-                )
-                try:
-                    _check_same(slide, self.store.read_record().get("input"))
-                except BaseException:
-                    slide.close()
-                    raise
-                self._slide = slide
+                with _needed():
+                    self._slide = self._open_slide()
             return self._slide
+
+    def _open_slide(self) -> Slide:
+        assert self.ticket.slide is not None
+        slide = open_slide(
+            self.ticket.slide,
+            mpp=self.spec.slide_mpp,
+            max_pixels=self.spec.max_pixels,
+            on_damage=self.spec.on_damage,
+            cache_bytes=SEGMENTS_BYTES if self.ticket.shared_tiles else 0,
+        )
+        try:
+            _check_same(slide, self.store.read_record().get("input"))
+        except BaseException:
+            slide.close()
+            raise
+        return slide
 
     def close(self) -> None:
         """Close the input; nobody uses it any more, or its file might be another by now."""
@@ -116,7 +121,8 @@ class Context:
         from tilepipe.infer import Settings
 
         settings = Settings.from_json(self.ticket.settings)
-        return _engine(self.ticket, self.spec, settings)
+        with _needed():
+            return _engine(self.ticket, self.spec, settings)
 
     def gate(self) -> float | None:
         """By how much the first pass says that something is on the slide; None without one."""
@@ -148,6 +154,32 @@ class Context:
             number = slide_level(self.slide, self.ticket.level)
             return reads_shown(partial(self.slide.read, level=number), self.ticket.in_channels)
         return reads_shown(self.store.image(self.ticket.level).read, self.ticket.in_channels)
+
+
+@contextmanager
+def _needed() -> Iterator[None]:
+    """Tell a process that lacks what the job needs from a unit that cannot be done."""
+    try:
+        yield
+    except (TilepipeError, OSError) as error:
+        raise UnfitError(str(error)) from error
+
+
+def on_worker() -> str:
+    """Say on which worker of a cluster this is; nothing for a thread of the job's own process."""
+    address = worker_address() or ""
+    return f" (on the worker {address})" if address.startswith(("tcp", "tls")) else ""
+
+
+def worker_address() -> str | None:
+    """Return the address of the worker that this thread is of; None outside one."""
+    from distributed import get_worker
+
+    try:
+        address: str = get_worker().address
+    except ValueError:
+        return None
+    return address
 
 
 def _check_same(slide: Slide, planned: Any) -> None:

@@ -175,6 +175,7 @@ class Objects:
         """Find the objects of a unit and keep what its neighbours must know."""
         unit = self._level.grid.at(index)
         raw = pack_cells(self._cells(unit))
+        self._store.check_current(self._journal)
         self._store.files.put(self._key("edges", unit), raw)
         self._journal.write(FIND, 0, unit, checksum=hashlib.sha256(raw).hexdigest()[:16])
         return {}
@@ -183,6 +184,7 @@ class Objects:
         """Number the objects of the whole mask."""
         grid = self._level.grid
         count, shares = join_cells(grid, self._told, self._rule)
+        self._store.check_current(self._journal)
         digest = hashlib.sha256()
         for unit, numbers in shares:
             raw = pack_numbers(numbers)
@@ -209,6 +211,7 @@ class Objects:
             raise StoreError(
                 f"{self._store.location}: {key} {error}; give the same command again"
             ) from error
+        self._store.check_current(self._journal)
         checksum = label.level(0).write_unit(unit, ids)
         self._journal.write(PAINT, 0, unit, checksum=checksum)
         return {}

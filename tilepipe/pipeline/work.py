@@ -178,8 +178,17 @@ class SlideWork:
             Finished(self.job.source.name, self.job.source.output, self.state, self.summary)
         )
 
+    def _check_current(self) -> None:
+        """Raise MismatchError where another job has begun anew: its records are its own."""
+        ticket, store = self.ticket, self.job.store
+        if self.job.source.store is None:
+            store.check_current(store.journal(None, ticket.image_fingerprint))
+        if ticket.label is not None:
+            store.check_current(store.journal(ticket.label, ticket.label_fingerprint))
+
     def _write_records(self, finished: bool) -> None:
         job, store = self.job, self.job.store
+        self._check_current()
         closing = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if job.source.store is None and any(s.name in (INGEST, REDUCE) for s in job.stages):
             record = store.read_record()

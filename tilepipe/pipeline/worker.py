@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.buffers import empty
-from tilepipe.errors import SlideError, TilepipeError
+from tilepipe.errors import MismatchError, SlideError, TilepipeError, UnfitError
 from tilepipe.infer.account import merge_seconds
-from tilepipe.pipeline.context import Context, context_of, slide_level
+from tilepipe.pipeline.context import Context, context_of, on_worker, slide_level, worker_address
 from tilepipe.pipeline.job import (
     FIND,
     GATE,
@@ -67,13 +67,7 @@ _memory = Memory()
 
 
 def _here() -> str:
-    from distributed import get_worker
-
-    try:
-        address: str = get_worker().address
-    except ValueError:  # called directly, by a test
-        return f"pid {os.getpid()}"
-    return address
+    return worker_address() or f"pid {os.getpid()}"  # called directly, by a test
 
 
 def _failed(index: int, error: BaseException) -> Outcome:
@@ -83,13 +77,16 @@ def _failed(index: int, error: BaseException) -> Outcome:
         number = cause.errno if isinstance(cause, OSError) else None
         cause = cause.__cause__
     text = str(error) if isinstance(error, TilepipeError) else f"{type(error).__name__}: {error}"
+    full = number in _NO_SPACE and not isinstance(error, SlideError)
+    unfit = full or isinstance(error, UnfitError | MismatchError)
     return Outcome(
         index,
         False,
         worker=_here(),
-        error=text,
-        permanent=isinstance(error, SlideError),
-        no_space=number in _NO_SPACE and not isinstance(error, SlideError),
+        error=text + on_worker() if unfit else text,
+        # What the operating system refused here it may grant elsewhere, or next time.
+        permanent=isinstance(error, SlideError) and number is None,
+        unfit=unfit,
     )
 
 
@@ -112,6 +109,7 @@ def _ingest(context: Context, level: int, index: int) -> dict[str, Any]:
     clock = _Clock()
     pixels = context.slide.read(unit.box)
     clock.lap("decode")
+    context.store.check_current(context.image_journal)
     checksum = array.write_unit(unit, pixels)
     clock.lap("ingest-write")
     facts = _damage(context.slide, unit, unit.box, level=0)
@@ -146,26 +144,28 @@ def _damage_in_place(context: Context, unit: Unit) -> dict[str, Any]:
 def _reduce(context: Context, level: int, index: int) -> dict[str, Any]:
     image, journal = context.store.image, context.image_journal
     return _reduce_unit(
-        image(level - 1), image(level), index, reduce_image, partial(journal.write, REDUCE, level)
-    )
+        image(level - 1), image(level), index, reduce_image,
+        partial(context.store.check_current, journal), partial(journal.write, REDUCE, level),
+    )  # fmt: skip
 
 
 def _label_reduce(context: Context, level: int, index: int) -> dict[str, Any]:
     assert context.ticket.label is not None
     assert context.label_journal is not None
     label, journal = context.label(context.ticket.label), context.label_journal
+    check = partial(context.store.check_current, journal)
     facts: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     beside = label.probabilities
     if beside is not None:
         done = _reduce_unit(
-            beside.level(level - 1), beside.level(level), index, reduce_image,
+            beside.level(level - 1), beside.level(level), index, reduce_image, check,
             lambda _, checksum: facts.update(probabilities=checksum),
         )  # fmt: skip
         seconds = done["seconds"]
     # The record comes last and is of both.
     done = _reduce_unit(
-        label.level(level - 1), label.level(level), index, reduce_label,
+        label.level(level - 1), label.level(level), index, reduce_label, check,
         partial(journal.write, LABEL_REDUCE, level, facts=facts),
     )  # fmt: skip
     return {"seconds": merge_seconds([seconds, done["seconds"]])}
@@ -177,7 +177,7 @@ def _object_reduce(context: Context, level: int, index: int) -> dict[str, Any]:
     label, journal = context.label(context.ticket.instances).level, context.object_journal
     return _reduce_unit(
         label(level - 1), label(level), index, reduce_label,
-        partial(journal.write, OBJECT_REDUCE, level),
+        partial(context.store.check_current, journal), partial(journal.write, OBJECT_REDUCE, level),
     )  # fmt: skip
 
 
@@ -192,6 +192,7 @@ def _reduce_unit(
     coarse: Level,
     index: int,
     reduce: Callable[[NDArray[Any]], NDArray[Any]],
+    check: Callable[[], None],
     record: Callable[..., None],
 ) -> dict[str, Any]:
     """Build a unit from the finer level under it, a quarter at a time."""
@@ -204,6 +205,7 @@ def _reduce_unit(
         clock.lap("read")
         small[(..., *piece.shift(-unit.box.y0, -unit.box.x0).slices)] = reduce(pixels)
         clock.lap("reduce")
+    check()
     checksum = coarse.write_unit(unit, small)
     clock.lap("write")
     record(unit, checksum=checksum)
@@ -216,6 +218,7 @@ def _gate(context: Context, level: int, index: int) -> dict[str, Any]:
     unit = context.label(context.ticket.label).level(0).grid.at(index)
     nothing, something = context.engine().gate(context.level_reader(), unit.box)
     facts = {"nothing": nothing, "something": something, **_damage_in_place(context, unit)}
+    context.store.check_current(context.label_journal)
     context.label_journal.write(GATE, level, unit, checksum="0" * 16, facts=facts)
     return facts
 
@@ -244,6 +247,7 @@ def _segment(context: Context, level: int, index: int) -> dict[str, Any]:
         facts = {**result.facts, **_damage_in_place(context, unit)}
     seconds: dict[str, float] = facts.pop("seconds", {})
     clock = _Clock()
+    context.store.check_current(context.label_journal)
     checksum = array.write_unit(unit, ids)
     if beside is not None:
         assert planes is not None

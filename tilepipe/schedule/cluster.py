@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ from tilepipe.schedule.local import LANES, forget_handlers, local_cluster
 from tilepipe.schedule.versions import Sealed, ask_versions, version_here
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 T = TypeVar("T")
 ASK_S = 600.0
 """What a worker may take to load and measure a network."""
+ASK_ANOTHER_S = 60.0
+"""After this long without an answer another one is asked, too: a worker may hang."""
 ANSWER_S = 30.0
 """A scheduler that answers no sooner, at the start or after the connection broke, is gone
 (``TILEPIPE_SCHEDULER_TIMEOUT_S``)."""
@@ -153,21 +156,49 @@ def connect(
 def ask_a_worker(scheduler: str, function: Callable[..., T], *arguments: Any) -> T:
     """Run a function on a worker of a cluster; what it raises is raised here.
 
-    Raises ScheduleError if no scheduler answers, if it has no worker, or if they are lost.
+    The first answer counts, where one worker takes long and another was asked, too. Raises
+    ScheduleError if no scheduler answers, if it has no worker, or if they are lost.
     """
     from distributed import KilledWorker
 
     with connect(scheduler) as connection:
         call = pickle.dumps(Sealed(function, arguments))
-        future = connection.client.submit(pickle.loads, call, pure=False, priority=100)
         try:
-            found: T = future.result(timeout=ASK_S)
+            found: T = _first_answer(connection, call).result(timeout=ANSWER_S)
         except (KilledWorker, CancelledError, TimeoutError) as error:
             raise ScheduleError(
                 f"no worker at {scheduler} could say how to run the network: {error}; see the "
                 "workers' own messages"
             ) from error
         return found
+
+
+def _first_answer(connection: Connection, call: bytes) -> Future:
+    """Return the first task with a pickled call that a worker has done; TimeoutError."""
+    from distributed import wait
+
+    client = connection.client
+    end_s = time.monotonic() + ASK_S
+    asked: list[Future] = []
+    silent: set[str] = set()
+    while True:
+        workers = set(connection.workers()) - silent
+        if not asked or (silent and workers):
+            only = {"workers": sorted(workers)} if silent else {}
+            asked.append(client.submit(pickle.loads, call, pure=False, priority=100, **only))
+        left_s = end_s - time.monotonic()
+        try:
+            done = wait(
+                asked, timeout=max(0.0, min(ASK_ANOTHER_S, left_s)), return_when="FIRST_COMPLETED"
+            ).done
+        except TimeoutError:
+            if left_s <= ASK_ANOTHER_S:
+                raise
+            keys = {future.key for future in asked}
+            silent |= {at for at, busy in client.processing().items() if keys.intersection(busy)}
+            continue
+        answered: Future = done.pop()
+        return answered
 
 
 def from_environment(name: str, default: float) -> float:

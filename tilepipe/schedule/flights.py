@@ -68,15 +68,12 @@ class Flights:
         *,
         priority: int,
         workers: Collection[str] | None,
-        strictly: bool = False,
     ) -> bool:
-        """Give a task to Dask, preferably to ``workers``; False if the connection broke.
+        """Give a task to Dask; False if the connection broke.
 
-        ``strictly``: to nobody else, even if those are gone.
+        To ``workers`` and nobody else, even if those are gone; None: to anybody.
         """
-        options: dict[str, Any] = {}
-        if workers is not None:
-            options = {"workers": sorted(workers), "allow_other_workers": not strictly}
+        options: dict[str, Any] = {} if workers is None else {"workers": sorted(workers)}
         call: tuple[Any, ...] = (self._run, ticket, task.stage, task.units)
         if self._sealed:
             call = (pickle.loads, pickle.dumps(Sealed(self._run, call[1:])))
@@ -87,8 +84,7 @@ class Flights:
             if self._client.status == "running":
                 raise
             return False
-        only = frozenset(workers or ()) if strictly else frozenset()
-        self._flying[future.key] = Flight(future, task, time.monotonic(), only)
+        self._flying[future.key] = Flight(future, task, time.monotonic(), frozenset(workers or ()))
         if task in self._copied:
             self._copied[task].append(future.key)
         future.add_done_callback(self._news.put)

@@ -48,8 +48,8 @@ class OpenJob:
     """Tasks that are handed out."""
     given_up: str | None = None
     _trouble: dict[Node, _Trouble] = field(default_factory=dict)
-    _full: set[str] = field(default_factory=set)
-    """Workers on which the output refused bytes."""
+    unfit: set[str] = field(default_factory=set)
+    """Workers on which none of its units can be done."""
 
     @property
     def over(self) -> bool:
@@ -64,8 +64,8 @@ class OpenJob:
         return together + [Task(self.number, stage, (unit,)) for unit in alone]
 
     def shunned(self, task: Task) -> set[str]:
-        """Workers that should not get a task: full ones, and those on which its units failed."""
-        workers = set(self._full)
+        """Workers that should not get a task: unfit ones, and those on which its units failed."""
+        workers = set(self.unfit)
         for unit in task.units:
             if (trouble := self._trouble.get((task.stage, unit))) is not None:
                 workers |= trouble.workers
@@ -92,7 +92,10 @@ class OpenJob:
                 self.work.dag.give_back(node)
 
     def judge(self, stage: int, outcome: Outcome, *, workers: Collection[str]) -> None:
-        """Record a done unit; try a failed one again, fail it, or give the whole job up."""
+        """Record a done unit; try a failed one again, fail it, or give the whole job up.
+
+        Of what an unfit worker says nothing speaks against the unit.
+        """
         node = (stage, outcome.unit)
         dag = self.work.dag
         if outcome.ok:
@@ -102,12 +105,14 @@ class OpenJob:
             return
         trouble = self._trouble.setdefault(node, _Trouble())
         trouble.workers.add(outcome.worker)
-        if outcome.no_space:
-            self._full.add(outcome.worker)
-            if not set(workers) - self._full:
+        if outcome.unfit:
+            self.unfit.add(outcome.worker)
+            if set(workers) - self.unfit:
+                dag.give_back(node)
+            else:
                 self.given_up = outcome.error
                 dag.fail(node, outcome.error)
-                return
+            return
         trouble.attempts += 1
         if outcome.permanent or trouble.attempts > self.retries:
             dag.fail(node, outcome.error)

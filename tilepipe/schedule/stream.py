@@ -45,6 +45,7 @@ class Stream:
         self._pace = Pace()
         self._retries = retries
         self._on_tick = on_tick
+        self._on_other = on_other
         self._open: dict[int, OpenJob] = {}
         self._device = 0
         """Tasks handed out that need the device."""
@@ -127,16 +128,17 @@ class Stream:
         """Give a task to Dask; False, and it waits again, if the connection broke."""
         stage = job.work.dag.stages[task.stage]
         workers = set(self._crew.workers)
-        chosen = (workers - job.shunned(task) - avoid) or workers
-        # A worker that came later is left out until it has said that it has our tilepipe.
-        strictly = bool(self._crew.strangers)
+        fit = (workers - job.unfit) or workers
+        chosen = (fit - job.shunned(task) - avoid) or (fit - avoid) or fit
+        # A worker that came later is left out until it has said that it has our tilepipe; one that
+        # fails at once is idle, and Dask would move all to it that it may.
+        strictly = bool(self._crew.strangers) or chosen != workers
         handed = self._flights.hand_out(
             task,
             job.work.ticket,
             # Of several jobs the earlier first; within one, what is nearest to a finished pyramid.
             priority=stage.rank - 10 * task.job,
-            workers=chosen if strictly or chosen != workers else None,
-            strictly=strictly,
+            workers=chosen if strictly else None,
         )
         if handed:
             job.running += 1
@@ -169,10 +171,10 @@ class Stream:
             return
         places = self._flights.idle_places(late, self._crew.workers)
         for flight in late:
-            there = places.get(flight.future.key)
-            if there and set(self._crew.workers) - there:
+            there, job = places.get(flight.future.key), self._open[flight.task.job]
+            if there and set(self._crew.workers) - there - job.unfit:
                 self._flights.begin_copy(flight)
-                self._hand_out(self._open[flight.task.job], flight.task, avoid=frozenset(there))
+                self._hand_out(job, flight.task, avoid=frozenset(there))
 
     def _patience_s(self, task: Task) -> float:
         dag = self._open[task.job].work.dag
@@ -206,7 +208,10 @@ class Stream:
             if outcome.ok:
                 kind = _kind(dag.stages[stage], dag.needs_device(stage, (outcome.unit,)))
                 self._pace.learn(kind, outcome.elapsed_s)
+            known = outcome.worker in job.unfit
             job.judge(stage, outcome, workers=self._crew.workers)
+            if outcome.unfit and not known and not job.given_up:
+                self._on_other(f"a worker gets no more units of this job: {outcome.error}")
 
     def _failed(self, flight: Flight, error: BaseException | None) -> None:
         """Deal with a task that ended without a result; a stranger's refusal is not the unit's."""
@@ -254,7 +259,7 @@ def drive(
 
     ``run(ticket, stage, units)`` is called on a worker and must return one Outcome a unit.
     ``on_tick`` is called about twice a second with the workers now known, ``on_other`` with a text
-    when a worker of another tilepipe came, which gets no work. Failures stand in each job's
-    ``dag.failed``. Raises ScheduleError if the scheduler is lost.
+    when a worker gets no work: it has another tilepipe, or lacks what the job needs. Failures stand
+    in each job's ``dag.failed``. Raises ScheduleError if the scheduler is lost.
     """
     Stream(connection, run, retries=retries, on_tick=on_tick, on_other=on_other).drive(works)

@@ -30,7 +30,8 @@ class Outcome:
     error: str = ""
     permanent: bool = False
     """The same input would fail the same way anywhere: not tried again."""
-    no_space: bool = False
-    """The output refused bytes on this worker (disk full, read-only, no permission)."""
+    unfit: bool = False
+    """No unit of the job can be done on this worker: the output refuses bytes there (disk full,
+    read-only, no permission), or slide, output or weights are not there, or others."""
     spans: tuple[tuple[str, float, float, int], ...] = ()
     """For ``--trace``: (name, start epoch s, seconds, thread)."""

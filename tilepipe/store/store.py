@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tilepipe.errors import StoreError
+from tilepipe.errors import MismatchError, StoreError
 from tilepipe.spec import LabelClass
 from tilepipe.store.attributes import (
     LabelFacts,
@@ -321,6 +321,20 @@ class Store:
             return (self.image(level) if label is None else self.label(label).level(level)).grid
 
         return Journal(self.files, label, fingerprint, grid)
+
+    def check_current(self, journal: Journal) -> None:
+        """Raise MismatchError unless the image or label of a journal is still of its job.
+
+        A worker may hang with a unit while its job is stopped and another begins the output anew.
+        """
+        group = "" if journal.label is None else f"{LABELS}/{journal.label}"
+        own = read_own(read_attributes(self.files, group, self.version) or {})
+        if own.get("fingerprint") != journal.fingerprint:
+            what = f"label {journal.label}" if journal.label is not None else "the image"
+            raise MismatchError(
+                f"{self.location}: {what} was begun anew by another job, or taken away, while this "
+                "one was at work; nothing more of it is written"
+            )
 
     def clean_partial(self) -> int:
         """Remove the files that killed writers left unfinished; return how many."""
