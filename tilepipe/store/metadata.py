@@ -129,16 +129,20 @@ def _default_color(index: int, count: int, *, rgb: bool) -> str:
 def image_label(
     version: Version, classes: Sequence[LabelClass], *, with_source: bool
 ) -> dict[str, Any]:
-    """Return the ``image-label`` block: colour and name of each class value, 0 too."""
-    block: dict[str, Any] = {
-        "version": version,
-        "colors": [
+    """Return the ``image-label`` block: colour and name of each class value, 0 too.
+
+    Objects, of which only 0 has a class, get no colours: viewers draw the values that a list of
+    colours leaves out as nothing (napari) or black (Vizarr), and each in its own without a list.
+    """
+    block: dict[str, Any] = {"version": version}
+    if len(classes) > 1:
+        block["colors"] = [
             {"label-value": value, "rgba": list(item.color)} for value, item in enumerate(classes)
-        ],
-        "properties": [
+        ]
+    if classes:
+        block["properties"] = [
             {"label-value": value, "class": item.name} for value, item in enumerate(classes)
-        ],
-    }
+        ]
     if with_source:
         block["source"] = {"image": "../../"}
     (Label05 if version == "0.5" else Label04).model_validate(block)
