@@ -186,6 +186,43 @@ def test_labels_are_added_without_touching_the_image(tmp_path, version):
 
 
 @pytest.mark.parametrize("version", ["0.5", "0.4"])
+@pytest.mark.parametrize("unit", [None, "nanometer", "micrometer", "pixel"])
+def test_a_label_lies_where_its_image_lies(tmp_path, version, unit):
+    """Viewers compare the numbers, not the units; the image may begin elsewhere than at 0."""
+    path = tmp_path / "theirs.zarr"
+    foreign(str(path), version=version, axes="tczyx", unit=unit)
+    group = zarr.open_group(str(path), mode="a")
+    entries = (group.attrs["ome"] if version == "0.5" else group.attrs)["multiscales"]
+    for dataset in entries[0]["datasets"]:
+        step = {"type": "translation", "translation": [0.0, 0.0, 0.0, 100.0, -20.0]}
+        dataset["coordinateTransformations"].append(step)
+    entries[0]["coordinateTransformations"] = [
+        {"type": "scale", "scale": [1.0, 1.0, 1.0, 2.0, 4.0]},
+        {"type": "translation", "translation": [0.0, 0.0, 0.0, 7.0, 9.0]},
+    ]
+    if version == "0.5":
+        group.attrs["ome"] = {"version": "0.5", "multiscales": entries}
+    else:
+        group.attrs["multiscales"] = entries
+    store = open_store(str(path), writable=True)
+    um = {"nanometer": 1e-3, "micrometer": 1}.get(unit)
+    assert store.mpp == (None if um is None else pytest.approx((0.5 * um, 1.0 * um)))
+    store.create_label("m", classes=default_classes(3), level=1, unit_px=128, probabilities=True)
+    for place in ("labels/m", "probabilities/m"):
+        attributes = dict(zarr.open_group(f"{path}/{place}", mode="r").attrs)
+        (made,) = (attributes["ome"] if version == "0.5" else attributes)["multiscales"]
+        assert [axis.get("unit") for axis in made["axes"][-2:]] == [unit, unit]
+        for factor, dataset in zip((2, 4, 8), made["datasets"], strict=True):
+            scale, shift = dataset["coordinateTransformations"]
+            assert scale["scale"][-2:] == [0.5 * factor, 1.0 * factor]
+            centre = [207 + 0.5 * (factor - 1) / 2, -71 + 1.0 * (factor - 1) / 2]
+            assert shift["translation"][-2:] == centre
+    label = open_store(str(path)).label("m")
+    assert [label.level(k).downsample for k in range(3)] == [2, 4, 8]
+    label.check_placed()
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
 def test_a_label_is_seen_in_a_store_with_consolidated_metadata(tmp_path, version):
     path = tmp_path / "theirs.zarr"
     foreign(str(path), version=version, axes="cyx", shape=(3, 301, 200))
