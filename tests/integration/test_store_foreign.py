@@ -11,7 +11,7 @@ import zarr
 from ome_zarr.io import parse_url
 from ome_zarr.writer import write_image
 
-from tilepipe.errors import ExportError, PlanError, StoreError
+from tilepipe.errors import ExportError, PlanError, SlideError, StoreError
 from tilepipe.export import Result, copy_store, render_view, write_ome_tiff
 from tilepipe.export.image import class_tables
 from tilepipe.pipeline.inspect import inspect
@@ -234,6 +234,24 @@ def test_a_label_is_seen_in_a_store_with_consolidated_metadata(tmp_path, version
     group = zarr.open_group(str(path), mode="r")
     assert "m" in dict(group["labels"].members())
     assert ("ome" if version == "0.5" else "multiscales") in group.attrs
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_an_image_of_spatialdata_takes_no_label(tmp_path, version):
+    """With labels in it, that package calls the image corrupted and opens nothing of the store."""
+    path = tmp_path / "sd.zarr" / "images" / "slide"
+    root = zarr.open_group(tmp_path / "sd.zarr", mode="w", zarr_format=3 if version == "0.5" else 2)
+    root.attrs["spatialdata_attrs"] = {"version": "0.2"}
+    pixels = foreign(str(path), version=version, axes="cyx", shape=(3, 301, 200))
+    zarr.open_group(str(path), mode="a").attrs["spatialdata_attrs"] = {"version": "0.3"}
+    before = {one: one.read_bytes() for one in tmp_path.rglob("*") if one.is_file()}
+    with pytest.raises(StoreError, match=r"of a SpatialData store.*another output \(-o\)"):
+        open_source(str(path), None, JobSpec())
+    assert {one: one.read_bytes() for one in tmp_path.rglob("*") if one.is_file()} == before
+    with open_source(str(path), str(tmp_path / "mine.zarr"), JobSpec()).slide as slide:
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 301, 200)), pixels)
+    with pytest.raises(SlideError, match=r"give one of its images, .*/images/NAME, and -o"):
+        open_source(str(tmp_path / "sd.zarr"), None, JobSpec())
 
 
 def test_what_ome_zarr_py_writes_is_read(tmp_path):
