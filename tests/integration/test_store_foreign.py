@@ -254,6 +254,19 @@ def test_an_image_of_spatialdata_takes_no_label(tmp_path, version):
         open_source(str(tmp_path / "sd.zarr"), None, JobSpec())
 
 
+@pytest.mark.parametrize("axes", [None, ["t", "c", "z", "y", "x"]])
+def test_versions_before_04_are_told_as_such(tmp_path, axes):
+    path = tmp_path / "theirs.zarr"
+    pixels = foreign(str(path), version="0.4")
+    group = zarr.open_group(str(path), mode="a")
+    entry = {"version": "0.3", "datasets": [{"path": f"scale{k}"} for k in range(3)]}
+    group.attrs["multiscales"] = [entry if axes is None else {**entry, "axes": axes}]
+    with pytest.raises(StoreError, match=r"is of OME-Zarr 0.3 or before, .* \(-o\)"):
+        open_source(str(path), None, JobSpec())
+    with open_source(str(path), str(tmp_path / "mine.zarr"), JobSpec()).slide as slide:
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 301, 200)), pixels[0, :, 0])
+
+
 def test_what_ome_zarr_py_writes_is_read(tmp_path):
     path = tmp_path / "theirs.zarr"
     pixels = np.random.default_rng(0).integers(0, 60000, (2, 260, 300), np.uint16)

@@ -221,6 +221,11 @@ def read_pyramid(location: str, ome: dict[str, Any]) -> Pyramid | None:
         return None
     if not isinstance(entries, list) or not entries:
         raise StoreError(f"{location}: its OME metadata has an empty `multiscales`")
+    if _is_before_04(entries[0]):
+        raise StoreError(
+            f"{location}: is of OME-Zarr 0.3 or before, which says no sizes of pixels; name "
+            "another output (-o) to have such an image copied first"
+        )
     try:
         entry = _Multiscale.model_validate(entries[0])
     except ValidationError as error:
@@ -254,6 +259,14 @@ def read_pyramid(location: str, ome: dict[str, Any]) -> Pyramid | None:
         ),
         steps=tuple((step[-2], step[-1]) for step in steps),
     )
+
+
+def _is_before_04(entry: Any) -> bool:
+    """Tell whether a ``multiscales`` entry has axes that are names only, or none."""
+    if not isinstance(entry, dict) or not entry.get("datasets"):
+        return False
+    axes = entry.get("axes", [])
+    return isinstance(axes, list) and all(isinstance(axis, str) for axis in axes)
 
 
 def _scale(transforms: Sequence[_Transform], ndim: int) -> tuple[float, ...] | None:
