@@ -85,6 +85,10 @@ class ExportError(TilepipeError, ValueError):
     """A result that cannot be written in the form asked for."""
 
 
+SPATIALDATA = "spatialdata_attrs"
+"""What the spatialdata package writes to its stores and to the images in them."""
+
+
 def no_image_said(location: str, attributes: Mapping[str, Any]) -> str:
     """Say what an OME-Zarr group without multiscales is, and what to give instead."""
     plate = attributes.get("plate")
@@ -95,4 +99,6 @@ def no_image_said(location: str, attributes: Mapping[str, Any]) -> str:
         return f"holds a plate of many images; give one of them, e.g. {location}/{well}/0"
     if "well" in attributes or "bioformats2raw.layout" in attributes:
         return f"holds images in folders of their own; give one of them, e.g. {location}/0"
+    if SPATIALDATA in attributes:
+        return f"a SpatialData store; give one of its images, {location}/images/NAME, and -o"
     return "a Zarr group without OME multiscales; want an OME-Zarr image"

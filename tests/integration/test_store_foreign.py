@@ -11,7 +11,7 @@ import zarr
 from ome_zarr.io import parse_url
 from ome_zarr.writer import write_image
 
-from tilepipe.errors import ExportError, PlanError, StoreError
+from tilepipe.errors import ExportError, PlanError, SlideError, StoreError
 from tilepipe.export import Result, copy_store, render_view, write_ome_tiff
 from tilepipe.export.image import class_tables
 from tilepipe.pipeline.inspect import inspect
@@ -186,6 +186,43 @@ def test_labels_are_added_without_touching_the_image(tmp_path, version):
 
 
 @pytest.mark.parametrize("version", ["0.5", "0.4"])
+@pytest.mark.parametrize("unit", [None, "nanometer", "micrometer", "pixel"])
+def test_a_label_lies_where_its_image_lies(tmp_path, version, unit):
+    """Viewers compare the numbers, not the units; the image may begin elsewhere than at 0."""
+    path = tmp_path / "theirs.zarr"
+    foreign(str(path), version=version, axes="tczyx", unit=unit)
+    group = zarr.open_group(str(path), mode="a")
+    entries = (group.attrs["ome"] if version == "0.5" else group.attrs)["multiscales"]
+    for dataset in entries[0]["datasets"]:
+        step = {"type": "translation", "translation": [0.0, 0.0, 0.0, 100.0, -20.0]}
+        dataset["coordinateTransformations"].append(step)
+    entries[0]["coordinateTransformations"] = [
+        {"type": "scale", "scale": [1.0, 1.0, 1.0, 2.0, 4.0]},
+        {"type": "translation", "translation": [0.0, 0.0, 0.0, 7.0, 9.0]},
+    ]
+    if version == "0.5":
+        group.attrs["ome"] = {"version": "0.5", "multiscales": entries}
+    else:
+        group.attrs["multiscales"] = entries
+    store = open_store(str(path), writable=True)
+    um = {"nanometer": 1e-3, "micrometer": 1}.get(unit)
+    assert store.mpp == (None if um is None else pytest.approx((0.5 * um, 1.0 * um)))
+    store.create_label("m", classes=default_classes(3), level=1, unit_px=128, probabilities=True)
+    for place in ("labels/m", "probabilities/m"):
+        attributes = dict(zarr.open_group(f"{path}/{place}", mode="r").attrs)
+        (made,) = (attributes["ome"] if version == "0.5" else attributes)["multiscales"]
+        assert [axis.get("unit") for axis in made["axes"][-2:]] == [unit, unit]
+        for factor, dataset in zip((2, 4, 8), made["datasets"], strict=True):
+            scale, shift = dataset["coordinateTransformations"]
+            assert scale["scale"][-2:] == [0.5 * factor, 1.0 * factor]
+            centre = [207 + 0.5 * (factor - 1) / 2, -71 + 1.0 * (factor - 1) / 2]
+            assert shift["translation"][-2:] == centre
+    label = open_store(str(path)).label("m")
+    assert [label.level(k).downsample for k in range(3)] == [2, 4, 8]
+    label.check_placed()
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
 def test_a_label_is_seen_in_a_store_with_consolidated_metadata(tmp_path, version):
     path = tmp_path / "theirs.zarr"
     foreign(str(path), version=version, axes="cyx", shape=(3, 301, 200))
@@ -197,6 +234,37 @@ def test_a_label_is_seen_in_a_store_with_consolidated_metadata(tmp_path, version
     group = zarr.open_group(str(path), mode="r")
     assert "m" in dict(group["labels"].members())
     assert ("ome" if version == "0.5" else "multiscales") in group.attrs
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_an_image_of_spatialdata_takes_no_label(tmp_path, version):
+    """With labels in it, that package calls the image corrupted and opens nothing of the store."""
+    path = tmp_path / "sd.zarr" / "images" / "slide"
+    root = zarr.open_group(tmp_path / "sd.zarr", mode="w", zarr_format=3 if version == "0.5" else 2)
+    root.attrs["spatialdata_attrs"] = {"version": "0.2"}
+    pixels = foreign(str(path), version=version, axes="cyx", shape=(3, 301, 200))
+    zarr.open_group(str(path), mode="a").attrs["spatialdata_attrs"] = {"version": "0.3"}
+    before = {one: one.read_bytes() for one in tmp_path.rglob("*") if one.is_file()}
+    with pytest.raises(StoreError, match=r"of a SpatialData store.*another output \(-o\)"):
+        open_source(str(path), None, JobSpec())
+    assert {one: one.read_bytes() for one in tmp_path.rglob("*") if one.is_file()} == before
+    with open_source(str(path), str(tmp_path / "mine.zarr"), JobSpec()).slide as slide:
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 301, 200)), pixels)
+    with pytest.raises(SlideError, match=r"give one of its images, .*/images/NAME, and -o"):
+        open_source(str(tmp_path / "sd.zarr"), None, JobSpec())
+
+
+@pytest.mark.parametrize("axes", [None, ["t", "c", "z", "y", "x"]])
+def test_versions_before_04_are_told_as_such(tmp_path, axes):
+    path = tmp_path / "theirs.zarr"
+    pixels = foreign(str(path), version="0.4")
+    group = zarr.open_group(str(path), mode="a")
+    entry = {"version": "0.3", "datasets": [{"path": f"scale{k}"} for k in range(3)]}
+    group.attrs["multiscales"] = [entry if axes is None else {**entry, "axes": axes}]
+    with pytest.raises(StoreError, match=r"is of OME-Zarr 0.3 or before, .* \(-o\)"):
+        open_source(str(path), None, JobSpec())
+    with open_source(str(path), str(tmp_path / "mine.zarr"), JobSpec()).slide as slide:
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 301, 200)), pixels[0, :, 0])
 
 
 def test_what_ome_zarr_py_writes_is_read(tmp_path):

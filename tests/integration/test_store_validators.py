@@ -160,6 +160,25 @@ def test_label_metadata_lists_every_value(tmp_path, version):
     assert open_store(store.location).label("unet").classes == CLASSES
 
 
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_objects_are_left_to_the_colours_of_the_viewer(tmp_path, version):
+    """napari draws nothing of a label whose colours name the background alone, Vizarr black."""
+    store = make(tmp_path / "a.zarr", version, 3, "uint8", (0.5, 0.5))
+    store.create_label("objects", classes=CLASSES[:1], unit_px=512, dtype="int32")
+    store.create_label("unnamed", classes=(), unit_px=512)
+    block = metadata(store, "labels/objects")["image-label"]
+    assert "colors" not in block
+    assert block["properties"] == [{"label-value": 0, "class": "background"}]
+    assert open_store(store.location).label("objects").classes == CLASSES[:1]
+    # Lists of the standard have one entry at least.
+    assert set(metadata(store, "labels/unnamed")["image-label"]) == {"version", "source"}
+    for name in ("objects", "unnamed"):
+        MODELS[version].ImageLabel.from_zarr(zarr.open_group(store.location)[f"labels/{name}"])
+    nodes = list(Reader(parse_url(store.location))())
+    (node,) = (one for one in nodes if Path(one.zarr.subpath("")).name == "objects")
+    assert not node.metadata["color"]
+
+
 def test_arrays_name_their_axes_and_check_their_bytes(tmp_path):
     store = make(tmp_path / "a.zarr", "0.5", 3, "uint8", (0.5, 0.5))
     image = json.loads(Path(store.location, "0/zarr.json").read_text())

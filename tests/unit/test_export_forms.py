@@ -178,6 +178,24 @@ def test_classes_that_another_program_did_not_name(tmp_path):
     assert [shown["classes"][k]["color"] for k in (1, 77)] == [one["color"] for one in told]
 
 
+def test_openslide_reads_the_pyramid_of_one_channel(tmp_path):
+    openslide = pytest.importorskip("openslide")
+    store, image, _ = build(tmp_path / "grey.zarr", channels=1, rgb=False)
+    path = tmp_path / "grey.ome.tif"
+    write_ome_tiff(path, store)
+    with openslide.OpenSlide(str(path)) as slide:
+        assert slide.level_count == 3
+        for k in range(3):
+            level = store.image(k)
+            assert slide.level_dimensions[k] == level.shape[::-1]
+            read = np.asarray(slide.read_region((0, 0), k, level.shape[::-1]))[..., 0]
+            assert np.array_equal(read, level.read(Box.of_shape(level.shape))[0])
+    with tifffile.TiffFile(path) as tiff:
+        (series,) = tiff.series
+        assert len(series.levels) == 3
+        assert np.array_equal(series.asarray().reshape(SIDES), image[0])
+
+
 def test_openslide_reads_the_pyramid(made, tmp_path):
     openslide = pytest.importorskip("openslide")
     store, image, _ = made

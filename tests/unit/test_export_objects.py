@@ -241,6 +241,24 @@ def test_geojson_of_some_classes_and_of_simplified_outlines():
         assert shapely.geometry.shape(b["geometry"]).is_valid
 
 
+@pytest.mark.parametrize("instances", [False, True])
+@pytest.mark.parametrize("tolerance_px", [0.0, 1.5])
+@pytest.mark.parametrize("region_px", [16, 2048])
+@pytest.mark.parametrize("name", ["noise", "dense", "blobs", "one"])
+def test_outer_rings_run_counterclockwise_and_holes_clockwise(
+    name, region_px, tolerance_px, instances
+):
+    """The right-hand rule of RFC 7946, also for outlines joined of pieces."""
+    for one in iter_features(
+        ArrayLevel(MASKS[name]), default_classes(4), instances=instances,
+        tolerance_px=tolerance_px, region_px=region_px,
+    ):  # fmt: skip
+        shape = shapely.geometry.shape(one["geometry"])
+        for polygon in shapely.get_parts(shape):
+            assert polygon.exterior.is_ccw
+            assert not any(hole.is_ccw for hole in polygon.interiors)
+
+
 def test_simplified_pieces_of_one_object_do_not_overlap():
     field = ndimage.gaussian_filter(np.random.default_rng(3).random((80, 80)), 1.2)
     parts, _ = ndimage.label(field > np.quantile(field, 0.5))

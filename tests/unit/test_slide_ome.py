@@ -154,3 +154,33 @@ def test_channels_of_different_dtypes_are_refused(tmp_path):
     )
     with pytest.raises(SlideError, match="channels of different sizes or dtypes"):
         open_slide(path)
+
+
+@pytest.mark.parametrize(
+    "sizes", ['SizeC="3" SizeZ="1"', 'SizeC="1" SizeZ="3"', 'SizeC="4" SizeZ="1"']
+)
+def test_channels_are_the_pages_in_turn_where_the_xml_leaves_out_which(tmp_path, sizes):
+    """As OME-TIFFs are written with libvips; tifffile sees three images, of which one was read."""
+    text = f"""<?xml version="1.0" encoding="UTF-8"?>
+<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">
+<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="300" SizeY="200" SizeT="1"
+{sizes}></Pixels></Image></OME>"""
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=False) as writer:
+        for plane in IMAGE:
+            options = {"tile": (64, 64), "photometric": "minisblack", "metadata": None}
+            writer.write(plane, subifds=1, description=text.encode(), **options)
+            writer.write(plane[::2, ::2], subfiletype=1, **options)
+    with open_slide(tmp_path / "a.ome.tif") as slide:
+        told = any("pages of equal size" in note for note in slide.notes)
+        if "3" in sizes.split()[0]:
+            assert not told
+            wanted = IMAGE
+        else:
+            assert told
+            wanted = IMAGE[:1]
+        assert slide.channels == len(wanted)
+        assert [level.shape for level in slide.levels] == [(200, 300), (100, 150)]
+        for number, step in enumerate((1, 2)):
+            box = Box(3, 5, 200 // step, 300 // step)
+            expected = wanted[:, ::step, ::step][(slice(None), *box.slices)]
+            np.testing.assert_array_equal(slide.read(box, level=number), expected)

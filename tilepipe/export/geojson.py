@@ -82,7 +82,8 @@ def _feature(
     # Cut to the slide first: what is simplified then has its corners there, too.
     exact = [[_scaled(ring, scale, extent) for ring in polygon] for polygon in found.polygons()]
     outlines = simplify(exact, tolerance_px * scale) if tolerance_px > 0 else exact
-    polygons = [[ring.tolist() for ring in polygon] for polygon in outlines]
+    # They come clockwise, holes the other way; RFC 7946 wants outer rings counterclockwise.
+    polygons = [[ring[::-1].tolist() for ring in polygon] for polygon in outlines]
     if len(polygons) == 1:
         geometry = {"type": "Polygon", "coordinates": polygons[0]}
     else:

@@ -89,7 +89,7 @@ def write_ome_tiff(
                     **_resolution(store, level),
                     **options,
                 )
-        if not planes:
+        if planes < 2:
             _chain_levels(part)
     return len(levels)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError
+from tilepipe.slide.ome import channels_in_turn
 from tilepipe.tiling import Shape
 
 _STACKS = {
@@ -101,6 +102,9 @@ def plane_numbers(path: str, series: Any, notes: list[str]) -> tuple[int, ...]:
                 f"{path}: {what} (axes {axes}, shape {shape}); write the plane to be segmented, "
                 "y and x and channels, to a file of its own"
             )
+        if size > 1 and axis == "I" and size == channels_in_turn(series):
+            lead.append(("C", size))
+            continue
         if size > 1 and axis == "I":
             notes.append(f"{size} pages of equal size; the first one is used")
         lead.append((axis, size))

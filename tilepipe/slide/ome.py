@@ -32,6 +32,26 @@ def ome_image(series: Any) -> Element | None:
     return None
 
 
+def channels_in_turn(series: Any) -> int:
+    """Return how many channels an OME-XML tells of that leaves out which page holds which.
+
+    They are the pages in turn: so libvips is told to write OME-TIFFs, and Bio-Formats reads them.
+    To tifffile these pages are images of their own. 1 where the XML says otherwise, or nothing.
+    """
+    if not series.parent.is_ome:
+        return 1
+    try:
+        root = ElementTree.fromstring(series.parent.ome_metadata)
+        images = list(nodes(root, "Image"))
+        (pixels,) = nodes(root, "Pixels")
+        planes = int(pixels.get("SizeZ", 1)) * int(pixels.get("SizeT", 1))
+        channels = int(pixels.get("SizeC", 1))
+    except (ElementTree.ParseError, ValueError):
+        return 1
+    is_plain = len(images) == 1 and planes == 1 and next(nodes(pixels, "TiffData"), None) is None
+    return channels if is_plain else 1
+
+
 def _lists(data: Element, page: Any, opened: Any, root: Element) -> bool:
     """Tell whether a TiffData names ``page``; the file that was opened may have a new name."""
     first = int(data.get("IFD", 0))

@@ -30,7 +30,7 @@ from tilepipe.store.layout import (
     downsampled,
     put_own_folder,
 )
-from tilepipe.store.metadata import multiscales, omero
+from tilepipe.store.metadata import multiscales, omero, place_of
 from tilepipe.store.open import open_store
 from tilepipe.store.store import Store
 from tilepipe.tiling import Shape
@@ -101,7 +101,7 @@ def create_store(
                 name=_name_of(files),
                 axes=("c", "y", "x"),
                 downsamples=[1 << index for index in range(len(extents))],
-                mpp=facts.mpp,
+                place=place_of(facts.mpp),
                 method="mean",
             ),
             "omero": omero(names=names, colors=channel_colors, dtype=kind, rgb=rgb),

@@ -211,7 +211,7 @@ def create_probabilities(
             name=name,
             axes=("c", "y", "x"),
             downsamples=[base << index for index in range(len(extents))],
-            mpp=store.mpp,
+            place=store.place,
             method="mean",
         ),
         "omero": omero(

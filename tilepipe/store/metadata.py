@@ -35,28 +35,46 @@ _MICROMETERS = {
 _CHANNEL_COLORS = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF", "FF8000")
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where level-0 px lie, (y, x), in what the axes count."""
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Of a px."""
+    origin: tuple[float, float] = (0.0, 0.0)
+    """Of the first px's centre."""
+    units: tuple[str | None, str | None] = (None, None)
+
+
+def place_of(mpp: tuple[float, float] | None) -> Place:
+    """Return the place of an image of our own; without ``mpp`` its axes count px."""
+    return Place() if mpp is None else Place(scale=mpp, units=("micrometer", "micrometer"))
+
+
 def multiscales(
     version: Version,
     *,
     name: str,
     axes: Sequence[str],
     downsamples: Sequence[int],
-    mpp: tuple[float, float] | None,
+    place: Place,
     method: str,
 ) -> list[dict[str, Any]]:
     """Return the ``multiscales`` of a 2x pyramid, level ``k`` at path ``str(k)``.
 
-    A coarse pixel covers ``f`` fine ones, so its centre lies ``mpp * (f - 1) / 2`` from the first
-    fine centre. Without ``mpp`` the unit is left out and the scale counts level-0 px.
+    A coarse pixel covers ``f`` fine ones, so its centre lies ``(f - 1) / 2`` of them from the first
+    fine centre. ``place`` is that of the level-0 px that ``downsamples`` count.
     """
-    per_px = mpp or (1.0, 1.0)
+    px = dict(zip("yx", place.scale, strict=True))
+    start = dict(zip("yx", place.origin, strict=True))
     scales, shifts = [], []
     for factor in downsamples:
-        sides = {"y": per_px[0], "x": per_px[1]}
-        scales.append([sides[axis] * factor if axis in sides else 1.0 for axis in axes])
-        shifts.append([sides[axis] * (factor - 1) / 2 if axis in sides else 0.0 for axis in axes])
+        scales.append([px[axis] * factor if axis in px else 1.0 for axis in axes])
+        shifts.append(
+            [start[axis] + px[axis] * (factor - 1) / 2 if axis in px else 0.0 for axis in axes]
+        )
     # Left out, not null, where the size of a pixel is unknown.
-    units = {axis: {"unit": "micrometer"} for axis in "yx"} if mpp else {}
+    units = {axis: {"unit": unit} for axis, unit in zip("yx", place.units, strict=True) if unit}
     described: list[dict[str, Any]] = [
         {"name": axis, "type": _AXES[axis], **units.get(axis, {})} for axis in axes
     ]
@@ -129,16 +147,20 @@ def _default_color(index: int, count: int, *, rgb: bool) -> str:
 def image_label(
     version: Version, classes: Sequence[LabelClass], *, with_source: bool
 ) -> dict[str, Any]:
-    """Return the ``image-label`` block: colour and name of each class value, 0 too."""
-    block: dict[str, Any] = {
-        "version": version,
-        "colors": [
+    """Return the ``image-label`` block: colour and name of each class value, 0 too.
+
+    Objects, of which only 0 has a class, get no colours: viewers draw the values that a list of
+    colours leaves out as nothing (napari) or black (Vizarr), and each in its own without a list.
+    """
+    block: dict[str, Any] = {"version": version}
+    if len(classes) > 1:
+        block["colors"] = [
             {"label-value": value, "rgba": list(item.color)} for value, item in enumerate(classes)
-        ],
-        "properties": [
+        ]
+    if classes:
+        block["properties"] = [
             {"label-value": value, "class": item.name} for value, item in enumerate(classes)
-        ],
-    }
+        ]
     if with_source:
         block["source"] = {"image": "../../"}
     (Label05 if version == "0.5" else Label04).model_validate(block)
@@ -159,6 +181,7 @@ class _Transform(BaseModel):
     model_config = ConfigDict(extra="ignore")
     type: str = ""
     scale: list[float] | str | None = None
+    translation: list[float] | str | None = None
 
 
 class _Dataset(BaseModel):
@@ -186,8 +209,7 @@ class Pyramid:
     """Level-0 px per px, rounded: of another program's what ``whole_step`` says counts."""
     mpp: tuple[float, float] | None
     """µm per level-0 px (y, x); None where the axes have no unit of length."""
-    scale: tuple[float, float] = (1.0, 1.0)
-    """Of a level-0 px (y, x), in whatever the axes count."""
+    place: Place = Place()
     steps: tuple[tuple[float, float], ...] = ()
     """Level-0 px per px (y, x) of each level, as its scale says."""
 
@@ -199,6 +221,11 @@ def read_pyramid(location: str, ome: dict[str, Any]) -> Pyramid | None:
         return None
     if not isinstance(entries, list) or not entries:
         raise StoreError(f"{location}: its OME metadata has an empty `multiscales`")
+    if _is_before_04(entries[0]):
+        raise StoreError(
+            f"{location}: is of OME-Zarr 0.3 or before, which says no sizes of pixels; name "
+            "another output (-o) to have such an image copied first"
+        )
     try:
         entry = _Multiscale.model_validate(entries[0])
     except ValidationError as error:
@@ -225,9 +252,21 @@ def read_pyramid(location: str, ome: dict[str, Any]) -> Pyramid | None:
         paths=tuple(dataset.path.strip("/") for dataset in entry.datasets),
         downsamples=tuple(max(1, round(step[-1])) for step in steps),
         mpp=_mpp(entry.axes, finest),
-        scale=(finest[-2], finest[-1]),
+        place=Place(
+            scale=(finest[-2], finest[-1]),
+            origin=_origin(entry, common[-2:]),
+            units=(entry.axes[-2].unit, entry.axes[-1].unit),
+        ),
         steps=tuple((step[-2], step[-1]) for step in steps),
     )
+
+
+def _is_before_04(entry: Any) -> bool:
+    """Tell whether a ``multiscales`` entry has axes that are names only, or none."""
+    if not isinstance(entry, dict) or not entry.get("datasets"):
+        return False
+    axes = entry.get("axes", [])
+    return isinstance(axes, list) and all(isinstance(axis, str) for axis in axes)
 
 
 def _scale(transforms: Sequence[_Transform], ndim: int) -> tuple[float, ...] | None:
@@ -237,6 +276,23 @@ def _scale(transforms: Sequence[_Transform], ndim: int) -> tuple[float, ...] | N
             if len(values) == ndim and all(math.isfinite(v) and v > 0 for v in values):
                 return values
     return None
+
+
+def _origin(entry: _Multiscale, common: Sequence[float]) -> tuple[float, float]:
+    """Return where the first px's centre lies (y, x): the level's own steps, then all levels'."""
+    own = _translation(entry.datasets[0].coordinateTransformations, len(entry.axes))
+    whole = _translation(entry.coordinateTransformations, len(entry.axes))
+    y, x = (a * by + b for a, b, by in zip(own, whole, common, strict=True))
+    return y, x
+
+
+def _translation(transforms: Sequence[_Transform], ndim: int) -> tuple[float, float]:
+    for transform in transforms:
+        if transform.type == "translation" and isinstance(transform.translation, list):
+            values = transform.translation
+            if len(values) == ndim and all(map(math.isfinite, values)):
+                return values[-2], values[-1]
+    return 0.0, 0.0
 
 
 def _mpp(axes: Sequence[_Axis], scale: Sequence[float]) -> tuple[float, float] | None:

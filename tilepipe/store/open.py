@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tilepipe.errors import StoreError, no_image_said
+from tilepipe.errors import SPATIALDATA, StoreError, no_image_said
 from tilepipe.spec import at_home
 from tilepipe.store.attributes import (
     StoreFacts,
@@ -32,7 +32,7 @@ def open_store(location: str, *, writable: bool = False) -> Store:
     Another program's store opens for reading its image; labels can be added to it.
 
     Raises StoreError if there is no OME-Zarr, if its creation was interrupted, or if it is to be
-    written and may not be.
+    written and may not be, or must not be.
     """
     files = open_files(str(location))
     version = find_version(files)
@@ -41,6 +41,11 @@ def open_store(location: str, *, writable: bool = False) -> Store:
     if writable and isinstance(files, LocalFiles) and not os.access(files.root, os.W_OK):
         raise StoreError(f"{location}: no permission to write there; change it or copy the store")
     attributes = read_attributes(files, "", version) or {}
+    if writable and SPATIALDATA in attributes:
+        raise StoreError(
+            f"{location}: is an image of a SpatialData store, which the spatialdata package no "
+            "longer opens once there is a label in one of its images; name another output (-o)"
+        )
     ome = ome_of(attributes, version)
     if "image-label" in ome and OWN in attributes:
         # What a label remembers of its layout would be read as a store's.

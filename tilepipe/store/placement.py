@@ -48,5 +48,5 @@ def _by_scale(image: Pyramid | None, label: Pyramid) -> tuple[float, float] | No
     """Pixels of the label in pixels of the image (y, x); None where their units are not known."""
     if image is None or (image.mpp is None) != (label.mpp is None):
         return None
-    mine, theirs = (one.mpp or one.scale for one in (label, image))
+    mine, theirs = (one.mpp or one.place.scale for one in (label, image))
     return mine[0] / theirs[0], mine[1] / theirs[1]

@@ -37,7 +37,7 @@ from tilepipe.store.layout import (
     put_own_folder,
 )
 from tilepipe.store.level import Level
-from tilepipe.store.metadata import Pyramid, image_label, multiscales
+from tilepipe.store.metadata import Place, Pyramid, image_label, multiscales, place_of
 from tilepipe.store.placement import whole_step
 from tilepipe.store.recent import RecentUnits
 from tilepipe.tiling import Grid, Shape
@@ -97,6 +97,15 @@ class Store:
     def own(self) -> bool:
         """Whether tilepipe wrote it; other programs' stores can take labels all the same."""
         return self.facts.own
+
+    @property
+    def place(self) -> Place:
+        """Where the image lies: what lies over it says so in the same units, from the same origin.
+
+        Viewers lay one over the other by these numbers, and do not convert units.
+        """
+        pyramid = self.facts.pyramid
+        return place_of(self.mpp) if pyramid is None else pyramid.place
 
     def image(self, level: int) -> Level:
         """Return an image level; StoreError if there is none such or the store has labels only."""
@@ -240,7 +249,7 @@ class Store:
                 name=name,
                 axes=("y", "x"),
                 downsamples=[base << index for index in range(len(extents))],
-                mpp=self.mpp,
+                place=self.place,
                 method="mode",
             ),
             "image-label": image_label(self.version, classes, with_source=self.has_image),
