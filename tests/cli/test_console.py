@@ -86,3 +86,30 @@ def test_a_program_hears_of_all_slides(capsys, monkeypatch):
     facts = json.loads(line)
     assert facts["slide"] == "s2.tif"
     assert {**facts["slides"], "left_s": 0} == {"total": 3, "done": 1, "failed": 1, "left_s": 0}
+
+
+def told_of(**changed):
+    summary = {
+        "extent": (10, 20), "state": "done", "output": "a.zarr", "label": "unet", "px": 200,
+        "elapsed_s": 2.0, "mpix_per_s": 0.1,
+        "units": {"segment": {"done": 1, "total": 1, "resumed": 0}},
+    }  # fmt: skip
+    return summary_text({**summary, **changed})
+
+
+def test_objects_that_are_made_of_a_mask_that_is_there_are_told():
+    rows = {
+        "segment": {"done": 1, "total": 1, "resumed": 1},
+        "find objects": {"done": 1, "total": 1, "resumed": 0},
+    }
+    told = told_of(px=0, units=rows, instances=7)
+    assert "complete already" not in told
+    assert "find objects in 2 s; the rest was there already" in told
+    assert "7 objects in unet-instances" in told
+    rows["find objects"]["resumed"] = 1
+    assert "complete already" in told_of(px=0, units=rows, instances=7)
+
+
+@pytest.mark.parametrize("count, words", [(1, "memory once;"), (2, "memory 2 times;")])
+def test_how_often_memory_ran_out_is_told(count, words):
+    assert words in told_of(out_of_memory_events=count)
