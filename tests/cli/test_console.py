@@ -113,3 +113,12 @@ def test_objects_that_are_made_of_a_mask_that_is_there_are_told():
 @pytest.mark.parametrize("count, words", [(1, "memory once;"), (2, "memory 2 times;")])
 def test_how_often_memory_ran_out_is_told(count, words):
     assert words in told_of(out_of_memory_events=count)
+
+
+def test_what_skipping_costs_and_what_was_no_number_is_told():
+    skipped = {"skipped_px": 100, "tiles": 1, "tiles_skipped": 1}
+    told = told_of(**skipped, skipped_checked_px=40, skipped_lost_px=10, not_finite_px=3)
+    assert "40 of these px were run all the same: 25.00% of them would not be background" in told
+    assert "3 px are NaN or infinite and were taken for 0" in told
+    assert "computed again in fp32" not in told
+    assert "overflowed in 2 units" in told_of(units_redone_fp32=2)

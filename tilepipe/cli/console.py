@@ -221,6 +221,19 @@ def summary_text(summary: dict[str, Any]) -> str:
             f"  {summary['skipped_px'] / summary['px']:.0%} of the px hold no tissue and were "
             f"skipped: {skipped} of {tiles + skipped} tiles and parts of others"
         )
+    if checked := summary.get("skipped_checked_px"):
+        lost = summary["skipped_lost_px"]
+        lines.append(
+            f"  {checked} of these px were run all the same: {lost / checked:.2%} of them "
+            "would not be background"
+        )
+    if summary.get("not_finite_px"):
+        lines.append(f"  {summary['not_finite_px']} px are NaN or infinite and were taken for 0")
+    if summary.get("units_redone_fp32"):
+        lines.append(
+            f"  numbers overflowed in {summary['units_redone_fp32']} units, which were computed "
+            "again in fp32"
+        )
     if summary.get("damaged_tiles"):
         lines.append(f"  {summary['damaged_tiles']} damaged tiles of the slide were filled")
     if summary.get("out_of_memory_events"):
