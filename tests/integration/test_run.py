@@ -162,6 +162,20 @@ def test_a_level_is_chosen_by_number_or_pixel_size(small_slide, tmp_path):
     assert "level 1: 350 x 250 px, 1 µm/px" in text
 
 
+def test_a_pixel_that_is_no_square_has_the_pixel_size_asked_for_on_both_sides(tmp_path):
+    slide, out = tmp_path / "flat.tif", tmp_path / "flat.zarr"
+    pixels = np.zeros((700, 500, 3), np.uint8)
+    # 1 µm wide and 0.5 µm high.
+    tifffile.imwrite(
+        slide, pixels, tile=(128, 128), photometric="rgb", resolution=(10000, 20000),
+        resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    text = tilepipe("run", slide, "-o", out, *RANDOM, "--mpp", "0.5", code=1)
+    assert "no level is within 10 % of --mpp 0.5" in text
+    assert "level 0: 700 x 500 px, 1 x 0.5 µm/px" in text
+    assert not out.exists()
+
+
 def test_another_job_in_the_same_output_is_refused_with_the_ways_out(done, small_slide, tmp_path):
     out, _ = done
     text = tilepipe("run", small_slide, "-o", out, *RANDOM[:3], "random:1", *RANDOM[4:], code=1)
