@@ -148,7 +148,7 @@ def test_any_channel_of_a_mask_counts_and_what_a_tiff_lacks_is_said(tmp_path):
     mask = TissueMask.from_image(path, (500, 1000))
     np.testing.assert_array_equal(mask.mask, channels[1] > 0)
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(SlideError, match="not a mask image: .*m.ome.tif"):
+    with pytest.raises(SlideError, match=r"not a mask image: .*m.ome.tif"):
         TissueMask.from_image(path, (500, 1000))
 
 

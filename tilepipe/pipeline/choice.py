@@ -74,7 +74,8 @@ def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
             on_event(
                 Warned(
                     source.name,
-                    f"level {level} has {told_mpp(here)} µm/px, the weights were made at {model.mpp:.3g}",
+                    f"level {level} has {told_mpp(here)} µm/px, the weights were made at "
+                    f"{model.mpp:.3g}",
                 )
             )
     name = spec.name or model.name
