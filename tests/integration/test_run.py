@@ -176,6 +176,17 @@ def test_a_pixel_that_is_no_square_has_the_pixel_size_asked_for_on_both_sides(tm
     assert not out.exists()
 
 
+def test_the_bill_compresses_as_the_store_does(tmp_path):
+    """What is alike in all channels is found in large blocks only."""
+    slide, out = tmp_path / "grey.tif", tmp_path / "grey.zarr"
+    grey = np.random.default_rng(0).integers(0, 256, (700, 500, 1), np.uint8)
+    tifffile.imwrite(slide, np.repeat(grey, 3, axis=2), tile=(128, 128), photometric="rgb")
+    told = tilepipe("run", slide, "-o", out, *RANDOM, "--dry-run", "--json")["disk_bytes"]
+    tilepipe("run", slide, "-o", out, *RANDOM, "--json")
+    taken = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    assert told == pytest.approx(taken, rel=0.2)
+
+
 def test_another_job_in_the_same_output_is_refused_with_the_ways_out(done, small_slide, tmp_path):
     out, _ = done
     text = tilepipe("run", small_slide, "-o", out, *RANDOM[:3], "random:1", *RANDOM[4:], code=1)
