@@ -86,3 +86,39 @@ def test_a_program_hears_of_all_slides(capsys, monkeypatch):
     facts = json.loads(line)
     assert facts["slide"] == "s2.tif"
     assert {**facts["slides"], "left_s": 0} == {"total": 3, "done": 1, "failed": 1, "left_s": 0}
+
+
+def told_of(**changed):
+    summary = {
+        "extent": (10, 20), "state": "done", "output": "a.zarr", "label": "unet", "px": 200,
+        "elapsed_s": 2.0, "mpix_per_s": 0.1,
+        "units": {"segment": {"done": 1, "total": 1, "resumed": 0}},
+    }  # fmt: skip
+    return summary_text({**summary, **changed})
+
+
+def test_objects_that_are_made_of_a_mask_that_is_there_are_told():
+    rows = {
+        "segment": {"done": 1, "total": 1, "resumed": 1},
+        "find objects": {"done": 1, "total": 1, "resumed": 0},
+    }
+    told = told_of(px=0, units=rows, instances=7)
+    assert "complete already" not in told
+    assert "find objects in 2 s; the rest was there already" in told
+    assert "7 objects in unet-instances" in told
+    rows["find objects"]["resumed"] = 1
+    assert "complete already" in told_of(px=0, units=rows, instances=7)
+
+
+@pytest.mark.parametrize("count, words", [(1, "memory once;"), (2, "memory 2 times;")])
+def test_how_often_memory_ran_out_is_told(count, words):
+    assert words in told_of(out_of_memory_events=count)
+
+
+def test_what_skipping_costs_and_what_was_no_number_is_told():
+    skipped = {"skipped_px": 100, "tiles": 1, "tiles_skipped": 1}
+    told = told_of(**skipped, skipped_checked_px=40, skipped_lost_px=10, not_finite_px=3)
+    assert "40 of these px were run all the same: 25.00% of them would not be background" in told
+    assert "3 px are NaN or infinite and were taken for 0" in told
+    assert "computed again in fp32" not in told
+    assert "overflowed in 2 units" in told_of(units_redone_fp32=2)

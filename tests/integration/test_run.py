@@ -183,6 +183,31 @@ def test_a_level_is_chosen_by_number_or_pixel_size(small_slide, tmp_path):
     assert "level 1: 350 x 250 px, 1 µm/px" in text
 
 
+def test_a_pixel_that_is_no_square_has_the_pixel_size_asked_for_on_both_sides(tmp_path):
+    slide, out = tmp_path / "flat.tif", tmp_path / "flat.zarr"
+    pixels = np.zeros((700, 500, 3), np.uint8)
+    # 1 µm wide and 0.5 µm high.
+    tifffile.imwrite(
+        slide, pixels, tile=(128, 128), photometric="rgb", resolution=(10000, 20000),
+        resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    text = tilepipe("run", slide, "-o", out, *RANDOM, "--mpp", "0.5", code=1)
+    assert "no level is within 10 % of --mpp 0.5" in text
+    assert "level 0: 700 x 500 px, 1 x 0.5 µm/px" in text
+    assert not out.exists()
+
+
+def test_the_bill_compresses_as_the_store_does(tmp_path):
+    """What is alike in all channels is found in large blocks only."""
+    slide, out = tmp_path / "grey.tif", tmp_path / "grey.zarr"
+    grey = np.random.default_rng(0).integers(0, 256, (700, 500, 1), np.uint8)
+    tifffile.imwrite(slide, np.repeat(grey, 3, axis=2), tile=(128, 128), photometric="rgb")
+    told = tilepipe("run", slide, "-o", out, *RANDOM, "--dry-run", "--json")["disk_bytes"]
+    tilepipe("run", slide, "-o", out, *RANDOM, "--json")
+    taken = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    assert told == pytest.approx(taken, rel=0.2)
+
+
 def test_another_job_in_the_same_output_is_refused_with_the_ways_out(done, small_slide, tmp_path):
     out, _ = done
     text = tilepipe("run", small_slide, "-o", out, *RANDOM[:3], "random:1", *RANDOM[4:], code=1)

@@ -60,6 +60,15 @@ def test_glass_is_skipped_and_tissue_is_what_it_was(slide, everywhere, tmp_path,
     assert not mask[:, EDGE + 450 :].any()
 
 
+def test_what_was_skipped_is_that_of_the_whole_mask_after_several_runs(slide, tmp_path):
+    _, whole = mask_of(slide, tmp_path / "whole.zarr", "--tissue", "auto")
+    for part in ("0/2", "1/2"):
+        mask_of(slide, tmp_path / "parts.zarr", "--tissue", "auto", "--part", part)
+    _, parts = mask_of(slide, tmp_path / "parts.zarr", "--tissue", "auto")
+    assert parts["tissue"] == whole["tissue"]
+    assert whole["tissue"]["skipped_checked_px"] > 0
+
+
 def test_the_bill_counts_what_is_to_be_computed(slide, tmp_path, monkeypatch):
     def bill(tissue):
         result = CliRunner().invoke(

@@ -251,6 +251,15 @@ def test_a_halo_that_costs_much_is_told_with_what_helps(unit_px, tile_px, extent
     assert notes[0].endswith(way)
 
 
+def test_blended_tiles_that_are_nearly_all_halo_are_told_too():
+    model = toy(kind="never")
+    _, usual = plan_for(model, BIG, JobSpec(), unit_px=64)
+    assert not any("input pixels" in note for note in usual)
+    plan, notes = plan_for(model, BIG, JobSpec(tile=288), unit_px=64)
+    assert (plan.mode, plan.core_px) == ("blended", 32)
+    assert "each output pixel cost 81.0 input pixels; a larger --tile costs less" in notes[-1]
+
+
 @pytest.mark.parametrize("kind", ["local", "never"])
 def test_what_is_measured_sees_pixels_without_data_as_a_run_does(monkeypatch, kind):
     """They are 0 to the network: one NaN would be one of every figure, and no JSON."""

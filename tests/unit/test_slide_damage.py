@@ -265,6 +265,21 @@ def test_a_hyperstack_that_was_cut_off_is_no_image_of_fewer_channels(tmp_path, l
         open_slide(path)
 
 
+@pytest.mark.parametrize("left_off", [1, 4000], ids=["of the description", "of the pages"])
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_pages_that_were_cut_off_are_told_of(tmp_path, bigtiff, left_off):
+    """Their list lies behind the pixels: without it, three channels look like one."""
+    path = tmp_path / "three.tif"
+    pixels = np.zeros((3, 200, 300), np.uint8)
+    tifffile.imwrite(path, pixels, photometric="minisblack", ome=True, bigtiff=bigtiff)
+    with open_slide(path) as slide:
+        assert slide.channels == 3
+        assert not any("beyond the end" in note for note in slide.notes)
+    path.write_bytes(path.read_bytes()[:-left_off])
+    with open_slide(path) as slide:
+        assert any("lies beyond the end of the file" in note for note in slide.notes)
+
+
 @pytest.mark.parametrize("on_damage", ["error", "fill"])
 @pytest.mark.parametrize("kind", ["jpeg", "deflate", "zarr"])
 def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch, kind, on_damage):

@@ -128,6 +128,30 @@ def test_a_mask_that_pillow_refuses_is_read_as_a_slide(tmp_path, monkeypatch, ki
     np.testing.assert_array_equal(mask.mask, expected)
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8])
+def test_a_tiff_that_is_to_be_shown_white_where_it_is_0_is_not_inverted(tmp_path, dtype):
+    """So tifffile writes bilevel masks and ImageJ its own; Pillow reads them inside out."""
+    drawn = np.zeros((50, 100), bool)
+    drawn[10:20, 30:40] = True
+    pixels = drawn if dtype is bool else drawn.astype(np.uint8) * 255
+    tifffile.imwrite(tmp_path / "m.tif", pixels, photometric="miniswhite")
+    mask = TissueMask.from_image(tmp_path / "m.tif", (500, 1000))
+    np.testing.assert_array_equal(mask.mask, drawn)
+    assert mask.note == "mask image m.tif: tissue on 2% of the slide"
+
+
+def test_any_channel_of_a_mask_counts_and_what_a_tiff_lacks_is_said(tmp_path):
+    channels = np.zeros((2, 50, 100), np.uint8)
+    channels[1, 10:20, 30:40] = 1
+    path = tmp_path / "m.ome.tif"
+    tifffile.imwrite(path, channels, photometric="minisblack", metadata={"axes": "CYX"})
+    mask = TissueMask.from_image(path, (500, 1000))
+    np.testing.assert_array_equal(mask.mask, channels[1] > 0)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(SlideError, match=r"not a mask image: .*m.ome.tif"):
+        TissueMask.from_image(path, (500, 1000))
+
+
 def test_a_large_picture_is_read_without_a_warning_and_a_larger_one_is_told_what_to_be(
     tmp_path, monkeypatch
 ):

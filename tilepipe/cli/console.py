@@ -42,7 +42,7 @@ class Slides:
         """Count a slide."""
         self.done += 1
         self.failed += event.state not in ("done", "part done")
-        self._worked += bool(event.summary.get("px"))
+        self._worked += not was_complete(event.summary)
 
     @property
     def left_s(self) -> float | None:
@@ -167,12 +167,16 @@ def end_of(event: Finished) -> str:
         reasons = [event.summary.get("reason"), *_reasons(event.summary)]
         reason = next((str(reason) for reason in reasons if reason), "")
         return f"{event.state}: {reason}" if reason else event.state
-    if not event.summary.get("px"):
+    if was_complete(event.summary):
         return "was complete already"
-    return (
-        f"{event.state} in {duration(event.summary['elapsed_s'])}, "
-        f"{event.summary['mpix_per_s']:.2f} MPix/s"
-    )
+    told = f"{event.state} in {duration(event.summary['elapsed_s'])}"
+    return f"{told}, {event.summary['mpix_per_s']:.2f} MPix/s" if event.summary["px"] else told
+
+
+def was_complete(summary: dict[str, Any]) -> bool:
+    """Tell whether nothing was to be done: no px of a mask, no object, no unit of a pyramid."""
+    rows = summary.get("units", {}).values()
+    return not (summary.get("px") or any(row["done"] > row["resumed"] for row in rows))
 
 
 def _reasons(summary: dict[str, Any]) -> list[str]:
@@ -192,16 +196,19 @@ def plain_line(event: Progress) -> str:
 def summary_text(summary: dict[str, Any]) -> str:
     """Return the closing lines of a run: what, where, how quick, what is in it, what next."""
     height, width = summary["extent"]
-    if summary["state"] == "done" and not summary["px"]:
+    if summary["state"] == "done" and was_complete(summary):
         return (
             f"done: {summary['output']} was complete already ({width} x {height} px)\n"
             f"  next: tilepipe view {argument(summary['output'])}"
         )
-    lines = [
-        f"{summary['state']}: {summary['output']}  ({width} x {height} px, "
-        f"{summary['px'] / 1e6:.1f} MPix in {duration(summary['elapsed_s'])}, "
-        f"{summary['mpix_per_s']:.2f} MPix/s)"
-    ]
+    if summary["px"]:
+        what = (
+            f"{summary['px'] / 1e6:.1f} MPix in {duration(summary['elapsed_s'])}, "
+            f"{summary['mpix_per_s']:.2f} MPix/s"
+        )
+    else:  # objects of a mask that was there, or what was lost of a pyramid
+        what = f"{_made(summary)} in {duration(summary['elapsed_s'])}; the rest was there already"
+    lines = [f"{summary['state']}: {summary['output']}  ({width} x {height} px, {what})"]
     fractions = summary.get("class_fractions")
     if fractions:
         shown = sorted(fractions.items(), key=lambda entry: -entry[1])[:8]
@@ -214,15 +221,35 @@ def summary_text(summary: dict[str, Any]) -> str:
             f"  {summary['skipped_px'] / summary['px']:.0%} of the px hold no tissue and were "
             f"skipped: {skipped} of {tiles + skipped} tiles and parts of others"
         )
+    if checked := summary.get("skipped_checked_px"):
+        lost = summary["skipped_lost_px"]
+        lines.append(
+            f"  {checked} of these px were run all the same: {lost / checked:.2%} of them "
+            "would not be background"
+        )
+    if summary.get("not_finite_px"):
+        lines.append(f"  {summary['not_finite_px']} px are NaN or infinite and were taken for 0")
+    if summary.get("units_redone_fp32"):
+        lines.append(
+            f"  numbers overflowed in {summary['units_redone_fp32']} units, which were computed "
+            "again in fp32"
+        )
     if summary.get("damaged_tiles"):
         lines.append(f"  {summary['damaged_tiles']} damaged tiles of the slide were filled")
     if summary.get("out_of_memory_events"):
+        count = summary["out_of_memory_events"]
+        times = "once" if count == 1 else f"{count} times"
         lines.append(
-            f"  the device ran out of memory {summary['out_of_memory_events']} times; "
-            "smaller batches and tiles went through"
+            f"  the device ran out of memory {times}; smaller batches and tiles went through"
         )
     lines.append(f"  next: tilepipe view {argument(summary['output'])}")
     return "\n".join(lines)
+
+
+def _made(summary: dict[str, Any]) -> str:
+    """Say which stages did something."""
+    made = [name for name, row in summary["units"].items() if row["done"] > row["resumed"]]
+    return ", ".join(made) or "nothing"
 
 
 def bill_text(entry: dict[str, Any]) -> str:

@@ -116,7 +116,7 @@ def plan_for(
         halo_px=halo_px,
         mode=mode,
     )
-    if mode != "blended" and plan.halo_overhead > 3:
+    if plan.halo_overhead > 3:
         notes.append(
             f"warning: the halo of {plan.halo_px} px makes each output pixel cost "
             f"{plan.halo_overhead:.1f} input pixels{_what_costs_less(plan)}"
@@ -128,8 +128,9 @@ def _what_costs_less(plan: TilePlan) -> str:
     """Say what makes the halo's share smaller; nothing does where one tile is the whole level."""
     if plan.core_px >= max(plan.extent):
         return ""
-    # A tile writes no more than a unit, however large it is.
-    return f"; a larger --{'unit' if plan.core_px >= plan.unit_px else 'tile'} costs less"
+    # A tile that is exact writes no more than a unit, however large it is.
+    is_unit = plan.mode != "blended" and plan.core_px >= plan.unit_px
+    return f"; a larger --{'unit' if is_unit else 'tile'} costs less"
 
 
 def even_core(unit_px: int, extent: Shape, aim_px: int, alignment_px: int) -> int:

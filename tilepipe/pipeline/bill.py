@@ -17,7 +17,7 @@ from tilepipe.pipeline.run import Request
 from tilepipe.pipeline.source import Source, open_source
 from tilepipe.pipeline.tissue import forecast_tissue, tissue_share
 from tilepipe.spec import JobSpec
-from tilepipe.store import check_free, open_files
+from tilepipe.store import check_free, image_codec, open_files
 from tilepipe.threads import cores
 from tilepipe.tiling import Box
 
@@ -150,14 +150,11 @@ def _copying(source: Source) -> tuple[float, float]:
     From up to nine sampled places, each read and compressed; hashing, writing and reading again for
     the pyramid take about as long once more (measured).
     """
-    from numcodecs import Blosc
-
     slide = source.slide
     assert slide is not None
     height, width = slide.levels[0].shape
     side = 512
-    shuffle = Blosc.BITSHUFFLE if slide.dtype.itemsize == 1 else Blosc.SHUFFLE
-    codec = Blosc(cname="zstd", clevel=1, shuffle=shuffle)
+    codec = image_codec(slide.dtype)
     raw = packed = px = 0
     started_s = time.thread_time()
     for row in range(3):

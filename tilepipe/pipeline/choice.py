@@ -13,7 +13,14 @@ from tilepipe.pipeline.job import fingerprint
 from tilepipe.pipeline.output import (
     unit_for,
 )
-from tilepipe.pipeline.source import Source, absolute, open_source, portable, resolve_level
+from tilepipe.pipeline.source import (
+    Source,
+    absolute,
+    open_source,
+    portable,
+    resolve_level,
+    told_mpp,
+)
 from tilepipe.pipeline.stored import content_of
 from tilepipe.pipeline.tissue import asked_tissue
 from tilepipe.schedule.cluster import ask_a_worker
@@ -64,12 +71,13 @@ def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
         on_event(Note(source.name, text))
     level = resolve_level(source, spec)
     if source.mpp is not None and model.mpp is not None:
-        here = source.mpp[0] * source.downsample(level)
-        if not 0.5 < here / model.mpp < 2:
+        here = source.mpp_of(level)
+        if not all(0.5 < side / model.mpp < 2 for side in here):
             on_event(
                 Warned(
                     source.name,
-                    f"level {level} has {here:.3g} µm/px, the weights were made at {model.mpp:.3g}",
+                    f"level {level} has {told_mpp(here)} µm/px, the weights were made at "
+                    f"{model.mpp:.3g}",
                 )
             )
     name = spec.name or model.name

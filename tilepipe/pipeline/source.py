@@ -58,6 +58,12 @@ class Source:
         """
         return self.store.level_downsample(level) if self.store is not None else 1 << level
 
+    def mpp_of(self, level: int) -> tuple[float, float]:
+        """Return the µm/px (y, x) of a level of an image whose own are known."""
+        assert self.mpp is not None
+        y, x = self.mpp
+        return y * self.downsample(level), x * self.downsample(level)
+
     def is_whole(self, level: int) -> bool:
         """Tell whether a level is the finest one made smaller by a whole number."""
         return self.store is None or not self.store.has_image or self.store.image(level).whole
@@ -143,10 +149,10 @@ def resolve_level(source: Source, spec: JobSpec) -> int:
     extents, mpp = source.extents, source.mpp
     # A level that is smaller by 1.5, say, is none that a mask can be laid over.
     whole = [k for k in range(len(extents)) if source.is_whole(k)]
-    mpps = {k: mpp[0] * source.downsample(k) for k in whole} if mpp is not None else {}
+    mpps = {k: source.mpp_of(k) for k in whole} if mpp is not None else {}
     listed = "; ".join(
         f"level {k}: {height} x {width} px"
-        + (f", {mpps[k]:.4g} µm/px" if k in mpps else "")
+        + (f", {told_mpp(mpps[k])} µm/px" if k in mpps else "")
         + ("" if k in whole else ", not smaller by a whole number")
         for k, (height, width) in enumerate(extents)
     )
@@ -164,11 +170,17 @@ def resolve_level(source: Source, spec: JobSpec) -> int:
             f"--mpp {spec.mpp} needs the pixel size of the slide, which its tags do not say; "
             "pass --slide-mpp, e.g. --slide-mpp 0.25, or choose with --level"
         )
-    off = {k: abs(here / spec.mpp - 1) for k, here in mpps.items()}
+    off = {k: max(abs(side / spec.mpp - 1) for side in here) for k, here in mpps.items()}
     best = min(off, key=lambda k: off[k])
     if off[best] > 0.1:
         raise PlanError(f"no level is within 10 % of --mpp {spec.mpp}; the pyramid has {listed}")
     return best
+
+
+def told_mpp(mpp: tuple[float, float]) -> str:
+    """Return µm/px (y, x) as people read them: one number, or x and y where they differ."""
+    y, x = (f"{side:.4g}" for side in mpp)
+    return x if x == y else f"{x} x {y}"
 
 
 def absolute(location: str) -> str:

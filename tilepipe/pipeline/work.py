@@ -22,6 +22,10 @@ from tilepipe.store import Journal
 
 MOST_FAILURES_LISTED = 100
 MOST_DAMAGE_LISTED = 1000
+_OF_TISSUE = (
+    "tiles", "tiles_skipped", "skipped_px", "skipped_checked_px", "skipped_lost_px",
+)  # fmt: skip
+"""What the record of a unit tells of what was skipped as empty."""
 Span = tuple[str, tuple[str, float, float, int]]
 """A worker; what it did, when it began, the seconds it took, its thread."""
 
@@ -71,8 +75,7 @@ class SlideWork:
         self._device_s += float(facts.get("device_s", 0.0))
         if self.dag.stages[stage].name == (SEGMENT if self.job.segmentation else INGEST):
             self._px += int(facts.get("px", 0))
-        for fact in ("tiles", "tiles_skipped", "skipped_px", "skipped_checked_px",
-                     "skipped_lost_px", "redone_fp32", "not_finite_px", "oom"):  # fmt: skip
+        for fact in (*_OF_TISSUE, "redone_fp32", "not_finite_px", "oom"):
             self._facts[fact] += int(facts.get(fact, 0))
         self.spans += [(outcome.worker, span) for span in outcome.spans]
         self.tell(len(self._workers))
@@ -210,8 +213,10 @@ class SlideWork:
         label = store.label(self.ticket.label)
         counts: Counter[str] = Counter()
         journal = store.journal(self.ticket.label, self.ticket.label_fingerprint)
+        skipped: Counter[str] = Counter(dict.fromkeys(_OF_TISSUE, 0))  # by runs before this, too
         for kept in journal.recorded(SEGMENT, 0).values():
             counts.update(kept.facts.get("counts", {}))
+            skipped.update({key: int(kept.facts.get(key, 0)) for key in _OF_TISSUE})
         total = sum(counts.values())
         names = distinct_names([entry.name for entry in label.classes])
         self.summary["class_px"] = {
@@ -241,16 +246,7 @@ class SlideWork:
                 "units": self.summary["units"],
                 "class_px": self.summary["class_px"],
                 "account": self.summary["account"],
-                "tissue": {
-                    key: self.summary[key]
-                    for key in (
-                        "tiles",
-                        "tiles_skipped",
-                        "skipped_px",
-                        "skipped_checked_px",
-                        "skipped_lost_px",
-                    )
-                },
+                "tissue": dict(skipped),
                 "mpix_per_s": self.summary["mpix_per_s"],
             }
         if fresh or record.get("state") != self.state:  # a run that finds all done changes nothing

@@ -92,6 +92,14 @@ def open_slide(
     raise SlideError(f"{name}: is {_what(head)}; want {wanted}")
 
 
+def is_tiff(path: str | Path) -> bool:
+    """Tell whether a file begins as a TIFF does; False where there is none to be read."""
+    try:
+        return Path(path).is_file() and _read_head(str(path))[:4] in _TIFF
+    except SlideError:
+        return False
+
+
 def _read_head(name: str) -> bytes:
     # A pipe would be waited for, maybe for good, and pixels are read from anywhere in a file.
     if Path(name).is_fifo() or Path(name).is_socket():

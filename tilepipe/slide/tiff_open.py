@@ -91,7 +91,9 @@ class _Opener:
         self.descriptors.clear()
 
     def open(self) -> TiffSlide:
-        check_chain(self.path, self._descriptor(str(Path(self.path).resolve())))
+        beyond = check_chain(self.path, self._descriptor(str(Path(self.path).resolve())))
+        if beyond is not None:
+            self.notes.append(beyond)
         with tifffile.TiffFile(self.path) as tiff:
             series = choose_series(self.path, tiff, self.notes)
             if series.kind == "bif":

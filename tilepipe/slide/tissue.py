@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError
-from tilepipe.slide.open import open_slide
+from tilepipe.slide.open import is_tiff, open_slide
 from tilepipe.slide.types import LevelInfo, Pixels
 from tilepipe.threads import cores, several_at_once
 from tilepipe.tiling import Box, Shape
@@ -99,31 +99,18 @@ class TissueMask:
     def from_image(cls, path: str | Path, extent: Shape) -> TissueMask:
         """Read a mask image (not 0 is tissue) over ``extent`` px.
 
-        It is what Pillow reads, or a TIFF of any size, which is read in boxes of bounded memory.
+        A TIFF of any size is read as slides are, in boxes of bounded memory: it holds numbers, and
+        0 is what is stored as 0, whether that is to be shown black or white. Of others it is what
+        Pillow reads.
 
         Of a palette image the index counts, of colours any of them, of alpha nothing.
 
         SlideError if it cannot be read or its aspect is not that of the slide.
         """
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            with _large_allowed(), Image.open(path) as image:
-                shape, factor, pixels = (image.height, image.width), 1, _not_0(image)
-        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-            found = _of_slide(path)
-            if found is None:
-                hint = "; save it as a TIFF" if "bomb" in str(error) else ""
-                raise SlideError(f"{path}: not a mask image: {error}{hint}") from error
-            shape, factor, pixels = found
-        downsample = (extent[0] / shape[0], extent[1] / shape[1])
-        if not 0.9 < downsample[0] / downsample[1] < 1.1:
-            raise SlideError(
-                f"{path}: a mask of {shape[0]} x {shape[1]} px (y, x) has another "
-                f"aspect than the slide of {extent[0]} x {extent[1]} px"
-            )
-        down_y, down_x = (down * factor for down in downsample)
-        return cls(pixels, (down_y, down_x), f"mask image {Path(path).name}")
+        found = _of_tiff(path, extent) if is_tiff(path) else _of_picture(path, extent)
+        pixels, downsample = found
+        told = f"mask image {Path(path).name}: tissue on {pixels.mean():.0%} of the slide"
+        return cls(pixels, downsample, told)
 
     @classmethod
     def everywhere(cls, extent: Shape, note: str) -> TissueMask:
@@ -170,19 +157,32 @@ def _large_allowed() -> Iterator[None]:
         yield
 
 
-def _of_slide(path: str | Path) -> tuple[Shape, int, NDArray[np.bool_]] | None:
-    """Return a TIFF's extent, how many of its px a side are one, and which of these are not 0.
+def _of_picture(path: str | Path, extent: Shape) -> tuple[NDArray[np.bool_], tuple[float, float]]:
+    """Return which px of a picture are not 0, and how many px of ``extent`` lie under one."""
+    from PIL import Image, UnidentifiedImageError
 
-    None if it is none. A px counts if any under it does, so none is lost.
+    try:
+        with _large_allowed(), Image.open(path) as image:
+            down = _downsample(path, (image.height, image.width), extent)
+            return _not_0(image), down
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        hint = "; save it as a TIFF" if "bomb" in str(error) else ""
+        raise SlideError(f"{path}: not a mask image: {error}{hint}") from error
+
+
+def _of_tiff(path: str | Path, extent: Shape) -> tuple[NDArray[np.bool_], tuple[float, float]]:
+    """Return the same of a TIFF, made smaller by a whole number; a px counts if any under it does.
+
+    Pillow inverts what is to be shown white where it is 0, as bilevel masks of tifffile and masks
+    of ImageJ are, and takes the first of several channels.
     """
-    if Path(path).is_dir():  # an OME-Zarr: no file whose content says which mask it is
-        return None
     try:
         slide = open_slide(path, ids=True)
-    except SlideError:
-        return None
+    except SlideError as error:
+        raise SlideError(f"not a mask image: {error}") from error
     with slide:
         shape = slide.levels[0].shape
+        down_y, down_x = _downsample(path, shape, extent)
         factor = -(-max(shape) // _KEPT_PX)
         found = np.zeros(Box.of_shape(shape).reduced(factor).shape, np.bool_)
 
@@ -197,7 +197,18 @@ def _of_slide(path: str | Path) -> tuple[Shape, int, NDArray[np.bool_]] | None:
         at_once = min(_MOST_AT_ONCE, cores())
         for _ in several_at_once(look, boxes, at_once=at_once, name="tilepipe-tissue"):
             pass
-    return shape, factor, found
+    return found, (down_y * factor, down_x * factor)
+
+
+def _downsample(path: str | Path, shape: Shape, extent: Shape) -> tuple[float, float]:
+    """Return how many px of ``extent`` lie under one of a mask; SlideError for another aspect."""
+    down_y, down_x = extent[0] / shape[0], extent[1] / shape[1]
+    if not 0.9 < down_y / down_x < 1.1:
+        raise SlideError(
+            f"{path}: a mask of {shape[0]} x {shape[1]} px (y, x) has another "
+            f"aspect than the slide of {extent[0]} x {extent[1]} px"
+        )
+    return down_y, down_x
 
 
 def _not_0(image: PillowImage) -> NDArray[np.bool_]:

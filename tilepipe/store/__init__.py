@@ -5,7 +5,7 @@ from tilepipe.store.create import check_free, create_store, what_is_at
 from tilepipe.store.files import Files, LocalFiles, open_files, overlap
 from tilepipe.store.journal import Journal, Record
 from tilepipe.store.label import Label, Probabilities
-from tilepipe.store.layout import EXPORTED, TISSUE
+from tilepipe.store.layout import EXPORTED, TISSUE, image_codec
 from tilepipe.store.lease import leased
 from tilepipe.store.level import Level, checksum_of
 from tilepipe.store.open import open_store
@@ -29,6 +29,7 @@ __all__ = [
     "check_free",
     "checksum_of",
     "create_store",
+    "image_codec",
     "leased",
     "open_files",
     "open_store",

@@ -85,6 +85,19 @@ def chunk_side(unit_px: int, chunk_px: int) -> int:
     return unit_px
 
 
+def image_codec(dtype: np.dtype[Any]) -> Blosc:
+    """Return what compresses a chunk of an image: as a Zarr v2 array names it, and for forecasts.
+
+    Version 0.5 has the same by another name.
+    """
+    return Blosc(
+        cname="zstd",
+        clevel=1,
+        shuffle=Blosc.BITSHUFFLE if dtype.itemsize == 1 else Blosc.SHUFFLE,
+        blocksize=_BLOSC_BLOCK_BYTES,
+    )
+
+
 def create_array(
     files: Files,
     key: str,
@@ -140,16 +153,7 @@ def create_array(
         )
         files.put(f"{key}/zarr.json", written[f"{key}/zarr.json"].to_bytes(), durable=True)
         return
-    compressor = (
-        Zstd(level=3, checksum=True)
-        if is_label
-        else Blosc(
-            cname="zstd",
-            clevel=1,
-            shuffle=Blosc.BITSHUFFLE if dtype.itemsize == 1 else Blosc.SHUFFLE,
-            blocksize=_BLOSC_BLOCK_BYTES,
-        )
-    )
+    compressor = Zstd(level=3, checksum=True) if is_label else image_codec(dtype)
     zarr.create_array(
         store,
         name=key,
