@@ -89,6 +89,30 @@ def test_only_glass(tmp_path):
     assert mask.share == 0
 
 
+@pytest.mark.parametrize("glass", [(244, 244, 244), (240, 236, 230)], ids=["clear", "warm"])
+def test_pale_tissue_beside_strong_stain_stays_and_dust_does_not(tmp_path, glass):
+    """Otsu parts the strong stain from all else; fat and mucus would be taken for glass."""
+    rng = np.random.default_rng(0)
+    image = np.empty((1500, 1500, 3), np.float32)
+    image[:] = glass
+    image[200:700, 200:700] = (190, 90, 150)
+    pale = np.s_[800:1300, 300:900]
+    image[pale] = np.array(glass) * (1, 0.93, 0.97)
+    for y, x in rng.integers((0, 190), (299, 299), (60, 2)) * 5:
+        image[y : y + 5, x : x + 5] = np.array(glass) * (1, 0.935, 0.97)
+    image += rng.normal(0, 1, (1500, 1500, 1)) + rng.normal(0, 0.5, image.shape)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.clip(image, 0, 255).astype(np.uint8), tile=(256, 256),
+                     photometric="rgb")  # fmt: skip
+    with open_slide(path) as slide:
+        mask = tissue_mask(slide)
+    assert mask is not None
+    assert mask.downsample == (5.0, 5.0)
+    assert mask.mask[160:260, 60:180].all()
+    assert mask.mask[40:140, 40:140].all()
+    assert not mask.mask[:, 185:].any()
+
+
 def test_mask_image(tmp_path):
     drawn = np.zeros((50, 100), np.uint8)
     drawn[10:20, 30:40] = 255

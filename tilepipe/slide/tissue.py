@@ -32,8 +32,9 @@ _WANTED_PX = 1024
 _GLASS_BRIGHT = 0.8
 _GLASS_SATURATION = 0.08
 _GLASS_SHARE = 0.02
-# Otsu splits dark from pale tissue where there is little glass; pale tissue must stay.
 _THRESHOLD_RANGE = (0.04, 0.12)
+_PALE = 0.03
+"""How much more saturated than the glass around it the palest tissue is."""
 _DARK = 0.6
 _BOX_PX = 2048
 _SAMPLES = 4
@@ -245,10 +246,12 @@ def tissue_mask(slide: Image) -> TissueMask | None:
     if glass.mean() < _GLASS_SHARE:
         return None
     threshold = float(np.clip(_otsu(saturation), *_THRESHOLD_RANGE))
-    mask = _grown((saturation > threshold) | (value < _DARK))
+    # Where there is strong stain, Otsu parts it from pale tissue; that must stay, too.
+    pale = min(threshold, max(_THRESHOLD_RANGE[0], _stands_out(saturation, glass)))
+    mask = _grown((saturation > threshold) | (value < _DARK) | _in_company(saturation > pale))
     level = slide.levels[number]
     down_y, down_x = (down * factor for down in level.downsample)
-    note = f"tissue on {mask.mean():.0%} of the slide (saturation above {threshold:.3f})"
+    note = f"tissue on {mask.mean():.0%} of the slide (saturation above {pale:.3f})"
     return TissueMask(mask, (down_y, down_x), note)
 
 
@@ -287,6 +290,23 @@ def _block_mean(pixels: Pixels, factor: int) -> Pixels:
     high = np.minimum(factor, pixels.shape[1] - starts_y)
     wide = np.minimum(factor, pixels.shape[2] - starts_x)
     return (sums / (high[:, None] * wide[None, :])).astype(np.uint8)
+
+
+def _stands_out(saturation: NDArray[np.float32], glass: NDArray[np.bool_]) -> float:
+    """Return the saturation above which no glass of this slide is: its colour and its noise."""
+    clear = saturation[glass]
+    colour = float(np.median(clear))
+    noise = 1.4826 * float(np.median(np.abs(clear - colour)))  # the deviation of normal noise
+    return colour + max(6 * noise, _PALE)
+
+
+def _in_company(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Keep what has as many others as not in the 5 x 5 px around it: grains of dust have not."""
+    padded = np.pad(mask, 2, mode="edge").astype(np.uint8)
+    y, x = mask.shape
+    rows = np.add.reduce([padded[k : y + k] for k in range(5)], dtype=np.uint8)
+    around = np.add.reduce([rows[:, k : x + k] for k in range(5)], dtype=np.uint8)
+    return np.asarray(mask & (around > 12))
 
 
 def _otsu(values: NDArray[np.float32]) -> float:
