@@ -18,6 +18,7 @@ from tilepipe.infer.backends import resolve_device
 from tilepipe.infer.plans import even_core, plan_for
 from tilepipe.models import Locality, Model, Normalisation, load_model
 from tilepipe.spec import JobSpec, default_classes
+from tilepipe.tiling import Box
 
 BIG = (9000, 9000)
 
@@ -233,6 +234,30 @@ def test_samples_are_on_the_alignment_and_where_there_is_texture():
     assert all((box.y0 + plan.halo_px) % 4 == 0 for box in boxes)
     assert boxes[0].y0 > 5000
     assert boxes[0].x0 < 3000
+
+
+@pytest.mark.parametrize("tissue", ["a little", "a lot"])
+def test_samples_lie_in_tissue_however_little_there_is(tissue):
+    """On glass no precision flips a class: what it does to the tissue would never be seen."""
+    plan = choose(extent=BIG).plan
+    side = {"a little": 700, "a lot": 6000}[tissue]
+    spot = Box(1200, 1200, 1200 + side, 1200 + side)
+    glass = np.array([244, 238, 230], np.uint8)[:, None, None]
+    seen = []
+
+    def read(box) -> np.ndarray:
+        seen.append(box)
+        rng = np.random.default_rng(box.y0 * 10007 + box.x0)
+        image = glass + rng.integers(-2, 3, (3, *box.shape), dtype=np.int16).astype(np.uint8)
+        inside = box.intersect(spot)
+        if inside.area:
+            image[(slice(None), *inside.shift(-box.y0, -box.x0).slices)] = noise(inside)
+        return image
+
+    boxes = list(guard.sample_boxes(replace(plan, core_px=512), read))
+    assert boxes[0].intersect(spot).area > 0.1 * boxes[0].area
+    looks = guard.CANDIDATES**2 + (guard.MANY_CANDIDATES**2 if tissue == "a little" else 0)
+    assert len(seen) == looks
 
 
 @pytest.mark.parametrize(
