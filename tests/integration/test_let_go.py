@@ -99,9 +99,9 @@ def test_a_store_that_goes_before_its_job_ends_is_no_end_of_the_others(
         requests[2].output: "done",
     }
     failed = next(result for result in results if result.state == "failed")
-    assert "was taken away while it was worked on" in failed.reason
+    assert "or taken away, while this one was at work" in failed.reason
     assert told == results
-    with pytest.raises(StoreError, match="was taken away while it was worked on"):
+    with pytest.raises(StoreError, match="or taken away, while this one was at work"):
         run_many(requests[1:2])
     assert open_files_in(slides[0].parent) == []
 

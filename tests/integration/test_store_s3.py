@@ -184,5 +184,13 @@ def test_a_cut_network_is_waited_for_while_a_job_is_under_way(bucket, monkeypatc
     files.put("0/c/0/0/0", b"a shard")
     files.delete("0/c/0/0/0")
     assert len(stores) == 4
+    # What says that a unit is still of its job is read before each is written.
+    asked = []
+    get = files._obs.get
+    monkeypatch.setattr("obstore.get", lambda store, key: asked.append(store) or get(store, key))
+    for _ in range(2):
+        assert files.get("zarr.json") is None
+    assert [store.retry_config["max_retries"] for store in asked] == [8, 1000]
+    stores.append(asked[1])
     assert all(store.retry_config["max_retries"] >= 100 for store in stores)
     assert {str(store.retry_config["retry_timeout"]) for store in stores} == {"0:01:00"}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import ObjectStore
@@ -15,6 +15,9 @@ from zarr.storage import ObjectStore
 from tilepipe.errors import StoreError, TilepipeError
 from tilepipe.store.explain import reason_of
 from tilepipe.store.files import Entry, check_key
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
 
 _PARALLEL_GETS = 16
 _ROLE_SERVER = "169.254.169.254"
@@ -28,8 +31,8 @@ _WAIT = timedelta(seconds=60)
 minutes."""
 _FEW, _MANY = 8, 1000
 """Tries meanwhile. Eight are over in 1 to 15 s, often in 3 (each wait is chosen by chance): enough
-for metadata, which is asked for first, so that a wrong address is told soon. Pixels and records of
-a job that is under way are tried until the time is up."""
+until something was read there, so that a wrong address is told soon. From then on, and to write,
+it is tried until the time is up."""
 
 
 @contextmanager
@@ -91,10 +94,15 @@ class RemoteFiles:
             )
 
         with explained_remote(self.location, "open the address"):
-            self._store = client(_FEW)
-            self._pixels = client(_MANY)
+            self._first = client(_FEW)
+            self._reads = client(_MANY)
             self._writes = client(_MANY, timeout=_PUT_TIMEOUT)
+        self._has_answered = False
         self._obs: Any = obstore
+
+    @property
+    def _store(self) -> S3Store:
+        return self._reads if self._has_answered else self._first
 
     def is_file(self) -> bool:
         """Tell whether there is an object of the location's own name."""
@@ -116,7 +124,9 @@ class RemoteFiles:
             try:
                 found = self._obs.get(self._store, key)
             except FileNotFoundError:
+                self._has_answered = True
                 return None
+            self._has_answered = True
             if limit_bytes is not None and found.meta["size"] > limit_bytes:
                 raise StoreError(f"{self.location}: {key} is larger than {limit_bytes} bytes")
             return bytes(found.bytes())
@@ -164,7 +174,7 @@ class RemoteFiles:
         check_key(self.location, key)
         with explained_remote(self.location, f"remove {key}"):
             try:
-                self._obs.delete(self._pixels, key)
+                self._obs.delete(self._reads, key)
             except FileNotFoundError:
                 return
 
@@ -176,6 +186,7 @@ class RemoteFiles:
         """
         with explained_remote(self.location, f"list {folder or 'the store'}"):
             found = self._obs.list_with_delimiter(self._store, folder or None)
+        self._has_answered = True
         for prefix in found["common_prefixes"]:
             yield Entry(str(prefix).rstrip("/").rsplit("/", 1)[-1], True, 0)
         for item in found["objects"]:
@@ -203,4 +214,4 @@ class RemoteFiles:
 
     def zarr_store(self, *, read_only: bool) -> ZarrStore:
         """Return zarr's view of the prefix."""
-        return ObjectStore(self._pixels if read_only else self._writes, read_only=read_only)
+        return ObjectStore(self._reads if read_only else self._writes, read_only=read_only)
