@@ -90,7 +90,7 @@ def test_a_run_goes_on_with_smaller_tiles_where_memory_runs_out(
     assert (facts["state"], facts["out_of_memory_events"]) == ("done", 1)
     flags[-1] = "700"  # the process keeps the network that runs tiles of 684 px, by now smaller
     told = tilepipe("run", small_slide, "-o", tmp_path / "b.zarr", *flags)
-    assert "ran out of memory 1 times; smaller batches and tiles went through" in told
+    assert "ran out of memory once; smaller batches and tiles went through" in told
     assert np.array_equal(pixels(tmp_path / "a.zarr", "labels/unet/0"),
                           pixels(done[0], "labels/unet/0"))  # fmt: skip
 
