@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tilepipe.errors import ModelError
+from tilepipe.errors import ModelError, StoreError
 from tilepipe.infer.backends import device_here
 from tilepipe.pipeline import choice
 from tilepipe.pipeline import context as context_room
@@ -175,3 +175,23 @@ def test_a_job_of_a_gpu_is_refused_at_once_where_there_is_none(small_slide, tmp_
     facts = bill(Request(str(small_slide), str(tmp_path / "other.zarr"), spec))
     assert any("network's time is left out" in note for note in facts["notes"])
     assert facts["settings"]["device"] == "cuda:0"
+
+
+@pytest.mark.parametrize("output", ["gone.zarr", "s3://slides/gone.zarr"])
+def test_a_server_that_does_not_answer_makes_no_worker_unfit(
+    small_slide, tmp_path, monkeypatch, output
+):
+    """It is the same for all of them; a folder may be missing on one machine alone."""
+    spec = JobSpec(weights="random:0", base=2, tune=False)
+    job = prepare(str(small_slide), str(tmp_path / "out.zarr"), spec, on_event=ignore)
+    job.held.close()
+
+    def refuse(location, **_):
+        raise StoreError(f"{location}: cannot read zarr.json: no answer")
+
+    monkeypatch.setattr("tilepipe.pipeline.context.open_store", refuse)
+    ticket = replace(job.ticket, output=output)
+    (failed,) = run_units(ticket, job.ticket.stages.index((INGEST, 0)), (0,))
+    assert "no answer" in failed.error
+    assert not failed.permanent
+    assert failed.unfit == (output == "gone.zarr")

@@ -6,7 +6,7 @@ import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from tilepipe.errors import ModelError, SlideError, TilepipeError, UnfitError
 from tilepipe.pipeline.instances import Objects
 from tilepipe.pipeline.job import GATE, Ticket
 from tilepipe.pipeline.lanes import waiting_bytes
+from tilepipe.pipeline.output import is_remote
 from tilepipe.pipeline.tissue import read_tissue
 from tilepipe.slide import Read, Slide, TissueMask, open_slide, reads_shown
 from tilepipe.spec import JobSpec
@@ -38,7 +39,8 @@ class Context:
     def __init__(self, ticket: Ticket) -> None:
         self.ticket = ticket
         self.spec = JobSpec.checked(ticket.spec, source="ticket")
-        with _needed():
+        # A server is the same for all workers; what it does not answer now it may the next time.
+        with nullcontext() if is_remote(ticket.output) else _needed():
             self.store: Store = open_store(ticket.output, writable=True)
         buffers.keep(waiting_bytes(ticket.recent_bytes))
         self.recent = self.store.recent = RecentUnits(ticket.recent_bytes)
