@@ -173,7 +173,7 @@ def test_labels_are_added_without_touching_the_image(tmp_path, version):
     assert {p: p.read_bytes() for p in before} == before
     store.write_record({"model": "unet"})
     again = open_store(str(path))
-    assert again.record == {"model": "unet"}
+    assert again.read_record() == {"model": "unet"}
     assert again.labels == ("m",)
     assert len(again.journal("m", "f").recorded("segment", 0)) == 6
     np.testing.assert_array_equal(again.label("m").level(0).read(Box(0, 0, 301, 200)), mask)

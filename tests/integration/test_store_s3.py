@@ -56,7 +56,7 @@ def test_a_whole_job_on_s3(bucket, version):
     with pytest.raises(MismatchError):
         again.journal(None, "f2").recorded("ingest", 0)
     again.write_record({"done": True})
-    assert open_store(f"s3://slides/{key}").record == {"done": True}
+    assert open_store(f"s3://slides/{key}").read_record() == {"done": True}
     assert again.clean_partial() == 0
     with pytest.raises(StoreError, match="a store is there already"):
         make(key, version=version)

@@ -99,7 +99,7 @@ def copy_store(
                 _levels(beside), _levels(made.probabilities), reduce_image, tell, beside.what
             )
         made.write_record(_of_the_copy(label.read_record(), origin))
-    target.write_record(_of_the_copy(store.record, origin))
+    target.write_record(_of_the_copy(store.read_record(), origin))
     return units
 
 

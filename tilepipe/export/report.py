@@ -68,7 +68,7 @@ def _slide_line(store: Store) -> str:
             f"{marked('mpp.1', f'{x:.4g}')} µm/px",
             f"{width * x / 1e3:.2f} × {height * y / 1e3:.2f} mm",
         ]
-    source = store.record.get("source")
+    source = store.read_record().get("source")
     slide = source.get("path") if isinstance(source, dict) else None
     told = f"<p>from <code>{marked('source.path', slide)}</code></p>" if slide else ""
     return f"<p>{' · '.join(parts)}</p>{told}"

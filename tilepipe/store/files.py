@@ -7,14 +7,10 @@ old bytes or the new ones, never a mixture.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import platform
 import re
 import shutil
 import stat
-import time
-import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,15 +23,7 @@ from zarr.storage import LocalStore
 from tilepipe.errors import StoreError
 from tilepipe.spec import at_home
 from tilepipe.store.explain import explained
-
-PARTIAL = ".partial"
-"""How the names of unfinished files end; zarr's own LocalStore does the same."""
-
-_NODE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-_WRITER = re.compile(r"\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{12}\.partial$")
-_FOREIGN_AGE_S = 3600.0
-_in_flight: set[str] = set()
-"""Unfinished files of this process."""
+from tilepipe.store.partial import PARTIAL, is_abandoned, partial_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +213,7 @@ class LocalFiles:
     def put(self, key: str, value: Any, *, durable: bool = False) -> None:
         """Write a buffer or several at once; ``durable`` waits until it is on the disk."""
         path = self.path(key)
-        partial = path.with_name(
-            f"{path.name}.{_NODE}-{os.getpid()}-{uuid.uuid4().hex[:12]}{PARTIAL}"
-        )
-        _in_flight.add(partial.name)
-        with explained(self.location, f"write {key}"):
+        with explained(self.location, f"write {key}"), partial_of(path) as partial:
             try:
                 try:
                     stream = partial.open("wb")
@@ -246,8 +230,6 @@ class LocalFiles:
                 with suppress(OSError):
                     partial.unlink(missing_ok=True)
                 raise
-            finally:
-                _in_flight.discard(partial.name)
 
     def claim(self, key: str, value: bytes) -> bool:
         """Write ``key`` unless it is there; of several who try at once one does. Tell whether."""
@@ -321,7 +303,7 @@ class LocalFiles:
         with explained(self.location, "remove unfinished files"):
             for folder, _, names in os.walk(self.root):
                 for name in names:
-                    if name.endswith(PARTIAL) and _is_abandoned(Path(folder, name)):
+                    if name.endswith(PARTIAL) and is_abandoned(Path(folder, name)):
                         Path(folder, name).unlink(missing_ok=True)
                         count += 1
         return count
@@ -329,31 +311,6 @@ class LocalFiles:
     def zarr_store(self, *, read_only: bool) -> ZarrStore:
         """Return zarr's view of the folder."""
         return LocalStore(self.root, read_only=read_only)
-
-
-def _is_abandoned(partial: Path) -> bool:
-    """Tell whether the writer of an unfinished file is gone.
-
-    Several processes may write one store (``--part``), so one that starts must not take away what
-    another is about to rename. Of another machine's process only the file's age can tell.
-    """
-    found = _WRITER.search(partial.name)
-    if found is None or found[1] != _NODE:
-        try:
-            age_s = time.time() - partial.stat(follow_symlinks=False).st_mtime
-        except OSError:
-            return False
-        return found is None or age_s > _FOREIGN_AGE_S
-    pid = int(found[2])
-    if pid == os.getpid():
-        return partial.name not in _in_flight
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return False
 
 
 def _read_plain(path: Path, limit_bytes: int | None) -> bytes:

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tilepipe.errors import JournalError, MismatchError
 from tilepipe.spec import explain
-from tilepipe.store.files import PARTIAL, Files
+from tilepipe.store.files import Files
 from tilepipe.store.layout import OWN
+from tilepipe.store.partial import PARTIAL
 from tilepipe.tiling import Grid, Unit
 
 JOURNAL = f"{OWN}/journal"

@@ -24,8 +24,9 @@ from tilepipe.store.attributes import (
 from tilepipe.store.explain import explained
 from tilepipe.store.layout import LABELS, OWN, PROBABILITIES, create_array, downsampled
 from tilepipe.store.level import Level
-from tilepipe.store.metadata import Pyramid, multiscales, omero, read_classes, read_pyramid
+from tilepipe.store.metadata import multiscales, omero
 from tilepipe.store.placement import factor_over, whole_step
+from tilepipe.store.pyramid import Pyramid, read_classes, read_pyramid
 
 if TYPE_CHECKING:
     from tilepipe.store.store import Store

@@ -69,6 +69,16 @@ def check_label_name(location: str, name: str) -> None:
         )
 
 
+def is_safe_name(name: str) -> bool:
+    """Tell whether a label that another program may have named lies where its name says."""
+    return (
+        0 < len(name) <= 200
+        and not name.startswith(".")
+        and not any(part in ("", ".", "..") for part in name.split("/"))
+        and not {"\\", "\0"} & set(name)
+    )
+
+
 def chunk_side(unit_px: int, chunk_px: int) -> int:
     """Return the chunk side for a unit: the largest divisor of the unit up to ``chunk_px``.
 

@@ -20,7 +20,7 @@ from tilepipe.store.attributes import (
 from tilepipe.store.files import Files, LocalFiles, open_files
 from tilepipe.store.layout import OWN, Version
 from tilepipe.store.level import Level
-from tilepipe.store.metadata import Pyramid, read_channels, read_pyramid
+from tilepipe.store.pyramid import Pyramid, read_channels, read_pyramid
 from tilepipe.store.store import ImageFacts, Store
 
 DEFAULT_CHUNK_PX = 512

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilepipe.store.metadata import Pyramid
+from tilepipe.store.pyramid import Pyramid
 from tilepipe.tiling import Shape
 
 

@@ -34,11 +34,13 @@ from tilepipe.store.layout import (
     check_label_name,
     create_array,
     downsampled,
+    is_safe_name,
     put_own_folder,
 )
 from tilepipe.store.level import Level
-from tilepipe.store.metadata import Place, Pyramid, image_label, multiscales, place_of
+from tilepipe.store.metadata import Place, image_label, multiscales, place_of
 from tilepipe.store.placement import whole_step
+from tilepipe.store.pyramid import Pyramid
 from tilepipe.store.recent import RecentUnits
 from tilepipe.tiling import Grid, Shape
 
@@ -164,7 +166,7 @@ class Store:
     def labels(self) -> tuple[str, ...]:
         """Names of the labels that are there, read anew each time."""
         listed = names_in(ome_of(self._label_attributes(), self.version).get("labels"))
-        return tuple(name for name in listed if _is_safe(name))
+        return tuple(name for name in listed if is_safe_name(name))
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -316,11 +318,6 @@ class Store:
         """Replace the record in one atomic write; ``record`` is JSON without a key ``store``."""
         write_record(self, "", record)
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """The record, read anew."""
-        return self.read_record()
-
     def journal(self, label: str | None, fingerprint: str) -> Journal:
         """Return the journal of the image (None) or of a label, for one job's fingerprint."""
         if label is not None:
@@ -348,12 +345,3 @@ class Store:
     def clean_partial(self) -> int:
         """Remove the files that killed writers left unfinished; return how many."""
         return self.files.clean_partial()
-
-
-def _is_safe(name: str) -> bool:
-    return (
-        0 < len(name) <= 200
-        and not name.startswith(".")
-        and not any(part in ("", ".", "..") for part in name.split("/"))
-        and not {"\\", "\0"} & set(name)
-    )

@@ -45,7 +45,7 @@ class Source:
     def _read_signature(self) -> tuple[Store, str]:
         """Open the store and tell what its description depends on."""
         store = open_store(self.location)
-        parts: list[Any] = [store.record.get("state"), store.has_image]
+        parts: list[Any] = [store.read_record().get("state"), store.has_image]
         for name in store.labels:
             record = store.label(name).read_record()
             parts.append(
@@ -59,7 +59,7 @@ class Source:
     def _build(self, store: Store, signature: str) -> None:
         self.generation += 1
         key = (self.location, self.generation)
-        root_record = store.record
+        root_record = store.read_record()
         image: ShownPyramid | None = None
         if store.has_image:
             levels = store.whole_levels()
