@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -108,8 +108,8 @@ class TissueMask:
 
         SlideError if it cannot be read or its aspect is not that of the slide.
         """
-        found = _of_tiff(path, extent) if is_tiff(path) else _of_picture(path, extent)
-        pixels, downsample = found
+        read = _of_tiff if is_tiff(path) else _of_picture
+        pixels, downsample = read(path, extent)
         told = f"mask image {Path(path).name}: tissue on {pixels.mean():.0%} of the slide"
         return cls(pixels, downsample, told)
 
@@ -193,11 +193,7 @@ def _of_tiff(path: str | Path, extent: Shape) -> tuple[NDArray[np.bool_], tuple[
             rows = np.logical_or.reduceat(seen, starts_y, axis=0)
             found[box.reduced(factor).slices] = np.logical_or.reduceat(rows, starts_x, axis=1)
 
-        side = max(1, _BOX_PX // factor) * factor
-        boxes = Box.of_shape(shape).split((side, side))
-        at_once = min(_MOST_AT_ONCE, cores())
-        for _ in several_at_once(look, boxes, at_once=at_once, name="tilepipe-tissue"):
-            pass
+        _in_boxes(shape, factor, look)
     return found, (down_y * factor, down_x * factor)
 
 
@@ -265,18 +261,23 @@ def _coarse(slide: Image, number: int) -> tuple[Pixels, int]:
     factor = max(1, max(shape) // _WANTED_PX)
     step = max(1, factor // _SAMPLES)
     factor = factor // step * step
-    side = max(1, _BOX_PX // factor) * factor
     coarse = np.empty((3, *Box.of_shape(shape).reduced(factor).shape), np.uint8)
 
     def look(box: Box) -> None:
         samples = slide.read(box, level=number)[:, ::step, ::step]
         coarse[(slice(None), *box.reduced(factor).slices)] = _block_mean(samples, factor // step)
 
+    _in_boxes(shape, factor, look)
+    return coarse, factor
+
+
+def _in_boxes(shape: Shape, factor: int, look: Callable[[Box], None]) -> None:
+    """Look at all of a level in boxes that begin at multiples of ``factor``, several at once."""
+    side = max(1, _BOX_PX // factor) * factor
     boxes = Box.of_shape(shape).split((side, side))
     at_once = min(_MOST_AT_ONCE, cores())
     for _ in several_at_once(look, boxes, at_once=at_once, name="tilepipe-tissue"):
         pass
-    return coarse, factor
 
 
 def _block_mean(pixels: Pixels, factor: int) -> Pixels:
