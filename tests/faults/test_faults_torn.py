@@ -90,13 +90,13 @@ def test_a_clock_that_jumps(job, slide, right, tmp_path, monkeypatch):
     import tilepipe.pipeline.mask
     import tilepipe.pipeline.work
     import tilepipe.pipeline.worker
-    import tilepipe.store.files
+    import tilepipe.store.partial
 
     for room in (
         tilepipe.pipeline.mask,
         tilepipe.pipeline.work,
         tilepipe.pipeline.worker,
-        tilepipe.store.files,
+        tilepipe.store.partial,
     ):
         monkeypatch.setattr(room, "time", Jumping())
     store = tmp_path / "out.zarr"
