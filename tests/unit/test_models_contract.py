@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 
@@ -45,6 +46,35 @@ def shake_norms(net):
             with torch.no_grad():
                 part.weight.copy_(torch.rand(part.num_features, generator=generator) + 0.5)
                 part.bias.copy_(torch.rand(part.num_features, generator=generator) - 0.5)
+
+
+def incoming(conv):
+    """Count the numbers that an output px in the middle is summed from: all weights 1, input 1."""
+    counted = copy.deepcopy(conv).double()
+    torch.nn.init.ones_(counted.weight)
+    if counted.bias is not None:
+        torch.nn.init.zeros_(counted.bias)
+    side = 4 * max(counted.kernel_size) * max(counted.dilation)
+    with torch.no_grad():
+        out = counted(torch.ones(1, counted.in_channels, side, side, dtype=torch.float64))
+    return float(out[0, 0, out.shape[2] // 2, out.shape[3] // 2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_to_train_are_drawn_as_the_paper_draws_them(name):
+    """Gaussian, deviation sqrt(2 / N), N the incoming nodes of one neuron (2015 U-Net, §3)."""
+    torch.manual_seed(5)
+    net = build(name, in_channels=3, classes=4, base=16)
+    convolutions = [
+        (path, part)
+        for path, part in net.named_modules()
+        if isinstance(part, torch.nn.Conv2d | torch.nn.ConvTranspose2d)
+        and part.weight.numel() > 2000
+    ]
+    assert convolutions
+    for path, part in convolutions:
+        expected = (2.0 / incoming(part)) ** 0.5
+        assert part.weight.std().item() == pytest.approx(expected, rel=0.1), path
 
 
 def test_there_are_nine():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -176,15 +177,21 @@ def check_depth(depth: int) -> int:
 def he_init(module: nn.Module) -> None:
     """Draw convolution weights from He's normal distribution, biases zero (global generator).
 
+    Its deviation is sqrt(2 / N) with N the incoming nodes of one neuron (2015 U-Net paper, §3).
     A network on the meta device, known for its shapes alone, is left as it is: torch would load its
     compiler (a second) to draw nothing.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and not part.weight.is_meta:
-            nn.init.kaiming_normal_(
-                part.weight,
-                mode="fan_in" if isinstance(part, nn.Conv2d) else "fan_out",
-                nonlinearity="relu",
-            )
+            nn.init.normal_(part.weight, std=math.sqrt(2.0 / fan_in(part)))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+def fan_in(conv: nn.Conv2d | nn.ConvTranspose2d) -> int:
+    """Return the numbers that one output of a convolution is summed from."""
+    area = conv.kernel_size[0] * conv.kernel_size[1]
+    if isinstance(conv, nn.ConvTranspose2d):
+        # Each output px of a strided transposed convolution sees area / stride² weights.
+        return max(1, conv.in_channels * area // (conv.stride[0] * conv.stride[1]))
+    return conv.in_channels // conv.groups * area

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tilepipe.errors import CheckpointError
+from tilepipe.models.blocks import fan_in
 from tilepipe.models.net import Net
 
 _CALIBRATION_PX = 96
@@ -37,7 +38,7 @@ def fill_seeded(net: Net, seed: int) -> None:
         for name, tensor in sorted(net.named_parameters()):
             owner = modules[name.rpartition(".")[0]]
             if isinstance(owner, nn.Conv2d | nn.ConvTranspose2d) and name.endswith("weight"):
-                tensor.copy_(_uniform(tensor.shape, seed, name) * math.sqrt(6.0 / _fan_in(owner)))
+                tensor.copy_(_uniform(tensor.shape, seed, name) * math.sqrt(6.0 / fan_in(owner)))
             elif isinstance(owner, nn.BatchNorm2d) and name.endswith("weight"):
                 tensor.fill_(1.0)
             elif isinstance(owner, nn.Conv2d | nn.ConvTranspose2d):
@@ -54,14 +55,6 @@ def _uniform(shape: torch.Size, seed: int, name: str) -> Tensor:
     # 24-bit integers are exact in float32, so are these fractions of them.
     whole = torch.randint(-(2**23), 2**23, shape, generator=generator, dtype=torch.int64)
     return whole.to(torch.float32) / 2.0**23
-
-
-def _fan_in(conv: nn.Conv2d | nn.ConvTranspose2d) -> int:
-    area = conv.kernel_size[0] * conv.kernel_size[1]
-    if isinstance(conv, nn.ConvTranspose2d):
-        # Each output px of a strided transposed convolution sees area / stride² weights.
-        return max(1, conv.in_channels * area // (conv.stride[0] * conv.stride[1]))
-    return conv.in_channels // conv.groups * area
 
 
 def _spread_logits(net: Net, seed: int) -> None:
