@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -23,6 +25,29 @@ def test_a_command_has_help_and_is_in_the_readme(name):
     assert "Usage: " in result.output
     assert "\\b" not in result.output
     assert f"tilepipe {name}" in README.read_text()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name):
+    command = main.get_command(click.Context(main), name)
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    assert options
+    assert [one.opts for one in options if not one.help] == []
+
+
+@pytest.mark.parametrize("name", ["run", "train"])
+def test_many_options_stand_under_headings(name):
+    command = main.get_command(click.Context(main), name)
+    told = CliRunner().invoke(main, [name, "--help"], terminal_width=200).output
+    assert [told.count(f"\n{heading}:\n") for heading in command.sections] == [1] * len(
+        command.sections
+    )
+    for option in command.params:
+        if isinstance(option, click.Option):
+            longest = max(option.opts, key=len)
+            assert len(re.findall(rf"^  (-\w, )?{longest}\b(?!-)", told, re.MULTILINE)) == 1
+    others = re.findall(r"^  (?:-\w, )?--([\w-]+)", told.split("\nOther:\n")[1], re.MULTILINE)
+    assert others == ["json", "quiet", "debug", "help"]
 
 
 def test_help_lists_every_command():

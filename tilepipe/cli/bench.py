@@ -22,11 +22,11 @@ from tilepipe.cli.steps import tell_machine
 @click.option("--slide", type=click.Path(exists=True, dir_okay=True), help="A slide of your own.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto",
-              show_default=True)  # fmt: skip
+              show_default=True, help="Of the network, bare and in the pipeline.")  # fmt: skip
 @click.option("--backend", type=click.Choice(["auto", "torch", "openvino"]), default="auto",
-              show_default=True)  # fmt: skip
+              show_default=True, help="What runs it.")  # fmt: skip
 @click.option("--tile", type=int, help="Input side of a tile, px.")
-@click.option("--batch", type=int)
+@click.option("--batch", type=int, help="Tiles per forward.")
 @click.option("--unit", type=int, help="Side of a write unit, px.")
 @click.option("--workers", type=int, help="Worker processes of the pipeline.")
 @click.option("--gpus", help="Repeat on so many devices, e.g. 1,2,4.")

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Sectioned(click.Command):
+    """A command of many options, whose help lists them under headings.
+
+    ``sections``: heading → names of options, without dashes, in the order in which they are told;
+    those that it does not name come last, under "Other".
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections = {heading: names.split() for heading, names in sections.items()}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options by sections."""
+        told: dict[str, tuple[str, str]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if isinstance(param, click.Option) and record is not None:
+                told[max(param.opts, key=len).lstrip("-")] = record
+        for heading, names in self.sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([told.pop(name) for name in names])
+        with formatter.section("Other"):
+            formatter.write_dl(list(told.values()))
 
 
 def json_option(command: Command) -> Command:

@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from tilepipe.pipeline.run import Request, RunResult
 
 
-@click.command("run")
+SECTIONS = {
+    "Input and output": "output manifest name level mpp slide-mpp max-pixels on-damage in-place "
+    "tissue instances probabilities ome-zarr overwrite",
+    "Network": "model weights classes base option exact cgm",
+    "How it runs": "device precision tolerance backend tune tile batch halo unit",
+    "Where it runs": "workers gpus scheduler part retries",
+    "Job": "job dry-run trace",
+}
+
+
+@click.command("run", cls=options.Sectioned, sections=SECTIONS)
 @click.argument("slides", nargs=-1, metavar="SLIDE...")
 @click.option("-o", "--output", help="The store; with several slides a folder, one store each.")
 @click.option(
@@ -27,7 +37,9 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False),
     help="CSV with columns slide, output, mpp, label, instead of SLIDE... .",
 )
-@click.option("--model", help="Network by name (see `tilepipe models`) or weights file.")
+@click.option(
+    "--model", help="Network by name (default unet; see `tilepipe models`) or weights file."
+)
 @click.option("--weights", help="Safetensors file, or random:SEED; default the bundled weights.")
 @click.option("--classes", type=int, help="Classes, for random weights.")
 @click.option("--base", type=int, help="Channels of the first level, for random weights.")
@@ -39,19 +51,33 @@ if TYPE_CHECKING:
     help="Further argument of the architecture, for random weights.",
 )
 @click.option("--name", help="Label name in the store; default the model's.")
-@click.option("--level", type=int, help="Pyramid level to segment; 0 is the finest.")
+@click.option("--level", type=int, help="Pyramid level to segment; 0 (default) is the finest.")
 @click.option("--mpp", type=float, help="Segment the level of this µm/px (within 10 %).")
 @click.option("--slide-mpp", type=float, help="µm/px of the slide, when its tags do not say.")
-@click.option("--device", help="auto, cpu, cuda or cuda:N.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]))
-@click.option("--backend", type=click.Choice(["auto", "torch", "openvino"]))
+@click.option("--device", help="auto (default), cpu, cuda or cuda:N.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    help="auto (default): bf16 or fp16 where it is faster and flips hardly a pixel of this slide.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "torch", "openvino"]),
+    help="auto (default): the faster one.",
+)
 @click.option(
     "--tolerance",
     type=float,
     help="Share of pixels that reduced precision may flip (default 0.001).",
 )
-@click.option("--tune/--no-tune", default=None, help="Measure the best tile on this device.")
-@click.option("--tile", metavar="auto|PX", help="Input side of a tile; 572 is the U-Net paper's.")
+@click.option(
+    "--tune/--no-tune",
+    default=None,
+    help="Measure the best tile on this device (default), or take one by formula.",
+)
+@click.option(
+    "--tile", metavar="auto|PX", help="Input side of a tile, px; 572 is the U-Net paper's."
+)
 @click.option("--batch", metavar="auto|N", help="Tiles per forward.")
 @click.option("--halo", type=int, help="Px read around a tile's core; never less than the context.")
 @click.option(
@@ -60,24 +86,32 @@ if TYPE_CHECKING:
 @click.option(
     "--cgm",
     type=click.Choice(["off", "tile", "slide"]),
-    help="Classification gate of UNet 3+: off, per tile, or over the whole slide.",
+    help="Classification gate of UNet 3+: off (default), per tile, or over the whole slide.",
 )
-@click.option("--unit", type=int, help="Side of a write unit (a shard), px.")
+@click.option("--unit", type=int, help="Side of a write unit (a shard), px; default 2048 or 4096.")
 @click.option("--workers", type=int, help="Worker processes on this machine.")
 @click.option("--gpus", metavar="all|0,1", help="One worker process per GPU.")
-@click.option("--scheduler", help="local, tcp://HOST:PORT, tls://HOST:PORT or a scheduler file.")
+@click.option(
+    "--scheduler", help="local (default), tcp://HOST:PORT, tls://HOST:PORT or a scheduler file."
+)
 @click.option(
     "--part", metavar="I/N", help="Do share I of N alone; `tilepipe finish` does the rest."
 )
 @click.option("--retries", type=int, help="Times a failing unit is tried again (default 3).")
-@click.option("--ome-zarr", type=click.Choice(["0.5", "0.4"]), help="Version of the output.")
+@click.option(
+    "--ome-zarr", type=click.Choice(["0.5", "0.4"]), help="Version of the output (default 0.5)."
+)
 @click.option(
     "--on-damage",
     type=click.Choice(["error", "fill"]),
-    help="A damaged tile of the slide: an error, or filled and counted.",
+    help="A damaged tile of the slide: an error (default), or filled and counted.",
 )
 @click.option("--max-pixels", type=int, help="Largest declared size believed (default 2^40).")
-@click.option("--tissue", metavar="auto|off|MASK", help="Skip empty glass.")
+@click.option(
+    "--tissue",
+    metavar="auto|off|MASK",
+    help="Skip empty glass: where it is found, nowhere (default), or where an image is 0.",
+)
 @click.option(
     "--in-place",
     is_flag=True,

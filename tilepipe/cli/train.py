@@ -21,16 +21,25 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command("train", context_settings={"show_default": False})
+SECTIONS = {
+    "Images": "job images labels out target mpp val val-labels val-share exclude kinds",
+    "Network": "model classes class-names base option",
+    "Training": "steps epochs minutes batch output-px loss optimizer lr schedule ema clip "
+    "no-augment seed",
+    "How it runs": "device precision store resume overwrite",
+}
+
+
+@click.command("train", cls=options.Sectioned, sections=SECTIONS)
 @click.option("--job", type=FILE, help="Settings as TOML; options win over it.")
 @click.option("--images", type=FOLDER, help="Folder of TIFF, PNG or OME-Zarr images.")
 @click.option("--labels", type=FOLDER, help="Folder of their labels, of the same names.")
 @click.option("-o", "--out", type=FILE, help="Weights to write (.safetensors).")
-@click.option("--model", help="Architecture, see `tilepipe models`.")
+@click.option("--model", help="Architecture (default unet), see `tilepipe models`.")
 @click.option(
     "--target",
     type=click.Choice(["classes", "foreground", "foreground+border"]),
-    help="What labels are: class ids, or cells of which to learn inside (and border).",
+    help="What labels are: class ids (default), or cells of which to learn inside (and border).",
 )
 @click.option("--classes", type=click.IntRange(1, 255), help="Classes; 1 is a sigmoid network.")
 @click.option("--class-names", help="Names, background first: background,nucleus,...")
@@ -39,24 +48,41 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--mpp", type=float, help="µm per px of the images, kept with the weights.")
 @click.option("--val", type=FOLDER, help="Folder of validation images; else a seeded split.")
 @click.option("--val-labels", type=FOLDER, help="Folder of their labels.")
-@click.option("--val-share", type=float, help="Share held back for validation (0.1).")
+@click.option("--val-share", type=float, help="Share held back for validation (default 0.1).")
 @click.option("--exclude", type=FILE, help="Names, one a line, not to be used at all.")
 @click.option("--kinds", type=FILE, help="CSV id,kind: metrics and splits per kind.")
-@click.option("--steps", type=click.IntRange(1), help="Stop after so many steps,")
-@click.option("--epochs", type=float, help="or passes over the images,")
-@click.option("--minutes", type=float, help="or minutes.")
-@click.option("--batch", type=click.IntRange(1), help="Samples per step (4).")
-@click.option("--output-px", type=click.IntRange(1), help="Side of what a sample teaches (256).")
-@click.option("--loss", help="ce, weighted-ce, bce, dice, focal, ms-ssim, iou, hybrid; sums: a+b.")
-@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]))
-@click.option("--lr", type=float, help="Peak learning rate.")
-@click.option("--schedule", type=click.Choice(["one-cycle", "cosine", "constant"]))
-@click.option("--ema", type=float, help="Decay of the averaged weights; 0: none.")
-@click.option("--clip", type=float, help="Largest gradient norm.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]))
-@click.option("--device", help="auto, cpu, cuda, cuda:1.")
-@click.option("--store", type=click.Choice(["fp32", "fp16"]), help="Numbers in the weights file.")
-@click.option("--seed", type=click.IntRange(0))
+@click.option("--steps", type=click.IntRange(1), help="Stop after so many steps.")
+@click.option("--epochs", type=float, help="Stop after so many passes over the images.")
+@click.option("--minutes", type=float, help="Stop after so many minutes.")
+@click.option("--batch", type=click.IntRange(1), help="Samples per step (default 4).")
+@click.option(
+    "--output-px", type=click.IntRange(1), help="Side of what a sample teaches, px (default 256)."
+)
+@click.option(
+    "--loss",
+    help="ce, weighted-ce (default), bce, dice, focal, ms-ssim, iou, hybrid; sums: a+b.",
+)
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="Default adamw.")
+@click.option("--lr", type=float, help="Peak learning rate (default 0.002; sgd 0.01).")
+@click.option(
+    "--schedule",
+    type=click.Choice(["one-cycle", "cosine", "constant"]),
+    help="Of the learning rate (default one-cycle).",
+)
+@click.option("--ema", type=float, help="Decay of the averaged weights (default 0.998); 0: none.")
+@click.option("--clip", type=float, help="Largest gradient norm (default 1).")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    help="Of the forward and backward pass (default auto).",
+)
+@click.option("--device", help="auto (default), cpu, cuda, cuda:1.")
+@click.option(
+    "--store",
+    type=click.Choice(["fp32", "fp16"]),
+    help="Numbers in the weights file (default fp32).",
+)
+@click.option("--seed", type=click.IntRange(0), help="Of weights, samples and split (default 0).")
 @click.option("--no-augment", is_flag=True, help="Learn from images as they are.")
 @click.option("--resume", is_flag=True, help="Go on where a killed training was.")
 @click.option("--overwrite", is_flag=True, help="Train anew in the place of what lies there.")
