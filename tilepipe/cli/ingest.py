@@ -14,17 +14,13 @@ from tilepipe.spec import JobSpec
 @click.command("ingest")
 @click.argument("slide")
 @click.option("-o", "--output", help="The store; default the slide's name with .zarr.")
-@click.option("--slide-mpp", type=float, help="µm/px of the slide, when its tags do not say.")
-@click.option("--unit", type=int, help="Side of a write unit (a shard), px.")
-@click.option("--workers", type=int, help="Worker processes on this machine.")
-@click.option("--scheduler", help="local, tcp://HOST:PORT, tls://HOST:PORT or a scheduler file.")
-@click.option("--ome-zarr", type=click.Choice(["0.5", "0.4"]), help="Version of the output.")
-@click.option(
-    "--on-damage",
-    type=click.Choice(["error", "fill"]),
-    help="A damaged tile of the slide: an error, or filled and counted.",
-)
-@click.option("--max-pixels", type=int, help="Largest declared size believed (default 2^40).")
+@options.slide_mpp_option
+@options.unit_option
+@options.workers_option
+@options.scheduler_option
+@options.ome_zarr_option
+@options.on_damage_option
+@options.max_pixels_option
 @click.option("--overwrite", is_flag=True, default=None, help="Make the output anew.")
 @options.json_option
 @options.quiet_option

@@ -12,6 +12,29 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+slide_mpp_option = click.option(
+    "--slide-mpp", type=float, help="µm/px of the slide, when its tags do not say."
+)
+unit_option = click.option(
+    "--unit", type=int, help="Side of a write unit (a shard), px; default 2048 or 4096."
+)
+workers_option = click.option("--workers", type=int, help="Worker processes on this machine.")
+scheduler_option = click.option(
+    "--scheduler", help="local (default), tcp://HOST:PORT, tls://HOST:PORT or a scheduler file."
+)
+ome_zarr_option = click.option(
+    "--ome-zarr", type=click.Choice(["0.5", "0.4"]), help="Version of the output (default 0.5)."
+)
+on_damage_option = click.option(
+    "--on-damage",
+    type=click.Choice(["error", "fill"]),
+    help="A damaged tile of the slide: an error (default), or filled and counted.",
+)
+max_pixels_option = click.option(
+    "--max-pixels", type=int, help="Largest declared size believed (default 2^40)."
+)
+
+
 class Sectioned(click.Command):
     """A command of many options, whose help lists them under headings.
 

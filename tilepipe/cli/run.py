@@ -53,7 +53,7 @@ SECTIONS = {
 @click.option("--name", help="Label name in the store; default the model's.")
 @click.option("--level", type=int, help="Pyramid level to segment; 0 (default) is the finest.")
 @click.option("--mpp", type=float, help="Segment the level of this µm/px (within 10 %).")
-@click.option("--slide-mpp", type=float, help="µm/px of the slide, when its tags do not say.")
+@options.slide_mpp_option
 @click.option("--device", help="auto (default), cpu, cuda or cuda:N.")
 @click.option(
     "--precision",
@@ -88,25 +88,17 @@ SECTIONS = {
     type=click.Choice(["off", "tile", "slide"]),
     help="Classification gate of UNet 3+: off (default), per tile, or over the whole slide.",
 )
-@click.option("--unit", type=int, help="Side of a write unit (a shard), px; default 2048 or 4096.")
-@click.option("--workers", type=int, help="Worker processes on this machine.")
+@options.unit_option
+@options.workers_option
 @click.option("--gpus", metavar="all|0,1", help="One worker process per GPU.")
-@click.option(
-    "--scheduler", help="local (default), tcp://HOST:PORT, tls://HOST:PORT or a scheduler file."
-)
+@options.scheduler_option
 @click.option(
     "--part", metavar="I/N", help="Do share I of N alone; `tilepipe finish` does the rest."
 )
 @click.option("--retries", type=int, help="Times a failing unit is tried again (default 3).")
-@click.option(
-    "--ome-zarr", type=click.Choice(["0.5", "0.4"]), help="Version of the output (default 0.5)."
-)
-@click.option(
-    "--on-damage",
-    type=click.Choice(["error", "fill"]),
-    help="A damaged tile of the slide: an error (default), or filled and counted.",
-)
-@click.option("--max-pixels", type=int, help="Largest declared size believed (default 2^40).")
+@options.ome_zarr_option
+@options.on_damage_option
+@options.max_pixels_option
 @click.option(
     "--tissue",
     metavar="auto|off|MASK",
