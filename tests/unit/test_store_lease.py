@@ -1,6 +1,8 @@
 """One at a time at a place that several machines write, and what becomes of a dead one's lease."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -66,6 +68,29 @@ def test_who_is_alive_is_waited_for_however_long(place):
 def test_a_dead_ones_lease_is_taken_over_by_one(place, tmp_path):
     left_behind(place)
     assert in_turns(place, 8, stay_s=0.02) == (1, 8)
+    assert not list(tmp_path.iterdir())
+
+
+HOLDER = """
+import sys, time
+from tilepipe.store.lease import leased
+with leased(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_process_of_this_machine_that_was_killed_is_not_waited_for(place, tmp_path):
+    """A part that is killed while it prepares, and given again by its batch system."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, place], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    assert not lease._is_of_the_dead(LocalFiles(f"{place}.preparing").get("lease.json"))
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    started_s = time.monotonic()
+    with leased(place):
+        assert time.monotonic() - started_s < lease.STALE_S / 6
     assert not list(tmp_path.iterdir())
 
 
