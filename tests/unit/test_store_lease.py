@@ -145,10 +145,13 @@ def test_a_claim_whose_answer_was_lost_counts(place, monkeypatch):
 
 def test_a_lease_that_another_took_is_left_to_it(place):
     """A machine that slept too long must not end the work of the one that took over."""
-    with leased(place, patience=QUICK):
+    with leased(place, patience=QUICK) as check:
+        check()
         files = left_behind(place, token="of the next")
         time.sleep(0.2)
         assert b"of the next" in files.get("lease.json")
+        with pytest.raises(StoreError, match="another process took over there"):
+            check()
     assert b"of the next" in files.get("lease.json")
 
 

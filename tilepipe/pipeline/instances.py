@@ -23,7 +23,7 @@ from tilepipe.pipeline.joining import (
     unpack_cells,
     unpack_numbers,
 )
-from tilepipe.pipeline.output import is_begun
+from tilepipe.pipeline.output import is_begun, versions
 from tilepipe.schedule import Stage
 from tilepipe.spec import OBJECTS_SUFFIX, LabelClass
 from tilepipe.store import Journal, Label, Level, Store
@@ -41,11 +41,17 @@ def instances_of(name: str) -> str:
 
 
 def open_instances(
-    store: Store, mask: Label, *, mask_fingerprint: str, overwrite: bool, versions: dict[str, str]
+    store: Store,
+    mask: Label,
+    *,
+    mask_fingerprint: str,
+    overwrite: bool,
+    check_turn: Callable[[], None],
 ) -> str:
     """Create the label for a mask's objects or take up the one there; return its fingerprint.
 
-    Raises MismatchError if a label of that name is of another job.
+    ``check_turn`` raises StoreError where another machine has come to create it. Raises
+    MismatchError if a label of that name is of another job.
     """
     name = instances_of(mask.name)
     rule = Rule.of_classes(mask.classes)
@@ -72,6 +78,7 @@ def open_instances(
                 "another --name"
             )
     finest = mask.level(0)
+    check_turn()
     label = store.create_label(
         name,
         # A colour for every id would be a list as long as the objects; only 0 is no object.
@@ -87,7 +94,7 @@ def open_instances(
             "instances_of": mask.name,
             "rule": rule.to_json(),
             "connectivity": 4,
-            "versions": versions,
+            "versions": versions(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "state": "running",
         }

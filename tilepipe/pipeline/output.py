@@ -161,13 +161,15 @@ def open_image(
     output: str,
     spec: JobSpec,
     *,
-    device: str = "cpu",
+    device: str,
     overwrite: bool,
-    sole: bool = True,
+    sole: bool,
+    check_turn: Callable[[], None],
 ) -> Image:
     """Create the store of a slide, or take up the one that is there.
 
-    ``device`` is what will compute masks, ``sole`` whether no other process works there. Raises
+    ``device`` is what will compute masks, ``sole`` whether no other process works there;
+    ``check_turn`` raises StoreError where another machine has come to create it. Raises
     MismatchError if the store there was made from another input or other settings, StoreError if
     one that others work at would be overwritten.
     """
@@ -205,6 +207,7 @@ def open_image(
             "store away; wait for it or stop it, then give the command again"
         )
     level0 = slide.levels[0]
+    check_turn()
     store = create_store(
         output,
         channels=slide.channels,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -27,12 +27,7 @@ from tilepipe.pipeline.job import (
 )
 from tilepipe.pipeline.lanes import lanes_of, recent_bytes, slack_bytes
 from tilepipe.pipeline.mask import open_mask
-from tilepipe.pipeline.output import (
-    exclusive,
-    open_image,
-    running,
-    versions,
-)
+from tilepipe.pipeline.output import exclusive, open_image, running
 from tilepipe.pipeline.source import Source, absolute, open_source, portable
 from tilepipe.pipeline.stages import Layout, build_stages
 from tilepipe.pipeline.stored import Lost, content_of, lost_of_label, lost_units
@@ -100,29 +95,36 @@ def _prepare(
     if source.store is None and spec.in_place and chosen is None:
         raise PlanError("--in-place copies no image: there is nothing to ingest")
     with exclusive(source.output, "preparation", wait=True), ExitStack() as lease:
-        if spec.part is not None:
-            _hold_for_parts(lease, source, on_event)
+        check_turn = _hold_for_parts(lease, source, on_event) if spec.part else _always
         sole = held.enter_context(running(source.output))
         what = f"label {chosen.name} {spec.part or ''}" if chosen is not None else "the image"
         held.enter_context(exclusive(source.output, what.rstrip()))
         alone = chosen is None or held.enter_context(running(source.output, chosen.name))
         return _open_job(
             source, spec, chosen, tissue, held,
-            sole=sole, alone=alone, trace=trace, on_event=on_event,
+            sole=sole, alone=alone, check_turn=check_turn, trace=trace, on_event=on_event,
         )  # fmt: skip
 
 
-def _hold_for_parts(lease: ExitStack, source: Source, on_event: OnEvent) -> None:
-    """Hold the output against the parts of other machines, which may begin at the same moment."""
+def _always() -> None:
+    """Let a job that is no part create what it needs: no other machine waits for its turn."""
+
+
+def _hold_for_parts(lease: ExitStack, source: Source, on_event: OnEvent) -> Callable[[], None]:
+    """Hold the output against the parts of other machines, which may begin at the same moment.
+
+    Returns what raises StoreError if another has taken it over meanwhile.
+    """
 
     def tell(who: str) -> None:
         on_event(Note(source.name, f"waits for {who}, which prepares {source.output}"))
 
     try:
-        lease.enter_context(leased(source.output, on_wait=tell))
+        return lease.enter_context(leased(source.output, on_wait=tell))
     except StoreError as error:
         on_event(Warned(source.name, "parts on other machines are not kept out while the output "
                         f"is prepared; begin one of them before the others: {error}"))  # fmt: skip
+        return _always
 
 
 def _open_job(
@@ -134,6 +136,7 @@ def _open_job(
     *,
     sole: bool,
     alone: bool,
+    check_turn: Callable[[], None],
     trace: bool,
     on_event: OnEvent,
 ) -> Job:
@@ -141,8 +144,9 @@ def _open_job(
     if source.slide is not None:
         device = chosen.settings.device if chosen is not None else "cpu"
         image = open_image(
-            source.slide, source.output, spec, device=device, overwrite=spec.overwrite, sole=sole
-        )
+            source.slide, source.output, spec,
+            device=device, overwrite=spec.overwrite, sole=sole, check_turn=check_turn,
+        )  # fmt: skip
         store, mark, unit_px = image.store, image.fingerprint, image.unit_px
         lost = lost_units(store, mark)
         copied = not spec.in_place and (not image.complete or bool(lost))
@@ -182,7 +186,9 @@ def _open_job(
     )
     label_mark = ""
     if chosen is not None:
-        label_mark, begins = open_mask(source, store, spec, chosen, mark, sole=alone)
+        label_mark, begins = open_mask(
+            source, store, spec, chosen, mark, sole=alone, check_turn=check_turn
+        )
         if tissue is not None:
             mask = keep_tissue(store, chosen.name, tissue, anew=begins)
             on_event(Note(source.name, mask.note))
@@ -203,7 +209,7 @@ def _open_job(
             store.label(chosen.name),
             mask_fingerprint=label_mark,
             overwrite=spec.overwrite and begins,
-            versions=versions(),
+            check_turn=check_turn,
         )
     rejected: list[str] = []
     recorded: dict[int, Iterable[int]] = {}

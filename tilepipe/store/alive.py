@@ -6,12 +6,13 @@ import hashlib
 import os
 import platform
 from contextlib import suppress
+from pathlib import Path
 
 
 def _where() -> str:
     space = ""
     with suppress(OSError):
-        space = os.readlink("/proc/self/ns/pid")
+        space = str(Path("/proc/self/ns/pid").readlink())
     return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
 
 

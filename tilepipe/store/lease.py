@@ -44,11 +44,12 @@ def leased(
     *,
     on_wait: Callable[[str], None] = lambda _: None,
     patience: Patience = Patience(),
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Hold a place, local or ``s3://``, against all machines that see it; waits until it is free.
 
     ``on_wait`` is called once, with who has it. The lease lies beside the place, in
-    ``<location>.preparing``, and goes with its holder.
+    ``<location>.preparing``, and goes with its holder. Yields what raises StoreError once another
+    has taken it over: of a holder that slept for long, before it takes away what lies there.
 
     Raises StoreError where no file can be written there, and where a lease was left behind that
     cannot be taken over.
@@ -61,8 +62,16 @@ def leased(
         target=_renew, args=(files, token, over), name="tilepipe-lease", daemon=True
     )
     renewing.start()
+
+    def check() -> None:
+        if _holder(files) != token:
+            raise StoreError(
+                f"{location}: another process took over there while this one was asleep or cut "
+                "off; give the same command again"
+            )
+
     try:
-        yield
+        yield check
     finally:
         over.set()
         renewing.join()
