@@ -92,6 +92,15 @@ def test_a_failed_put_leaves_the_old_bytes_and_no_litter(files, tmp_path, monkey
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_what_could_not_be_claimed_is_free(files):
+    with pytest.raises(TypeError):
+        files.claim("lease", "a text that no file of bytes takes")
+    assert files.get("lease") is None
+    assert files.claim("lease", b"mine")
+    assert not files.claim("lease", b"yours")
+    assert files.get("lease") == b"mine"
+
+
 WRITER = """
 import os, sys, time
 from tilepipe.store import LocalFiles
