@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tilepipe import malloc
-from tilepipe.infer.caches import device_name, key_of, read_cached, version_of, write_cached
+from tilepipe.infer.caches import device_name, key_of, read_cached, write_cached
 from tilepipe.infer.guard import sample_plan
 from tilepipe.infer.memory import FORWARD_BYTES, at_once, free_bytes, peak_activation_bytes
 from tilepipe.infer.plans import plan_for
 from tilepipe.infer.race import Contender, Race, Trial, kept_px, speed_of, useful_px
 from tilepipe.models import Model
+from tilepipe.packages import version_of
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import TilePlan
 
