@@ -48,8 +48,6 @@ class Job:
     recorded: dict[int, Iterable[int]]
     store: Store
     segmentation: Segmentation | None
-    rejected: tuple[str, ...]
-    """Journal records that could not be believed; their units are done again."""
     held: ExitStack
     """The open input and the locks on the output; close it when the job is over."""
 
@@ -211,7 +209,6 @@ def _open_job(
             overwrite=spec.overwrite and begins,
             check_turn=check_turn,
         )
-    rejected: list[str] = []
     recorded: dict[int, Iterable[int]] = {}
     gone: dict[str, Lost] = {INGEST: lost, REDUCE: lost}
     image_journal = store.journal(None, mark)
@@ -247,8 +244,6 @@ def _open_job(
                 probabilities=spec.probabilities and stage.name in (SEGMENT, LABEL_REDUCE),
             )
         ]
-    for journal in (image_journal, label_journal, object_journal):
-        rejected += journal.rejected if journal is not None else []
     warms = any(
         stage.name == SEGMENT and len(list(recorded[number])) < len(stage.grid)
         for number, stage in enumerate(stages)
@@ -282,9 +277,10 @@ def _open_job(
         or any(layout.unit_px % px or px > layout.unit_px for px in tile),
         warms=warms,
     )
-    for reason in rejected:
-        on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
-    return Job(source, ticket, stages, recorded, store, chosen, tuple(rejected), held)
+    for journal in filter(None, (image_journal, label_journal, object_journal)):
+        for reason in journal.rejected:
+            on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
+    return Job(source, ticket, stages, recorded, store, chosen, held)
 
 
 def _warn_of(lost: Lost, what: str, source: Source, on_event: OnEvent) -> None:
