@@ -189,9 +189,9 @@ def measure(
 
 def _rivals(trials: Mapping[tuple[int, int], Trial]) -> list[tuple[int, int]]:
     """Return the two fastest, if something beside them may have decided which is first."""
-    byspeed_of = sorted(trials, key=lambda place: speed_of(trials[place]))[-2:]
-    speeds = [speed_of(trials[place]) for place in byspeed_of]
-    return byspeed_of if len(byspeed_of) == 2 and speeds[0] > _RIVALS * speeds[1] else []
+    fastest = sorted(trials, key=lambda place: speed_of(trials[place]))[-2:]
+    speeds = [speed_of(trials[place]) for place in fastest]
+    return fastest if len(fastest) == 2 and speeds[0] > _RIVALS * speeds[1] else []
 
 
 def _is_behind(input_px: int, trials: Sequence[Trial]) -> bool:
@@ -241,9 +241,7 @@ def _beside_lanes(settings: Settings) -> Iterator[None]:
             lane.join()
 
 
-def estimate_seconds(
-    model: Model, settings: Settings, *, dtype: DTypeLike = np.uint8, budget_s: float = 5.0
-) -> float:
+def estimate_seconds(model: Model, settings: Settings, *, dtype: DTypeLike = np.uint8) -> float:
     """Return the seconds that one tile of the plan takes, from a smaller one run here and now."""
     small = sample_plan(settings.plan, model)
     trials = measure(
@@ -251,7 +249,7 @@ def estimate_seconds(
         model,
         [(small, settings.batch)],
         dtype=np.dtype(dtype),
-        budget_s=budget_s,
+        budget_s=5.0,
     )
     if not trials:
         return 0.0

@@ -23,6 +23,7 @@ from tilepipe.pipeline.joining import (
     unpack_cells,
     unpack_numbers,
 )
+from tilepipe.pipeline.kin import Node, children, nothing, parent
 from tilepipe.pipeline.output import is_begun, versions
 from tilepipe.schedule import Stage
 from tilepipe.spec import OBJECTS_SUFFIX, LabelClass
@@ -32,7 +33,6 @@ from tilepipe.tiling import Box, Grid, Unit
 OBJECTS = "tilepipe/objects"
 _FILE_LIMIT_BYTES = 1 << 30
 _BACKGROUND = LabelClass(name="background", color=(0, 0, 0, 0))
-Node = tuple[int, int]
 
 
 def instances_of(name: str) -> str:
@@ -137,31 +137,14 @@ def object_stages(
                 level,
                 current,
                 rank=4,
-                needs=_nothing if level == 0 else _children(paint + level - 1, label[level - 1]),
+                needs=nothing if level == 0 else children(paint + level - 1, label[level - 1]),
                 after=join if level == 0 else None,
-                feeds=_parent(paint + level + 1, label[level + 1])
+                feeds=parent(paint + level + 1, label[level + 1])
                 if level + 1 < len(label)
-                else _nothing,
+                else nothing,
             )
         )
     return stages, near(find)
-
-
-def _nothing(_: Unit) -> Iterable[Node]:
-    return ()
-
-
-def _parent(number: int, grid: Grid) -> Callable[[Unit], Iterable[Node]]:
-    return lambda unit: [(number, grid.index(unit.iy // 2, unit.ix // 2))]
-
-
-def _children(number: int, grid: Grid) -> Callable[[Unit], Iterable[Node]]:
-    rows, columns = grid.shape
-    return lambda unit: (
-        (number, grid.index(iy, ix))
-        for iy in range(2 * unit.iy, min(2 * unit.iy + 2, rows))
-        for ix in range(2 * unit.ix, min(2 * unit.ix + 2, columns))
-    )
 
 
 class Objects:

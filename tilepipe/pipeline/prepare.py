@@ -35,7 +35,7 @@ from tilepipe.pipeline.tissue import Find, keep_tissue, look_for_tissue, tissue_
 from tilepipe.schedule import Stage
 from tilepipe.spec import JobSpec
 from tilepipe.store import Journal, Store, leased
-from tilepipe.tiling import Shape
+from tilepipe.store.layout import downsampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,8 @@ def _open_job(
     in_strips = source.slide is not None and tile is None
     layout = Layout(
         image=extents if copied else (),
-        label=_halved(extents[chosen.level], len(extents)) if chosen is not None else (),
+        # As many levels as the image: a reader of OME-Zarr 0.5 refuses a label with fewer.
+        label=downsampled(extents[chosen.level], len(extents)) if chosen is not None else (),
         unit_px=unit_px,
         level=chosen.level if chosen is not None else 0,
         plan=chosen.settings.plan if chosen is not None else None,
@@ -302,15 +303,3 @@ def _band(source: Source, unit_px: int, kept_bytes: int, channels: int) -> int:
     """
     unit_bytes = (source.channels * source.dtype.itemsize + 1 + channels) * unit_px**2
     return max(2, (kept_bytes // unit_bytes - 3) // 3 // 2 * 2)
-
-
-def _halved(extent: Shape, count: int) -> tuple[Shape, ...]:
-    """Extents of a label pyramid: as many levels as the image, from the segmented one down.
-
-    A reader of OME-Zarr 0.5 refuses a label with fewer levels than its image.
-    """
-    extents = [extent]
-    while len(extents) < count:
-        y, x = extents[-1]
-        extents.append((-(-y // 2), -(-x // 2)))
-    return tuple(extents)

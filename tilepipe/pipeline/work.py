@@ -157,11 +157,7 @@ class SlideWork:
             "n_blocked": self.dag.blocked,
             "damaged_tiles": 0,
             "out_of_memory_events": self._facts["oom"],
-            "tiles": self._facts["tiles"],
-            "tiles_skipped": self._facts["tiles_skipped"],
-            "skipped_px": self._facts["skipped_px"],
-            "skipped_checked_px": self._facts["skipped_checked_px"],
-            "skipped_lost_px": self._facts["skipped_lost_px"],
+            **{fact: self._facts[fact] for fact in _OF_TISSUE},
             "units_redone_fp32": self._facts["redone_fp32"],
             "not_finite_px": self._facts["not_finite_px"],
             "account": account_json(
@@ -285,10 +281,7 @@ def part_of(job: Job, part: str) -> dict[int, set[int]]:
     What builds the rest of the pyramids is ``finish``: no part can know when the others are done.
     """
     share, total = (int(number) for number in part.split("/"))
-    segment = next(
-        (n for n, stage in enumerate(job.stages) if stage.name == SEGMENT),
-        0,
-    )
+    segment = next((n for n, stage in enumerate(job.stages) if stage.name == SEGMENT), 0)
     count = len(job.stages[segment].grid)
     wanted: dict[int, set[int]] = {number: set() for number in range(len(job.stages))}
     todo = [(segment, i) for i in range(share * count // total, (share + 1) * count // total)]
