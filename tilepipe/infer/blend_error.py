@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -118,27 +119,27 @@ def _probabilities(
     blend = Blend(plan, box, model, device) if plan.mode == "blended" else None
     backend = None
     made = torch.zeros(0)
-    for tile in plan.tiles(box):
-        pixels, _ = read_finite(read, tile.padded, plan.extent)
-        if backend is None:
-            backend = make_backend(
-                "torch",
-                model,
-                plan,
-                batch=1,
-                dtype=np.dtype(pixels.dtype),
-                device=device,
-                precision="fp32",
-                threads=threads,
-                output="probabilities",
-            )
-        values = backend.collect(backend.submit([pixels], account), account).values
-        if blend is None:
-            made = values[0, :, : box.shape[0], : box.shape[1]].cpu()
-        else:
-            blend.add([tile], values)
-    if backend is not None:
-        backend.close()
+    with ExitStack() as held:
+        for tile in plan.tiles(box):
+            pixels, _ = read_finite(read, tile.padded, plan.extent)
+            if backend is None:
+                backend = make_backend(
+                    "torch",
+                    model,
+                    plan,
+                    batch=1,
+                    dtype=np.dtype(pixels.dtype),
+                    device=device,
+                    precision="fp32",
+                    threads=threads,
+                    output="probabilities",
+                )
+                held.enter_context(closing(backend))
+            values = backend.collect(backend.submit([pixels], account), account).values
+            if blend is None:
+                made = values[0, :, : box.shape[0], : box.shape[1]].cpu()
+            else:
+                blend.add([tile], values)
     return made if blend is None else blend.probabilities().cpu()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,10 @@ def compare(
             output="probabilities",
         )
         made = []
-        for tile in pixels:
-            values = backend.collect(backend.submit([tile], account), account).values
-            made.append(values[0].to("cpu", torch.float32, copy=True))
-        backend.close()
+        with closing(backend):
+            for tile in pixels:
+                values = backend.collect(backend.submit([tile], account), account).values
+                made.append(values[0].to("cpu", torch.float32, copy=True))
         answers.append(torch.stack(made))
     reduced, full = answers
     if model.activation == "sigmoid":
