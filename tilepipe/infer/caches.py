@@ -114,5 +114,8 @@ def _put(name: str, content: bytes) -> None:
         return
     part = folder / f".{name}.{os.getpid()}.part"
     with suppress(OSError):
-        part.write_bytes(content)
-        part.replace(folder / name)
+        try:
+            part.write_bytes(content)
+            part.replace(folder / name)
+        finally:  # on a full disk it would keep the last of it
+            part.unlink(missing_ok=True)
