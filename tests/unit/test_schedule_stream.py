@@ -647,14 +647,14 @@ def test_workers_with_another_tilepipe_or_none_are_refused(connection, monkeypat
 
 
 def test_a_worker_that_does_not_say_its_version_holds_nothing_up(connection, monkeypatch):
-    from distributed import Client
-
-    async def hangs(self, **_):
+    async def hangs(*_):
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(Client, "_get_versions", hangs)
-    with connect(connection.client.scheduler.address, timeout_s=1):
-        pass
+    monkeypatch.setattr(cluster_room, "ask_versions", hangs)
+    started_s = time.monotonic()
+    with connect(connection.client.scheduler.address, timeout_s=1) as found:
+        assert 1 <= time.monotonic() - started_s < 30
+        assert found.checked == set(found.workers())
 
 
 def test_workers_are_not_asked_for_where_the_cluster_has_its_own():
