@@ -15,6 +15,7 @@ from tilepipe.infer.account import Account
 from tilepipe.infer.backends import make_backend
 from tilepipe.infer.blend import Blend
 from tilepipe.infer.cutting import read_finite
+from tilepipe.infer.guard import textured_places
 from tilepipe.infer.memory import peak_activation_bytes
 from tilepipe.infer.network import ids_of
 from tilepipe.models import Model
@@ -61,12 +62,12 @@ def estimate_blend_error(
     threads: int | None = None,
     reference_px: int = REFERENCE_PX,
 ) -> BlendError:
-    """Compare the region in the middle of the image, in fp32 on torch.
+    """Compare the region with the most texture, in fp32 on torch: on glass both are the same.
 
     ``read`` takes a box inside the level and returns pixels (c, y, x).
     """
     large = _reference_plan(model, plan, reference_px)
-    box = _middle(large)
+    box = _textured(large, read)
     reference = _probabilities(model, large, box, read, device, threads)
     blended = _probabilities(model, plan, box, read, device, threads)
     error = (reference - blended).abs()
@@ -97,12 +98,17 @@ def _reference_plan(model: Model, plan: TilePlan, reference_px: int) -> TilePlan
     return replace(plan, mode="exact", input_px=side, halo_px=halo, core_px=core, unit_px=core)
 
 
-def _middle(large: TilePlan) -> Box:
-    """Return the core that is compared."""
+def _textured(large: TilePlan, read: Callable[[Box], NDArray[Any]]) -> Box:
+    """Return the core that is compared, all of it inside the level where there is room."""
+    is_all = large.core_px >= max(large.extent)
+    place = (0, 0) if is_all else textured_places(large, read)[0]
     # On the alignment, as the blended tiles are: elsewhere the network answers otherwise
     # (test_seams_tiling.py::test_blended_tiles_that_miss_no_context_have_no_error).
     side, alignment = large.core_px, large.alignment_px
-    y0, x0 = (max(0, px // 2 - side // 2) // alignment * alignment for px in large.extent)
+    y0, x0 = (
+        max(0, min(at - side // 2, px - side)) // alignment * alignment
+        for at, px in zip(place, large.extent, strict=True)
+    )
     return Box(y0, x0, y0 + side, x0 + side).intersect(Box.of_shape(large.extent))
 
 
