@@ -198,6 +198,8 @@ class SlideWork:
             )
             damage = damage_told(store.journal(None, self.ticket.image_fingerprint), INGEST)
             self.summary["damaged_tiles"] = damage["n_damaged"]
+            # `finish` may have been begun before this part was over, and have done all the rest.
+            image_done |= finished and record.get("state") == "done"
             state = "done" if image_done else "units failed" if not finished else "running"
             told = {"state": state, **damage}
             if any(record.get(key) != value for key, value in told.items()):
@@ -222,8 +224,10 @@ class SlideWork:
             name: px / total if total else 0.0 for name, px in self.summary["class_px"].items()
         }
         record = label.read_record()
+        is_all_done = self.state == "part done" and record.get("state") == "done"  # as above
+        state = "done" if is_all_done else self.state
         updated = {
-            "state": self.state,
+            "state": state,
             "failed": self.summary["failed"],
             "n_failed": self.summary["n_failed"],
             "finished": closing,
@@ -251,7 +255,7 @@ class SlideWork:
                 store,
                 self.ticket.label,
                 self.ticket.instances_fingerprint,
-                state=self.state,
+                state=state,
                 units={
                     name: self.summary["units"][name]
                     for name in ("find objects", "join objects", "instances", "instance pyramid")
