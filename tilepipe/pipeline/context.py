@@ -331,4 +331,5 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
                 # torch leaves half a million objects that stay: no collection need look at them
                 # again. Once: what has ended since then, and waits to be collected, would stay.
                 gc.freeze()
+        _engines.move_to_end(key)
         return _engines[key]
