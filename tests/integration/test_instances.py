@@ -177,7 +177,9 @@ def test_a_mask_with_a_border_class_is_separated_as_in_training(tmp_path):
     level = label.level(0)
     for unit in level.grid:
         level.write_unit(unit, mask[unit.box.slices])
-    mark = open_instances(store, label, mask_fingerprint="f", overwrite=False, versions={})
+    mark = open_instances(
+        store, label, mask_fingerprint="f", overwrite=False, check_turn=lambda: None
+    )
     journal = store.journal("m-instances", mark)
     objects = Objects(store, "m", journal)
     for index in reversed(range(len(level.grid))):

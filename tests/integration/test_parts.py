@@ -1,11 +1,19 @@
 """``--part I/N`` in processes that know nothing of each other, then ``finish``."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from tilepipe.errors import StoreError
+from tilepipe.pipeline import prepare as prepare_room
+from tilepipe.pipeline.events import ignore
 from tilepipe.pipeline.job import SEGMENT
 from tilepipe.pipeline.output import running
+from tilepipe.pipeline.run import Request, run_one
+from tilepipe.pipeline.work import SlideWork
+from tilepipe.spec import JobSpec
 from tilepipe.store import open_store
 from tilepipe.tiling import Box
 
@@ -24,6 +32,26 @@ def test_three_parts_at_once_then_finish(zygote, slide, flags, reference, equal,
     equal(store, reference)
     assert open_store(str(store)).label("unet").read_record()["state"] == "done"
     assert open_store(str(store)).read_record()["state"] == "done"
+
+
+def test_a_part_that_ends_after_finish_leaves_the_mask_done(zygote, slide, tmp_path, monkeypatch):
+    """Begun too early, ``finish`` does the units of the parts that are still at work, too."""
+    store = tmp_path / "out.zarr"
+    real = SlideWork.close
+
+    def close(self, reason):
+        zygote.run("finish", store, "--quiet")
+        real(self, reason)
+
+    monkeypatch.setattr(SlideWork, "close", close)
+    spec = JobSpec(
+        model="unet", weights="random:0", base=2, unit=256, tune=False, part="0/2", instances=True
+    )
+    assert run_one(Request(str(slide), str(store), spec)).state == "part done"
+    opened = open_store(str(store))
+    assert opened.read_record()["state"] == "done"
+    for name in ("unet", "unet-instances"):
+        assert opened.label(name).read_record()["state"] == "done"
 
 
 @pytest.mark.parametrize("order", [(1, 2, 0), (2, 1)])
@@ -99,6 +127,33 @@ def test_overwrite_makes_the_units_of_a_part_anew(zygote, slide, flags, tmp_path
     assert shard.read_bytes() != whole
     zygote.run(*command, "--overwrite")
     assert shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize("last", ["the image", "the mask", "its objects"])
+def test_who_slept_while_preparing_takes_nothing_away(slide, tmp_path, monkeypatch, last):
+    """Its turn is asked for before each thing that is created."""
+    store = tmp_path / "out.zarr"
+    turns = ["the image", "the mask", "its objects"]
+
+    @contextmanager
+    def taken_over_before_the_last(location, **_):
+        left = turns[: turns.index(last)]
+
+        def check():
+            if not left:
+                raise StoreError(f"{location}: another process took over there")
+            left.pop()
+
+        yield check
+
+    monkeypatch.setattr(prepare_room, "leased", taken_over_before_the_last)
+    spec = JobSpec(model="unet", weights="random:0", base=2, part="0/2", instances=True)
+    with pytest.raises(StoreError, match="another process took over there"):
+        prepare_room.prepare(str(slide), str(store), spec, on_event=ignore)
+    made = [store, store / "labels" / "unet", store / "labels" / "unet-instances"]
+    assert [place.exists() for place in made] == [
+        place in made[: turns.index(last)] for place in made
+    ]
 
 
 @pytest.mark.parametrize("part", ["3/3", "0/0", "-1/3", "x"])

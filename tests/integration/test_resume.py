@@ -6,7 +6,11 @@ import time
 
 import pytest
 
+from tilepipe.pipeline.run import Request, run_one
+from tilepipe.pipeline.work import SlideWork
+from tilepipe.spec import JobSpec
 from tilepipe.store import open_store
+from tilepipe.tiling import Box
 
 
 def records_by_age(store):
@@ -44,6 +48,31 @@ def test_killed_ten_times_it_ends_byte_equal(
     assert records_by_age(store).items() >= kept.items()
     equal(store, reference)
     assert open_store(str(store)).label("unet").read_record()["state"] == "done"
+
+
+def test_killed_after_its_last_unit_the_record_still_tells_of_all(slide, tmp_path, monkeypatch):
+    def run():
+        spec = JobSpec(model="unet", weights="random:0", base=2, unit=256, tune=False)
+        run_one(Request(str(slide), str(tmp_path / "out.zarr"), spec))
+
+    def killed(self, reason):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SlideWork, "close", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    run()
+    label = open_store(str(tmp_path / "out.zarr"), writable=True).label("unet")
+    record, level = label.read_record(), label.level(0)
+    assert record["state"] == "done"
+    assert record["finished"]
+    ids = level.read(Box.of_shape(level.shape))
+    assert list(record["class_px"].values()) == [int((ids == k).sum()) for k in range(2)]
+    # Of a part of the mask, told by a run that did no more, as little may be left.
+    label.write_record({**record, "class_px": {"background": 1, "foreground": 0}})
+    run()
+    assert label.read_record()["class_px"] == record["class_px"]
 
 
 def test_a_killed_ingest_goes_on(zygote, slide, equal, records, tmp_path, wait_until):

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from tilepipe.cli.main import main
 from tilepipe.infer.backends import OutOfDeviceMemoryError, TorchCpuBackend
 from tilepipe.models import load_model
-from tilepipe.store import open_store, reduce_label
+from tilepipe.store import Journal, open_store, reduce_label
 from tilepipe.tiling import Box, mirror_index
 
 RANDOM = ["--model", "unet", "--weights", "random:0", "--base", "4", "--no-tune"]
@@ -404,6 +404,26 @@ def test_the_classification_gate_in_two_passes(small_slide, tmp_path, gate):
     nothing, something = (max(one[key] for one in found) for key in ("nothing", "something"))
     assert np.array_equal(mask, ungated if something > nothing else np.zeros_like(ungated))
     assert ungated.any()
+
+
+def test_a_gate_of_which_a_part_is_not_seen_decides_nothing(small_slide, tmp_path, monkeypatch):
+    """On a shared file system, a folder may be listed as it was before the last records came."""
+    command = ["run", small_slide, "-o", tmp_path / "out.zarr", "--model", "unet3plus-cgm",
+               "--weights", "random:0", "--base", "2", "--no-tune", "--level", "1", "--unit", "256",
+               "--cgm", "slide"]  # fmt: skip
+    real = Journal.recorded
+
+    def all_but_one(self, stage, level, **options):
+        found = dict(real(self, stage, level, **options))
+        if stage == "gate" and found:
+            found.popitem()
+        return found
+
+    monkeypatch.setattr(Journal, "recorded", all_but_one)
+    text = tilepipe(*command, code=1)
+    assert "of 2 units whose gate was measured 1 are seen" in text
+    monkeypatch.undo()
+    assert tilepipe(*command, "--json")["units"]["gate"] == {"done": 2, "total": 2, "resumed": 2}
 
 
 def test_a_half_made_image_whose_units_do_not_suit_the_network_says_the_way(small_slide, tmp_path):

@@ -136,6 +136,8 @@ def pretend_another_tilepipe(version):
     """Let this process have another tilepipe, or none (""), that would do units another way."""
     import distributed.versions
 
+    from tilepipe.packages import version_of
+
     real = importlib.metadata.distribution
 
     def distribution(name):
@@ -147,6 +149,7 @@ def pretend_another_tilepipe(version):
 
     importlib.metadata.distribution = distribution
     distributed.versions._version_cached.cache_clear()
+    version_of.cache_clear()
     if not version:
         for name in [name for name in sys.modules if name.split(".")[0] == "tilepipe"]:
             del sys.modules[name]

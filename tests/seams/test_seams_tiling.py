@@ -337,6 +337,24 @@ def test_blended_tiles_that_miss_no_context_have_no_error(extent, reference_px):
     assert found.max_probability_error < 1e-4
 
 
+@pytest.mark.parametrize("corner", [(0, 0), (1200, 1100)])
+def test_the_error_is_measured_where_there_is_something(corner):
+    """On glass, as in the middle of this slide, blended tiles and large ones are the same."""
+    model = small("unet-bilinear", {"align_corners": True})
+    glass = np.full((3, 1500, 1400), 240, np.uint8)
+    rows, columns = (slice(at, at + 300) for at in corner)
+    slide = glass.copy()
+    slide[:, rows, columns] = drawn((300, 300))
+    plan = plan_of(model, (1500, 1400), unit_px=512, tile_px=320, halo=48)
+    assert plan.mode == "blended"
+    found, flat = (
+        estimate_blend_error(model, plan, reader(image), reference_px=700)
+        for image in (slide, glass)
+    )
+    assert found.flips > 0.01
+    assert flat.flips == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), NEVER)
 def test_the_error_estimate_brackets_the_true_error(data, name, options):

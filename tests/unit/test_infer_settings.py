@@ -176,6 +176,22 @@ def test_without_pixels_there_is_nothing_to_compare(monkeypatch):
     assert any("no pixels to compare" in note for note in chosen.notes)
 
 
+def no_memory(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB")
+
+
+def test_a_full_device_compares_nothing_and_the_job_goes_on(monkeypatch):
+    """Another program's GPU: what a job then does with what is left is the engine's matter."""
+    monkeypatch.setattr(room, "supported_precisions", lambda device: ("fp32", "bf16"))
+    monkeypatch.setattr(backends.TorchCpuBackend, "submit", no_memory)
+    chosen = choose(extent=BIG, read=noise, backend="torch")
+    assert (chosen.precision, chosen.guard) == ("fp32", None)
+    assert "fp32: cpu has no memory to compare bf16 with it" in chosen.notes
+    blended = choose(toy(kind="never", reason="skips are stretched"), read=noise)
+    assert blended.blend_error is None
+    assert any("not measured: cpu has no memory for a larger tile" in n for n in blended.notes)
+
+
 def test_asked_precision_is_taken(monkeypatch):
     monkeypatch.setattr(room, "supported_precisions", lambda device: ("fp32",))
     chosen = choose(precision="bf16")

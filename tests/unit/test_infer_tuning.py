@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pwd
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -540,3 +543,15 @@ libc.malloc_stats()
         )
         found[when] = done.stderr.count("Arena ")
     assert found["early"] == 1 < found["never"]
+
+
+def test_what_did_not_get_into_the_cache_leaves_nothing_there(monkeypatch, tmp_path):
+    def full(self, content):
+        with self.open("wb") as file:
+            file.write(content[:2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("TILEPIPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    caches.write_blob("x", b"blob")
+    assert not list(tmp_path.iterdir())

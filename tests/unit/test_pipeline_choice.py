@@ -141,6 +141,31 @@ def test_what_is_held_of_an_output_is_let_go_of_however_it_is_spelled(
     forget(job.ticket.output)
 
 
+def test_the_network_that_is_at_work_stays(small_slide, tmp_path):
+    """Of three slides at once that of the one that is over goes, not that of the largest."""
+    spec = JobSpec(weights="random:0", base=2, tune=False, in_place=True)
+    tickets = []
+    for tile in (364, 380, 396):
+        job = prepare(
+            str(small_slide), str(tmp_path / f"{tile}.zarr"), spec.replace(tile=tile),
+            on_event=ignore,
+        )  # fmt: skip
+        job.held.close()
+        tickets.append(job.ticket)
+
+    def engine(number):
+        with context_of(tickets[number]) as context:
+            return context.engine()
+
+    large = engine(0)
+    engine(1)
+    assert engine(0) is large
+    engine(2)
+    assert engine(0) is large
+    for ticket in tickets:
+        forget(ticket.output)
+
+
 @pytest.mark.parametrize(
     ("chosen", "asked", "count", "here"),
     [

@@ -564,6 +564,23 @@ def test_no_scheduler_there_is_one_clear_error():
         pass
 
 
+def test_workers_are_ended_where_no_client_comes_to_them(monkeypatch):
+    closed = []
+
+    class Workers:
+        def close(self, timeout):
+            closed.append(timeout)
+
+    def refuse(_):
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(cluster_room, "local_cluster", lambda *_: Workers())
+    monkeypatch.setattr("distributed.Client", refuse)
+    with pytest.raises(OSError, match="too many open files"), connect("local"):
+        pytest.fail("there is no client")
+    assert closed == [10]
+
+
 def told_by(what):
     if what == "the slide":
         raise SlideError("no such slide here")
@@ -580,7 +597,7 @@ def test_a_worker_is_asked_and_what_it_raises_is_raised_here(connection, monkeyp
     with pytest.raises(SlideError, match="no such slide here"):
         ask_a_worker(address, told_by, "the slide")
     monkeypatch.setattr(cluster_room, "ASK_S", 0.05)
-    with pytest.raises(ScheduleError, match="could say how to run the network"):
+    with pytest.raises(ScheduleError, match="how to run the network: none has answered in"):
         ask_a_worker(address, told_by, "nothing")
 
 
@@ -630,14 +647,14 @@ def test_workers_with_another_tilepipe_or_none_are_refused(connection, monkeypat
 
 
 def test_a_worker_that_does_not_say_its_version_holds_nothing_up(connection, monkeypatch):
-    from distributed import Client
-
-    async def hangs(self, **_):
+    async def hangs(*_):
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(Client, "_get_versions", hangs)
-    with connect(connection.client.scheduler.address, timeout_s=1):
-        pass
+    monkeypatch.setattr(cluster_room, "ask_versions", hangs)
+    started_s = time.monotonic()
+    with connect(connection.client.scheduler.address, timeout_s=1) as found:
+        assert 1 <= time.monotonic() - started_s < 30
+        assert found.checked == set(found.workers())
 
 
 def test_workers_are_not_asked_for_where_the_cluster_has_its_own():

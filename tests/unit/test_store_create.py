@@ -272,6 +272,7 @@ def test_partial_files_are_cleaned(tmp_path):
     (tmp_path / "a.zarr/0/c").mkdir()
     for name in ("0/c/0.1234.partial", "tilepipe/x.partial"):
         (tmp_path / "a.zarr" / name).write_bytes(b"x")
+        os.utime(tmp_path / "a.zarr" / name, (0, 0))
     assert store.clean_partial() == 2
     assert store.clean_partial() == 0
     assert not list(tmp_path.rglob("*.partial"))

@@ -103,7 +103,8 @@ def test_a_record_that_cannot_be_believed_counts_as_not_there(store, kind):
     journal = store.journal(None, "f1")
     journal.write("ingest", 0, store.image(0).grid.unit(0, 0), checksum=SUM)
     (folder(store, "_image") / "0.1.json").write_bytes(HOSTILE[kind])
-    assert set(journal.recorded("ingest", 0)) == {(0, 0)}
+    for only in (None, [(0, 0), (0, 1)]):
+        assert set(journal.recorded("ingest", 0, only=only)) == {(0, 0)}
     assert len(journal.rejected) == 1
     assert journal.rejected[0].startswith("tilepipe/journal/_image/ingest/0/0.1.json: ")
 

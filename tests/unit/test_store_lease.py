@@ -1,6 +1,8 @@
 """One at a time at a place that several machines write, and what becomes of a dead one's lease."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -69,6 +71,29 @@ def test_a_dead_ones_lease_is_taken_over_by_one(place, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+HOLDER = """
+import sys, time
+from tilepipe.store.lease import leased
+with leased(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_process_of_this_machine_that_was_killed_is_not_waited_for(place, tmp_path):
+    """A part that is killed while it prepares, and given again by its batch system."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, place], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    assert not lease._is_of_the_dead(LocalFiles(f"{place}.preparing").get("lease.json"))
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    started_s = time.monotonic()
+    with leased(place):
+        assert time.monotonic() - started_s < lease.STALE_S / 6
+    assert not list(tmp_path.iterdir())
+
+
 def test_who_has_it_is_told_once(place):
     left_behind(place)
     told = []
@@ -120,10 +145,13 @@ def test_a_claim_whose_answer_was_lost_counts(place, monkeypatch):
 
 def test_a_lease_that_another_took_is_left_to_it(place):
     """A machine that slept too long must not end the work of the one that took over."""
-    with leased(place, patience=QUICK):
+    with leased(place, patience=QUICK) as check:
+        check()
         files = left_behind(place, token="of the next")
         time.sleep(0.2)
         assert b"of the next" in files.get("lease.json")
+        with pytest.raises(StoreError, match="another process took over there"):
+            check()
     assert b"of the next" in files.get("lease.json")
 
 

@@ -13,8 +13,9 @@ from typing import Any, Self
 import torch
 
 from tilepipe.infer.backends import cpu_has_bf16
-from tilepipe.infer.caches import device_name, version_of
+from tilepipe.infer.caches import device_name
 from tilepipe.infer.memory import free_bytes
+from tilepipe.packages import version_of
 from tilepipe.threads import cores
 
 PACKAGES = ("tilepipe", "torch", "openvino", "zarr", "numcodecs", "tifffile", "imagecodecs", "dask")

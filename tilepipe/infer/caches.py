@@ -7,8 +7,6 @@ import json
 import os
 import platform
 from contextlib import suppress
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +39,6 @@ def usable_cache() -> Path | None:
         if os.access(folder, os.W_OK):
             return folder
     return None
-
-
-@cache
-def version_of(package: str) -> str:
-    """Return an installed package's version, or "absent"."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
 
 
 def device_name(device: str) -> str:
@@ -125,5 +114,8 @@ def _put(name: str, content: bytes) -> None:
         return
     part = folder / f".{name}.{os.getpid()}.part"
     with suppress(OSError):
-        part.write_bytes(content)
-        part.replace(folder / name)
+        try:
+            part.write_bytes(content)
+            part.replace(folder / name)
+        finally:  # on a full disk it would keep the last of it
+            part.unlink(missing_ok=True)

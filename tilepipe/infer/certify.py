@@ -294,7 +294,7 @@ def _compare(
 
 
 def _only_label(store: Store) -> str:
-    names = [name for name in store.labels if "settings" in store.label(name).read_record()]
+    names = _made_by_tilepipe(store)
     if len(names) != 1:
         told = ", ".join(names) or "none"
         raise VerifyError(
@@ -306,7 +306,10 @@ def _only_label(store: Store) -> str:
 
 def verifiable(location: str) -> tuple[str, ...]:
     """Return the names of the labels that ``verify`` can take."""
-    store = open_store(location)
+    return _made_by_tilepipe(open_store(location))
+
+
+def _made_by_tilepipe(store: Store) -> tuple[str, ...]:
     return tuple(n for n in store.labels if "settings" in store.label(n).read_record())
 
 

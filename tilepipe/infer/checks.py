@@ -19,6 +19,7 @@ from tilepipe.store import (
     Label,
     Level,
     Probabilities,
+    Record,
     Store,
     checksum_of,
     reduce_image,
@@ -35,7 +36,7 @@ _AT_ONCE_BYTES = 512 << 20
 def check_levels(
     store: Store,
     pyramid: Label | Probabilities | None,
-    journal: Journal | None,
+    journal: Journal,
     *,
     stages: tuple[str, str],
     tell: Tell,
@@ -43,7 +44,7 @@ def check_levels(
     """Check every unit of the image's pyramid (None), a label's, or that of its probabilities.
 
     Level 0 against the journal's checksums, every coarser one against a fresh reduction of the one
-    below, and against the journal too. ``journal`` None: nobody kept one (another program's image).
+    below, and against the journal too.
 
     Returns the number of units checked. Raises VerifyError with the first wrong box.
     """
@@ -56,25 +57,24 @@ def check_levels(
         highest = len(pyramid.classes) - 1
     told = Count(tell, what, sum(prod(source(index).shape) for index in range(count)))
 
-    def check(index: int, recorded: Mapping[tuple[int, int], Any], unit: Unit) -> None:
+    def check(index: int, recorded: Mapping[tuple[int, int], Record], unit: Unit) -> None:
         level = source(index)
         where = f"{what} level {index}, {unit.box}"
         pixels = _read(level, unit.box, where)
-        if journal is not None:
-            record = recorded.get((unit.iy, unit.ix))
-            if record is None:
-                raise VerifyError(
-                    f"{store.location}: {where}: has no journal record; run the same job "
-                    "again, it does what is missing"
-                )
-            kept = record.checksum
-            if isinstance(pyramid, Probabilities):
-                kept = record.facts.get("probabilities")
-            if kept != checksum_of(pixels):
-                raise VerifyError(
-                    f"{store.location}: {where}: the bytes are not those that were written "
-                    "(checksum differs); make them again with --overwrite"
-                )
+        record = recorded.get((unit.iy, unit.ix))
+        if record is None:
+            raise VerifyError(
+                f"{store.location}: {where}: has no journal record; run the same job "
+                "again, it does what is missing"
+            )
+        kept: Any = record.checksum
+        if isinstance(pyramid, Probabilities):
+            kept = record.facts.get("probabilities")
+        if kept != checksum_of(pixels):
+            raise VerifyError(
+                f"{store.location}: {where}: the bytes are not those that were written "
+                "(checksum differs); make them again with --overwrite"
+            )
         if highest is not None and index == 0 and int(pixels.max()) > highest:
             raise VerifyError(
                 f"{store.location}: {where}: holds class {int(pixels.max())}; the label has "
@@ -108,10 +108,8 @@ def _check_units(level: Level, check: Callable[[Unit], None], told: Count) -> No
 
 
 def _recorded(
-    journal: Journal | None, stage: str, level: int, what: str
-) -> Mapping[tuple[int, int], Any]:
-    if journal is None:
-        return {}
+    journal: Journal, stage: str, level: int, what: str
+) -> Mapping[tuple[int, int], Record]:
     try:
         return journal.recorded(stage, level)
     except MismatchError as error:

@@ -138,9 +138,9 @@ class Engine:
             except Exception as error:
                 if not means_out_of_memory(error):
                     raise
-                smaller = self._shrink(layout, error)
+                told = self._shrink(layout, error)
                 facts["oom"] = facts.get("oom", 0) + 1
-                facts.setdefault("oom_events", []).append(smaller)
+                facts.setdefault("oom_events", []).append(told)
         facts["backend"] = self.backend
         if self._refused:
             facts["backend_refused"] = self._refused

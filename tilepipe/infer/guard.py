@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,10 @@ def compare(
             output="probabilities",
         )
         made = []
-        for tile in pixels:
-            values = backend.collect(backend.submit([tile], account), account).values
-            made.append(values[0].to("cpu", torch.float32, copy=True))
-        backend.close()
+        with closing(backend):
+            for tile in pixels:
+                values = backend.collect(backend.submit([tile], account), account).values
+                made.append(values[0].to("cpu", torch.float32, copy=True))
         answers.append(torch.stack(made))
     reduced, full = answers
     if model.activation == "sigmoid":
@@ -107,19 +108,25 @@ def sample_plan(plan: TilePlan, model: Model) -> TilePlan:
 
 
 def sample_boxes(plan: TilePlan, read: Callable[[Box], NDArray[Any]]) -> Iterator[Box]:
-    """Inputs of the sampled tiles: of a fixed set of places, those with the most texture.
+    """Inputs of the sampled tiles: where there is the most texture."""
+    for y, x in textured_places(plan, read)[:SAMPLES]:
+        # On the alignment, as tiles of the job are.
+        y0 = max(0, y - plan.core_px // 2) // plan.alignment_px * plan.alignment_px
+        x0 = max(0, x - plan.core_px // 2) // plan.alignment_px * plan.alignment_px
+        y0, x0 = y0 - plan.halo_px, x0 - plan.halo_px
+        yield Box(y0, x0, y0 + plan.input_px, x0 + plan.input_px)
 
-    Where nearly all of these are flat, little of the slide is tissue, and it is looked for closer.
+
+def textured_places(plan: TilePlan, read: Callable[[Box], NDArray[Any]]) -> list[tuple[int, int]]:
+    """Return a fixed set of places (y, x) of a level, those with the most texture first.
+
+    Where nearly all of them are flat, little of the slide is tissue, and it is looked for closer.
     """
     looks = _looks(plan, read, CANDIDATES)
     if sum(look.is_textured for look in looks) < SAMPLES:
         looks += _looks(plan, read, MANY_CANDIDATES)
-    for look in sorted(looks, key=lambda look: (-look.texture, look.y, look.x))[:SAMPLES]:
-        # On the alignment, as tiles of the job are.
-        y0 = max(0, look.y - plan.core_px // 2) // plan.alignment_px * plan.alignment_px
-        x0 = max(0, look.x - plan.core_px // 2) // plan.alignment_px * plan.alignment_px
-        y0, x0 = y0 - plan.halo_px, x0 - plan.halo_px
-        yield Box(y0, x0, y0 + plan.input_px, x0 + plan.input_px)
+    looks.sort(key=lambda look: (-look.texture, look.y, look.x))
+    return [(look.y, look.x) for look in looks]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from numpy.typing import DTypeLike
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tilepipe.infer.blend import MAX_SUM_BYTES
-from tilepipe.infer.caches import key_of, read_cached, version_of, write_cached
+from tilepipe.infer.caches import key_of, read_cached, write_cached
 from tilepipe.infer.cutting import has_small_cores, sizes_of
 from tilepipe.models import Model
+from tilepipe.packages import version_of
 
 if TYPE_CHECKING:
     from tilepipe.infer.settings import Settings

@@ -27,8 +27,9 @@ from tilepipe.infer.backends import (
     stack_tiles,
     staging_dtype,
 )
-from tilepipe.infer.caches import device_name, key_of, read_blob, version_of, write_blob
+from tilepipe.infer.caches import device_name, key_of, read_blob, write_blob
 from tilepipe.infer.network import TileNetwork
+from tilepipe.packages import version_of
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 

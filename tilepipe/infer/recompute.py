@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,7 +150,8 @@ def _run(
         gated=gated,
     )
     account = Account()
-    return backend.collect(backend.submit([pixels], account), account).values[0]
+    with closing(backend):
+        return backend.collect(backend.submit([pixels], account), account).values[0]
 
 
 def _one_piece(

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tilepipe.errors import ModelError, PlanError
 from tilepipe.infer import guard, shapes, tuning
-from tilepipe.infer.backends import resolve_device, supported_precisions
+from tilepipe.infer.backends import means_out_of_memory, resolve_device, supported_precisions
 from tilepipe.infer.blend_error import estimate_blend_error
 from tilepipe.infer.openvino import openvino_fits
 from tilepipe.infer.plans import choose_unit, plan_for
@@ -103,17 +103,30 @@ def choose_settings(
         notes=tuple(notes),
     )
     settings = _with_precision(settings, model, spec, np.dtype(dtype), read)
-    if plan.mode == "blended" and read is None:  # a coarser level is made as the job goes
-        note = "how far blended tiles are off is not measured: no pixels of this level yet"
-        settings = _noted(settings, [note])
-    if plan.mode == "blended" and read is not None:
-        error = estimate_blend_error(model, plan, read, device=device, threads=settings.threads)
-        settings = _noted(replace(settings, blend_error=error.to_json()), [str(error)])
+    if plan.mode == "blended":
+        settings = _with_blend_error(settings, model, read)
     if spec.tune and extent[0] * extent[1] >= SMALL_PX:
         settings = tuning.tuned(settings, model, spec, dtype=np.dtype(dtype), workers=workers)
     looks = extent[0] * extent[1] >= SMALL_PX
     trims = shapes.may_trim(settings, model, dtype=np.dtype(dtype), looks=looks)
     return replace(settings, trims=trims)
+
+
+def _with_blend_error(
+    settings: Settings, model: Model, read: Callable[[Box], NDArray[Any]] | None
+) -> Settings:
+    """Measure how far blended tiles are off, or say why that is not known."""
+    unknown = "how far blended tiles are off is not measured: "
+    if read is None:  # a coarser level is made as the job goes
+        return _noted(settings, [f"{unknown}no pixels of this level yet"])
+    plan, device, threads = settings.plan, settings.device, settings.threads
+    try:
+        error = estimate_blend_error(model, plan, read, device=device, threads=threads)
+    except Exception as problem:
+        if not means_out_of_memory(problem):
+            raise
+        return _noted(settings, [f"{unknown}{device} has no memory for a larger tile"])
+    return _noted(replace(settings, blend_error=error.to_json()), [str(error)])
 
 
 def _with_precision(
@@ -139,7 +152,12 @@ def _with_precision(
     if read is None:
         return _noted(full, ["fp32: no pixels to compare a reduced precision with"])
     trial = _with_backend(replace(settings, precision=reduced), spec, small)
-    found = guard.compare(trial, model, dtype=dtype, read=read)
+    try:
+        found = guard.compare(trial, model, dtype=dtype, read=read)
+    except Exception as problem:
+        if not means_out_of_memory(problem):
+            raise
+        return _noted(full, [f"fp32: {settings.device} has no memory to compare {reduced} with it"])
     facts = found.to_json()
     if found.flips <= spec.tolerance:
         note = f"{reduced}: flips {found.flips:.3%} of sampled pixels, within {spec.tolerance:.3%}"

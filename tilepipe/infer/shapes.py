@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from tilepipe.infer.account import Account
 from tilepipe.infer.backends import make_backend, means_out_of_memory
-from tilepipe.infer.caches import device_name, key_of, read_cached, version_of, write_cached
+from tilepipe.infer.caches import device_name, key_of, read_cached, write_cached
 from tilepipe.infer.cutting import CELL_PX, Sizes, sizes_of
 from tilepipe.models import Model
+from tilepipe.packages import version_of
 from tilepipe.tiling import Box, TilePlan, round_up
 
 if TYPE_CHECKING:

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tilepipe import malloc
-from tilepipe.infer.caches import device_name, key_of, read_cached, version_of, write_cached
+from tilepipe.infer.caches import device_name, key_of, read_cached, write_cached
 from tilepipe.infer.guard import sample_plan
 from tilepipe.infer.memory import FORWARD_BYTES, at_once, free_bytes, peak_activation_bytes
 from tilepipe.infer.plans import plan_for
 from tilepipe.infer.race import Contender, Race, Trial, kept_px, speed_of, useful_px
 from tilepipe.models import Model
+from tilepipe.packages import version_of
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import TilePlan
 
@@ -188,9 +189,9 @@ def measure(
 
 def _rivals(trials: Mapping[tuple[int, int], Trial]) -> list[tuple[int, int]]:
     """Return the two fastest, if something beside them may have decided which is first."""
-    byspeed_of = sorted(trials, key=lambda place: speed_of(trials[place]))[-2:]
-    speeds = [speed_of(trials[place]) for place in byspeed_of]
-    return byspeed_of if len(byspeed_of) == 2 and speeds[0] > _RIVALS * speeds[1] else []
+    fastest = sorted(trials, key=lambda place: speed_of(trials[place]))[-2:]
+    speeds = [speed_of(trials[place]) for place in fastest]
+    return fastest if len(fastest) == 2 and speeds[0] > _RIVALS * speeds[1] else []
 
 
 def _is_behind(input_px: int, trials: Sequence[Trial]) -> bool:
@@ -240,9 +241,7 @@ def _beside_lanes(settings: Settings) -> Iterator[None]:
             lane.join()
 
 
-def estimate_seconds(
-    model: Model, settings: Settings, *, dtype: DTypeLike = np.uint8, budget_s: float = 5.0
-) -> float:
+def estimate_seconds(model: Model, settings: Settings, *, dtype: DTypeLike = np.uint8) -> float:
     """Return the seconds that one tile of the plan takes, from a smaller one run here and now."""
     small = sample_plan(settings.plan, model)
     trials = measure(
@@ -250,7 +249,7 @@ def estimate_seconds(
         model,
         [(small, settings.batch)],
         dtype=np.dtype(dtype),
-        budget_s=budget_s,
+        budget_s=5.0,
     )
     if not trials:
         return 0.0

@@ -10,9 +10,7 @@ from tilepipe.errors import PlanError, TilepipeError
 from tilepipe.pipeline.context import on_worker, share, slide_level
 from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.job import fingerprint
-from tilepipe.pipeline.output import (
-    unit_for,
-)
+from tilepipe.pipeline.output import unit_for
 from tilepipe.pipeline.source import (
     Source,
     absolute,
@@ -156,7 +154,6 @@ def _settings(source: Source, spec: JobSpec, model: Model, level: int) -> Settin
         extent=extents[level],
         unit_px=unit,
         spec=spec,
-        channels=model.in_channels,
         dtype=source.dtype,
         read=reads_shown(read, model.in_channels) if read is not None else None,
         workers=spec.workers or 1,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from tilepipe import buffers, malloc
-from tilepipe.errors import ModelError, SlideError, TilepipeError, UnfitError
+from tilepipe.errors import ModelError, SlideError, StoreError, TilepipeError, UnfitError
 from tilepipe.pipeline.instances import Objects
 from tilepipe.pipeline.job import GATE, Ticket
 from tilepipe.pipeline.lanes import waiting_bytes
@@ -127,13 +127,25 @@ class Context:
             return _engine(self.ticket, self.spec, settings)
 
     def gate(self) -> float | None:
-        """By how much the first pass says that something is on the slide; None without one."""
+        """By how much the first pass says that something is on the slide; None without one.
+
+        Raises StoreError where not all that it recorded is seen here.
+        """
         if not any(name == GATE for name, _ in self.ticket.stages):
             return None
+        assert self.ticket.label is not None
         assert self.label_journal is not None
+        units = self.label(self.ticket.label).level(0).grid
         with self._opening:
             if self._gate is None:
                 facts = [r.facts for r in self.label_journal.recorded(GATE, 0).values()]
+                if len(facts) != len(units):
+                    # A file system of several machines may list a folder as it was a moment ago;
+                    # the largest of some would be another gate.
+                    raise StoreError(
+                        f"{self.ticket.output}: of {len(units)} units whose gate was measured "
+                        f"{len(facts)} are seen{on_worker()}; give the same command again"
+                    )
                 nothing, something = (
                     max(float(one[key]) for one in facts) for key in ("nothing", "something")
                 )
@@ -319,4 +331,5 @@ def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
                 # torch leaves half a million objects that stay: no collection need look at them
                 # again. Once: what has ended since then, and waits to be collected, would stay.
                 gc.freeze()
+        _engines.move_to_end(key)
         return _engines[key]

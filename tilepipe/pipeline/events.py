@@ -64,7 +64,7 @@ class Finished:
     slide: str
     output: str
     state: str
-    """done, or units failed."""
+    """done, part done, units failed, or failed."""
     summary: dict[str, Any] = field(default_factory=dict)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tilepipe.errors import StoreError, TilepipeError
-from tilepipe.pipeline.job import OBJECT_REDUCE, PAINT
+from tilepipe.pipeline.job import INGEST, LABEL_REDUCE, OBJECT_REDUCE, PAINT, REDUCE, SEGMENT
 from tilepipe.slide import open_slide
 from tilepipe.store import Label, Store, open_files, open_store, what_is_at
 
@@ -183,7 +184,7 @@ def units_of(store: Store, label: str | None, mark: Any) -> dict[str, dict[str, 
         if label is None
         else [store.label(label).level(k) for k in range(store.label(label).n_levels)]
     )
-    first, rest = ("ingest", "reduce") if label is None else ("segment", "label-reduce")
+    first, rest = (INGEST, REDUCE) if label is None else (SEGMENT, LABEL_REDUCE)
     if label is not None and "instances_of" in store.label(label).read_record():
         first, rest = PAINT, OBJECT_REDUCE
     rows: dict[str, dict[str, int]] = {}
@@ -191,8 +192,6 @@ def units_of(store: Store, label: str | None, mark: Any) -> dict[str, dict[str, 
         stage = first if number == 0 else rest
         row = rows.setdefault(stage, {"done": 0, "total": 0})
         row["total"] += len(level.grid)
-        try:
+        with suppress(StoreError):  # of another job: nothing of this one is done
             row["done"] += len(journal.recorded(stage, number))
-        except StoreError:
-            row["done"] += 0  # of another job: nothing of this one is done
     return rows

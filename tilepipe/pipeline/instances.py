@@ -23,7 +23,8 @@ from tilepipe.pipeline.joining import (
     unpack_cells,
     unpack_numbers,
 )
-from tilepipe.pipeline.output import is_begun
+from tilepipe.pipeline.kin import Node, children, nothing, parent
+from tilepipe.pipeline.output import is_begun, versions
 from tilepipe.schedule import Stage
 from tilepipe.spec import OBJECTS_SUFFIX, LabelClass
 from tilepipe.store import Journal, Label, Level, Store
@@ -32,7 +33,6 @@ from tilepipe.tiling import Box, Grid, Unit
 OBJECTS = "tilepipe/objects"
 _FILE_LIMIT_BYTES = 1 << 30
 _BACKGROUND = LabelClass(name="background", color=(0, 0, 0, 0))
-Node = tuple[int, int]
 
 
 def instances_of(name: str) -> str:
@@ -41,11 +41,17 @@ def instances_of(name: str) -> str:
 
 
 def open_instances(
-    store: Store, mask: Label, *, mask_fingerprint: str, overwrite: bool, versions: dict[str, str]
+    store: Store,
+    mask: Label,
+    *,
+    mask_fingerprint: str,
+    overwrite: bool,
+    check_turn: Callable[[], None],
 ) -> str:
     """Create the label for a mask's objects or take up the one there; return its fingerprint.
 
-    Raises MismatchError if a label of that name is of another job.
+    ``check_turn`` raises StoreError where another machine has come to create it. Raises
+    MismatchError if a label of that name is of another job.
     """
     name = instances_of(mask.name)
     rule = Rule.of_classes(mask.classes)
@@ -72,6 +78,7 @@ def open_instances(
                 "another --name"
             )
     finest = mask.level(0)
+    check_turn()
     label = store.create_label(
         name,
         # A colour for every id would be a list as long as the objects; only 0 is no object.
@@ -87,7 +94,7 @@ def open_instances(
             "instances_of": mask.name,
             "rule": rule.to_json(),
             "connectivity": 4,
-            "versions": versions,
+            "versions": versions(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "state": "running",
         }
@@ -130,31 +137,14 @@ def object_stages(
                 level,
                 current,
                 rank=4,
-                needs=_nothing if level == 0 else _children(paint + level - 1, label[level - 1]),
+                needs=nothing if level == 0 else children(paint + level - 1, label[level - 1]),
                 after=join if level == 0 else None,
-                feeds=_parent(paint + level + 1, label[level + 1])
+                feeds=parent(paint + level + 1, label[level + 1])
                 if level + 1 < len(label)
-                else _nothing,
+                else nothing,
             )
         )
     return stages, near(find)
-
-
-def _nothing(_: Unit) -> Iterable[Node]:
-    return ()
-
-
-def _parent(number: int, grid: Grid) -> Callable[[Unit], Iterable[Node]]:
-    return lambda unit: [(number, grid.index(unit.iy // 2, unit.ix // 2))]
-
-
-def _children(number: int, grid: Grid) -> Callable[[Unit], Iterable[Node]]:
-    rows, columns = grid.shape
-    return lambda unit: (
-        (number, grid.index(iy, ix))
-        for iy in range(2 * unit.iy, min(2 * unit.iy + 2, rows))
-        for ix in range(2 * unit.ix, min(2 * unit.ix + 2, columns))
-    )
 
 
 class Objects:

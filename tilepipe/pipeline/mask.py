@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tilepipe.errors import MismatchError, StoreError
@@ -23,10 +24,12 @@ def open_mask(
     image_mark: str,
     *,
     sole: bool,
+    check_turn: Callable[[], None],
 ) -> tuple[str, bool]:
     """Create the label or take up the one there; return its fingerprint, and whether it is new.
 
-    ``sole``: no other process writes a part of it. Raises MismatchError if a label of that name is
+    ``sole``: no other process writes a part of it; ``check_turn`` raises StoreError where another
+    machine has come to create it. Raises MismatchError if a label of that name is
     of another job, StoreError if it would be taken away under those that write parts of it: theirs
     would lie among the new units, of other weights perhaps, and count as done.
     """
@@ -53,6 +56,7 @@ def open_mask(
             f"{source.output}: another tilepipe process is writing a part of label {name} there, "
             "and --overwrite would take it away; wait for it or stop it"
         )
+    check_turn()
     forget_instances(store, name)
     label = store.create_label(
         name,

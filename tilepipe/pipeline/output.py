@@ -9,12 +9,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tilepipe.errors import MismatchError, StoreError
+from tilepipe.packages import version_of
 from tilepipe.pipeline.job import fingerprint
 from tilepipe.slide import Slide
 from tilepipe.spec import JobSpec
@@ -26,9 +25,6 @@ DEFAULT_UNIT_PX = 2048
 LARGE_UNIT_PX = 4096
 LARGE_SLIDE_PX = 32768
 """A shard of 2048² RGB px is 12 MB before compression: quick to write whole, cheap to redo."""
-
-_version = cache(version)
-"""All that a package says of itself is read for it (10 ms); every slide's records name seven."""
 
 
 def is_remote(location: str) -> bool:
@@ -133,7 +129,7 @@ class Image:
 def versions() -> dict[str, str]:
     """Versions of what shapes a result."""
     names = ("tilepipe", "torch", "zarr", "numcodecs", "tifffile", "imagecodecs", "dask")
-    return {name: _version(name) for name in names}
+    return {name: version_of(name) for name in names}
 
 
 def unit_for(slide: Slide, output: str, spec: JobSpec, *, device: str) -> int:
@@ -161,13 +157,15 @@ def open_image(
     output: str,
     spec: JobSpec,
     *,
-    device: str = "cpu",
+    device: str,
     overwrite: bool,
-    sole: bool = True,
+    sole: bool,
+    check_turn: Callable[[], None],
 ) -> Image:
     """Create the store of a slide, or take up the one that is there.
 
-    ``device`` is what will compute masks, ``sole`` whether no other process works there. Raises
+    ``device`` is what will compute masks, ``sole`` whether no other process works there;
+    ``check_turn`` raises StoreError where another machine has come to create it. Raises
     MismatchError if the store there was made from another input or other settings, StoreError if
     one that others work at would be overwritten.
     """
@@ -205,6 +203,7 @@ def open_image(
             "store away; wait for it or stop it, then give the command again"
         )
     level0 = slide.levels[0]
+    check_turn()
     store = create_store(
         output,
         channels=slide.channels,

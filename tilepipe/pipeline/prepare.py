@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -27,12 +27,7 @@ from tilepipe.pipeline.job import (
 )
 from tilepipe.pipeline.lanes import lanes_of, recent_bytes, slack_bytes
 from tilepipe.pipeline.mask import open_mask
-from tilepipe.pipeline.output import (
-    exclusive,
-    open_image,
-    running,
-    versions,
-)
+from tilepipe.pipeline.output import exclusive, open_image, running
 from tilepipe.pipeline.source import Source, absolute, open_source, portable
 from tilepipe.pipeline.stages import Layout, build_stages
 from tilepipe.pipeline.stored import Lost, content_of, lost_of_label, lost_units
@@ -40,7 +35,7 @@ from tilepipe.pipeline.tissue import Find, keep_tissue, look_for_tissue, tissue_
 from tilepipe.schedule import Stage
 from tilepipe.spec import JobSpec
 from tilepipe.store import Journal, Store, leased
-from tilepipe.tiling import Shape
+from tilepipe.store.layout import downsampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +48,6 @@ class Job:
     recorded: dict[int, Iterable[int]]
     store: Store
     segmentation: Segmentation | None
-    rejected: tuple[str, ...]
-    """Journal records that could not be believed; their units are done again."""
     held: ExitStack
     """The open input and the locks on the output; close it when the job is over."""
 
@@ -100,29 +93,36 @@ def _prepare(
     if source.store is None and spec.in_place and chosen is None:
         raise PlanError("--in-place copies no image: there is nothing to ingest")
     with exclusive(source.output, "preparation", wait=True), ExitStack() as lease:
-        if spec.part is not None:
-            _hold_for_parts(lease, source, on_event)
+        check_turn = _hold_for_parts(lease, source, on_event) if spec.part else _always
         sole = held.enter_context(running(source.output))
         what = f"label {chosen.name} {spec.part or ''}" if chosen is not None else "the image"
         held.enter_context(exclusive(source.output, what.rstrip()))
         alone = chosen is None or held.enter_context(running(source.output, chosen.name))
         return _open_job(
             source, spec, chosen, tissue, held,
-            sole=sole, alone=alone, trace=trace, on_event=on_event,
+            sole=sole, alone=alone, check_turn=check_turn, trace=trace, on_event=on_event,
         )  # fmt: skip
 
 
-def _hold_for_parts(lease: ExitStack, source: Source, on_event: OnEvent) -> None:
-    """Hold the output against the parts of other machines, which may begin at the same moment."""
+def _always() -> None:
+    """Let a job that is no part create what it needs: no other machine waits for its turn."""
+
+
+def _hold_for_parts(lease: ExitStack, source: Source, on_event: OnEvent) -> Callable[[], None]:
+    """Hold the output against the parts of other machines, which may begin at the same moment.
+
+    Returns what raises StoreError if another has taken it over meanwhile.
+    """
 
     def tell(who: str) -> None:
         on_event(Note(source.name, f"waits for {who}, which prepares {source.output}"))
 
     try:
-        lease.enter_context(leased(source.output, on_wait=tell))
+        return lease.enter_context(leased(source.output, on_wait=tell))
     except StoreError as error:
         on_event(Warned(source.name, "parts on other machines are not kept out while the output "
                         f"is prepared; begin one of them before the others: {error}"))  # fmt: skip
+        return _always
 
 
 def _open_job(
@@ -134,6 +134,7 @@ def _open_job(
     *,
     sole: bool,
     alone: bool,
+    check_turn: Callable[[], None],
     trace: bool,
     on_event: OnEvent,
 ) -> Job:
@@ -141,8 +142,9 @@ def _open_job(
     if source.slide is not None:
         device = chosen.settings.device if chosen is not None else "cpu"
         image = open_image(
-            source.slide, source.output, spec, device=device, overwrite=spec.overwrite, sole=sole
-        )
+            source.slide, source.output, spec,
+            device=device, overwrite=spec.overwrite, sole=sole, check_turn=check_turn,
+        )  # fmt: skip
         store, mark, unit_px = image.store, image.fingerprint, image.unit_px
         lost = lost_units(store, mark)
         copied = not spec.in_place and (not image.complete or bool(lost))
@@ -167,7 +169,8 @@ def _open_job(
     in_strips = source.slide is not None and tile is None
     layout = Layout(
         image=extents if copied else (),
-        label=_halved(extents[chosen.level], len(extents)) if chosen is not None else (),
+        # As many levels as the image: a reader of OME-Zarr 0.5 refuses a label with fewer.
+        label=downsampled(extents[chosen.level], len(extents)) if chosen is not None else (),
         unit_px=unit_px,
         level=chosen.level if chosen is not None else 0,
         plan=chosen.settings.plan if chosen is not None else None,
@@ -182,7 +185,9 @@ def _open_job(
     )
     label_mark = ""
     if chosen is not None:
-        label_mark, begins = open_mask(source, store, spec, chosen, mark, sole=alone)
+        label_mark, begins = open_mask(
+            source, store, spec, chosen, mark, sole=alone, check_turn=check_turn
+        )
         if tissue is not None:
             mask = keep_tissue(store, chosen.name, tissue, anew=begins)
             on_event(Note(source.name, mask.note))
@@ -203,9 +208,8 @@ def _open_job(
             store.label(chosen.name),
             mask_fingerprint=label_mark,
             overwrite=spec.overwrite and begins,
-            versions=versions(),
+            check_turn=check_turn,
         )
-    rejected: list[str] = []
     recorded: dict[int, Iterable[int]] = {}
     gone: dict[str, Lost] = {INGEST: lost, REDUCE: lost}
     image_journal = store.journal(None, mark)
@@ -241,8 +245,6 @@ def _open_job(
                 probabilities=spec.probabilities and stage.name in (SEGMENT, LABEL_REDUCE),
             )
         ]
-    for journal in (image_journal, label_journal, object_journal):
-        rejected += journal.rejected if journal is not None else []
     warms = any(
         stage.name == SEGMENT and len(list(recorded[number])) < len(stage.grid)
         for number, stage in enumerate(stages)
@@ -276,9 +278,10 @@ def _open_job(
         or any(layout.unit_px % px or px > layout.unit_px for px in tile),
         warms=warms,
     )
-    for reason in rejected:
-        on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
-    return Job(source, ticket, stages, recorded, store, chosen, tuple(rejected), held)
+    for journal in filter(None, (image_journal, label_journal, object_journal)):
+        for reason in journal.rejected:
+            on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
+    return Job(source, ticket, stages, recorded, store, chosen, held)
 
 
 def _warn_of(lost: Lost, what: str, source: Source, on_event: OnEvent) -> None:
@@ -300,15 +303,3 @@ def _band(source: Source, unit_px: int, kept_bytes: int, channels: int) -> int:
     """
     unit_bytes = (source.channels * source.dtype.itemsize + 1 + channels) * unit_px**2
     return max(2, (kept_bytes // unit_bytes - 3) // 3 // 2 * 2)
-
-
-def _halved(extent: Shape, count: int) -> tuple[Shape, ...]:
-    """Extents of a label pyramid: as many levels as the image, from the segmented one down.
-
-    A reader of OME-Zarr 0.5 refuses a label with fewer levels than its image.
-    """
-    extents = [extent]
-    while len(extents) < count:
-        y, x = extents[-1]
-        extents.append((-(-y // 2), -(-x // 2)))
-    return tuple(extents)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -78,7 +78,7 @@ def run_many(
     segment: bool = True,
     trace: Path | None = None,
     on_event: OnEvent = ignore,
-    on_result: Any = None,
+    on_result: Callable[[RunResult], None] = lambda _: None,
 ) -> list[RunResult]:
     """Run the jobs of several slides as one stream; one broken slide does not stop the others.
 
@@ -97,8 +97,7 @@ def run_many(
 
     def keep(result: RunResult) -> None:
         results.append(result)
-        if on_result is not None:
-            on_result(result)
+        on_result(result)
 
     def end(work: SlideWork) -> None:
         """Let go of a job: of a thousand slides' networks and files only those at work are held."""
@@ -188,8 +187,8 @@ class _Kept(SlideWork):
         *,
         alone: bool,
         on_event: OnEvent,
-        keep: Any,
-        end: Any,
+        keep: Callable[[RunResult], None],
+        end: Callable[[SlideWork], None],
     ) -> None:
         super().__init__(job, part=request.spec.part, on_event=on_event)
         self._request = request
@@ -233,7 +232,6 @@ def run_one(
     request: Request,
     *,
     segment: bool = True,
-    trace: Path | None = None,
     on_event: OnEvent = ignore,
 ) -> RunResult:
     """Run one slide's job.
@@ -241,7 +239,7 @@ def run_one(
     Raises UnitsFailedError, with the reasons, if units kept failing: the store then says
     ``units failed``, what is done is kept, and the same call goes on.
     """
-    results = run_many([request], segment=segment, trace=trace, on_event=on_event)
+    results = run_many([request], segment=segment, on_event=on_event)
     result = results[0]
     if not result.ok:
         raise failure(result)

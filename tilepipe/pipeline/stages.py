@@ -17,11 +17,10 @@ from tilepipe.pipeline.job import (
     REDUCE,
     SEGMENT,
 )
+from tilepipe.pipeline.kin import Node, children, nothing, parent
 from tilepipe.schedule import Stage
 from tilepipe.schedule.dag import all_of_it
 from tilepipe.tiling import Box, Grid, Shape, TilePlan, Unit
-
-Node = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ def build_stages(layout: Layout) -> list[Stage]:
     for level, grid in enumerate(image):
         feeds: list[Callable[[Unit], Iterable[Node]]] = []
         if level + 1 < len(image):
-            feeds.append(_parent(level + 1, image[level + 1]))
+            feeds.append(parent(level + 1, image[level + 1]))
         if label and level == layout.level:
             feeds.append(feeds_segment(label[0]))
         stages.append(
@@ -87,7 +86,7 @@ def build_stages(layout: Layout) -> list[Stage]:
                 level,
                 grid,
                 rank=0 if level == 0 else 3,
-                needs=_nothing if level == 0 else _children(level - 1, image[level - 1]),
+                needs=nothing if level == 0 else children(level - 1, image[level - 1]),
                 feeds=_all(feeds),
                 root=level == 0,
                 band=band(level),
@@ -96,7 +95,7 @@ def build_stages(layout: Layout) -> list[Stage]:
     if not label or layout.plan is None:
         return stages
     plan = layout.plan
-    pixels = _under(layout.level, image[layout.level], plan) if image else _nothing
+    pixels = _under(layout.level, image[layout.level], plan) if image else nothing
     if layout.gate:
         stages.append(
             Stage(
@@ -114,17 +113,17 @@ def build_stages(layout: Layout) -> list[Stage]:
         )
     for level, grid in enumerate(label):
         number = first_label + level
-        parent = [_parent(number + 1, label[level + 1])] if level + 1 < len(label) else []
+        above = [parent(number + 1, label[level + 1])] if level + 1 < len(label) else []
         if after and level == 0:
-            parent.append(feeds_objects)
+            above.append(feeds_objects)
         stages.append(
             Stage(
                 SEGMENT if level == 0 else LABEL_REDUCE,
                 level,
                 grid,
                 rank=5 if level == 0 else 4,
-                needs=pixels if level == 0 else _children(number - 1, label[level - 1]),
-                feeds=_all(parent),
+                needs=pixels if level == 0 else children(number - 1, label[level - 1]),
+                feeds=_all(above),
                 after=gate if level == 0 else None,
                 on_device=level == 0,
                 share=all_of_it if layout.share is None else _share_of(layout.share),
@@ -133,10 +132,6 @@ def build_stages(layout: Layout) -> list[Stage]:
             )
         )
     return stages + after
-
-
-def _nothing(_: Unit) -> Iterable[Node]:
-    return ()
 
 
 def _share_of(share: Callable[[Box], float]) -> Callable[[Unit], float]:
@@ -149,27 +144,6 @@ def _all(parts: Sequence[Callable[[Unit], Iterable[Node]]]) -> Callable[[Unit], 
             yield from part(unit)
 
     return nodes
-
-
-def _parent(number: int, grid: Grid) -> Callable[[Unit], Iterable[Node]]:
-    """The unit of the next coarser level above a unit."""
-
-    def parent(unit: Unit) -> Iterable[Node]:
-        yield number, grid.index(unit.iy // 2, unit.ix // 2)
-
-    return parent
-
-
-def _children(number: int, grid: Grid) -> Callable[[Unit], Iterable[Node]]:
-    """The up to four units of the next finer level under a unit."""
-
-    def children(unit: Unit) -> Iterable[Node]:
-        rows, columns = grid.shape
-        for iy in range(2 * unit.iy, min(2 * unit.iy + 2, rows)):
-            for ix in range(2 * unit.ix, min(2 * unit.ix + 2, columns)):
-                yield number, grid.index(iy, ix)
-
-    return children
 
 
 def _under(number: int, grid: Grid, plan: TilePlan) -> Callable[[Unit], Iterable[Node]]:

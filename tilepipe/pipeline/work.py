@@ -157,11 +157,7 @@ class SlideWork:
             "n_blocked": self.dag.blocked,
             "damaged_tiles": 0,
             "out_of_memory_events": self._facts["oom"],
-            "tiles": self._facts["tiles"],
-            "tiles_skipped": self._facts["tiles_skipped"],
-            "skipped_px": self._facts["skipped_px"],
-            "skipped_checked_px": self._facts["skipped_checked_px"],
-            "skipped_lost_px": self._facts["skipped_lost_px"],
+            **{fact: self._facts[fact] for fact in _OF_TISSUE},
             "units_redone_fp32": self._facts["redone_fp32"],
             "not_finite_px": self._facts["not_finite_px"],
             "account": account_json(
@@ -202,10 +198,12 @@ class SlideWork:
             )
             damage = damage_told(store.journal(None, self.ticket.image_fingerprint), INGEST)
             self.summary["damaged_tiles"] = damage["n_damaged"]
+            # `finish` may have been begun before this part was over, and have done all the rest.
+            image_done |= finished and record.get("state") == "done"
             state = "done" if image_done else "units failed" if not finished else "running"
-            if (record.get("state"), record.get("damaged")) != (state, damage["damaged"]):
-                record.update(state=state, **damage)
-                store.write_record(record)
+            told = {"state": state, **damage}
+            if any(record.get(key) != value for key, value in told.items()):
+                store.write_record({**record, **told})
         elif store.has_image:  # of what was copied before, its record tells
             self.summary["damaged_tiles"] = store.read_record().get("n_damaged", 0)
         if job.segmentation is None or self.ticket.label is None:
@@ -226,10 +224,16 @@ class SlideWork:
             name: px / total if total else 0.0 for name, px in self.summary["class_px"].items()
         }
         record = label.read_record()
+        is_all_done = self.state == "part done" and record.get("state") == "done"  # as above
+        state = "done" if is_all_done else self.state
         updated = {
-            "state": self.state,
+            "state": state,
             "failed": self.summary["failed"],
             "n_failed": self.summary["n_failed"],
+            "finished": closing,
+            "units": self.summary["units"],
+            "class_px": self.summary["class_px"],
+            "tissue": dict(skipped),
         }
         fresh = any(
             self.dag.count(number)[0] > self._at_start[number]
@@ -241,22 +245,17 @@ class SlideWork:
             self.summary["damaged_tiles"] = damage["n_damaged"]
             updated |= damage if damage["n_damaged"] else {}
         if fresh:  # objects found later do not change how fast the mask was made
-            updated |= {
-                "finished": closing,
-                "units": self.summary["units"],
-                "class_px": self.summary["class_px"],
-                "account": self.summary["account"],
-                "tissue": dict(skipped),
-                "mpix_per_s": self.summary["mpix_per_s"],
-            }
-        if fresh or record.get("state") != self.state:  # a run that finds all done changes nothing
+            updated |= {key: self.summary[key] for key in ("account", "mpix_per_s")}
+        # A run that finds all done, and told, changes nothing: one that was killed after its last
+        # unit has told nothing of it (test_resume.py).
+        if fresh or any(record.get(key) != updated[key] for key in ("state", "class_px")):
             label.write_record({**record, **updated})
         if self.ticket.instances is not None:
             self.summary["instances"] = close_instances(
                 store,
                 self.ticket.label,
                 self.ticket.instances_fingerprint,
-                state=self.state,
+                state=state,
                 units={
                     name: self.summary["units"][name]
                     for name in ("find objects", "join objects", "instances", "instance pyramid")
@@ -286,10 +285,7 @@ def part_of(job: Job, part: str) -> dict[int, set[int]]:
     What builds the rest of the pyramids is ``finish``: no part can know when the others are done.
     """
     share, total = (int(number) for number in part.split("/"))
-    segment = next(
-        (n for n, stage in enumerate(job.stages) if stage.name == SEGMENT),
-        0,
-    )
+    segment = next((n for n, stage in enumerate(job.stages) if stage.name == SEGMENT), 0)
     count = len(job.stages[segment].grid)
     wanted: dict[int, set[int]] = {number: set() for number in range(len(job.stages))}
     todo = [(segment, i) for i in range(share * count // total, (share + 1) * count // total)]

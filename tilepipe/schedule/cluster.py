@@ -8,7 +8,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -130,14 +130,13 @@ def connect(
     with dask.config.set(quiet):
         if scheduler == "local":
             one_arena()
-            cluster = local_cluster(workers, gpus, lanes)
-            client = Client(cluster)
-            try:
+            with ExitStack() as held:
+                held.callback(forget_handlers)
+                cluster = local_cluster(workers, gpus, lanes)
+                held.callback(_close, cluster)
+                client = Client(cluster)
+                held.callback(_close, client)
                 yield Connection(client, True, _dashboard(client))
-            finally:
-                _close(client)
-                _close(cluster)
-                forget_handlers()
             return
         if workers is not None or gpus is not None:
             raise ScheduleError(
@@ -166,8 +165,9 @@ def ask_a_worker(scheduler: str, function: Callable[..., T], *arguments: Any) ->
         try:
             found: T = _first_answer(connection, call).result(timeout=ANSWER_S)
         except (KilledWorker, CancelledError, TimeoutError) as error:
+            reason = str(error) or f"none has answered in {ASK_S:.0f} s"
             raise ScheduleError(
-                f"no worker at {scheduler} could say how to run the network: {error}; see the "
+                f"no worker at {scheduler} could say how to run the network: {reason}; see the "
                 "workers' own messages"
             ) from error
         return found

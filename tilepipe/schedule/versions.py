@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import pickle
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tilepipe.errors import ScheduleError
+from tilepipe.packages import ABSENT, version_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -20,10 +20,8 @@ REFUSALS = (ScheduleError, ImportError, AttributeError)
 
 def version_here() -> str | None:
     """Return the version of this process's tilepipe, as Dask finds that of a worker's."""
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    version = version_of(PACKAGE)
+    return None if version == ABSENT else version
 
 
 @dataclass(frozen=True, slots=True)

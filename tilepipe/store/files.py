@@ -243,8 +243,12 @@ class LocalFiles:
                     return False
                 except FileNotFoundError:  # again, should it be taken away before the next try
                     path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(value)
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    stream.write(value)
+            except BaseException:  # a full disk: it would look as if somebody had claimed it
+                path.unlink(missing_ok=True)
+                raise
         return True
 
     def delete_root(self) -> None:

@@ -90,7 +90,9 @@ class Journal:
                 if record.iy >= rows or record.ix >= columns:
                     raise JournalError(f"the grid has {rows} x {columns} units")
             except JournalError as error:
-                self.rejected.append(f"{key}: {error}")
+                told = f"{key}: {error}"
+                if told not in self.rejected:  # seen again where lost files are looked for
+                    self.rejected.append(told)
                 continue
             if record.fingerprint != self.fingerprint:
                 raise MismatchError(self._mismatch(record))

@@ -180,7 +180,7 @@ class Probabilities(Beside):
 
 
 def create_probabilities(
-    store: Store, name: str, *, classes: Sequence[LabelClass], facts: LabelFacts, chunk_px: int
+    store: Store, name: str, *, classes: Sequence[LabelClass], facts: LabelFacts
 ) -> None:
     """Create the arrays for the probabilities of label ``name``, an OME-Zarr image of their own."""
     group = f"{PROBABILITIES}/{name}"
@@ -203,7 +203,7 @@ def create_probabilities(
                 shape=(len(classes) - 1, *extent),
                 dtype=np.dtype(np.uint8),
                 unit_px=facts.unit_px,
-                chunk_px=chunk_px,
+                chunk_px=store.facts.chunk_px,
                 is_label=False,
             )
     parts = {

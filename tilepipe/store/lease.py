@@ -2,7 +2,8 @@
 
 The kernel's locks hold on one machine. A lease is a file beside the place that whoever has it
 renews all the time; one that is renewed no more is its holder's, who died, and is taken over. Only
-the waiter's own clock counts: what it compares are the file's bytes, not times.
+the waiter's own clock counts: what it compares are the file's bytes, not times. Where the holder
+was a process of the waiter's own machine, that is asked instead.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from tilepipe.errors import StoreError
+from tilepipe.store.alive import WHERE, is_gone
 from tilepipe.store.files import Files, open_files
 
 RENEWED_S = 5.0
@@ -42,11 +44,12 @@ def leased(
     *,
     on_wait: Callable[[str], None] = lambda _: None,
     patience: Patience = Patience(),
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Hold a place, local or ``s3://``, against all machines that see it; waits until it is free.
 
     ``on_wait`` is called once, with who has it. The lease lies beside the place, in
-    ``<location>.preparing``, and goes with its holder.
+    ``<location>.preparing``, and goes with its holder. Yields what raises StoreError once another
+    has taken it over: of a holder that slept for long, before it takes away what lies there.
 
     Raises StoreError where no file can be written there, and where a lease was left behind that
     cannot be taken over.
@@ -59,8 +62,16 @@ def leased(
         target=_renew, args=(files, token, over), name="tilepipe-lease", daemon=True
     )
     renewing.start()
+
+    def check() -> None:
+        if _holder(files) != token:
+            raise StoreError(
+                f"{location}: another process took over there while this one was asleep or cut "
+                "off; give the same command again"
+            )
+
     try:
-        yield
+        yield check
     finally:
         over.set()
         renewing.join()
@@ -85,9 +96,10 @@ def _take(files: Files, token: str, on_wait: Callable[[str], None], patience: Pa
         clock_s = time.monotonic()
         if now != seen:
             seen, since_s = now, clock_s
-        elif clock_s - since_s > patience.stale_s and _take_over(files, now, token):
+        is_left = clock_s - since_s > patience.stale_s or _is_of_the_dead(now)
+        if is_left and _take_over(files, now, token):
             return
-        elif clock_s - since_s > 3 * patience.stale_s:
+        if clock_s - since_s > 3 * patience.stale_s:
             raise StoreError(
                 f"{files.location}: a lease was left there by {_said(now)}; remove it if no "
                 "tilepipe is at work on that output"
@@ -125,8 +137,20 @@ def _renew(files: Files, token: str, over: threading.Event) -> None:
 def _content(token: str, count: int) -> bytes:
     """Return what a lease says: other bytes at each renewal."""
     return json.dumps(
-        {"token": token, "host": platform.node(), "pid": os.getpid(), "renewed": count}
+        {
+            "token": token,
+            "host": platform.node(),
+            "where": WHERE,
+            "pid": os.getpid(),
+            "renewed": count,
+        }
     ).encode()
+
+
+def _is_of_the_dead(raw: bytes) -> bool:
+    """Tell whether who has a lease was a process of this machine, and ended."""
+    values = _values(raw)
+    return is_gone(values.get("where"), values.get("pid"))
 
 
 def _holder(files: Files) -> str | None:

@@ -191,7 +191,6 @@ class Store:
         level: int = 0,
         unit_px: int,
         dtype: str = "uint8",
-        chunk_px: int | None = None,
         probabilities: bool = False,
         overwrite: bool = False,
     ) -> Label:
@@ -238,13 +237,11 @@ class Store:
                     shape=extent,
                     dtype=np.dtype(dtype),
                     unit_px=unit_px,
-                    chunk_px=chunk_px or self.facts.chunk_px,
+                    chunk_px=self.facts.chunk_px,
                     is_label=True,
                 )
         if probabilities:
-            create_probabilities(
-                self, name, classes=classes, facts=facts, chunk_px=chunk_px or self.facts.chunk_px
-            )
+            create_probabilities(self, name, classes=classes, facts=facts)
         parts = {
             "multiscales": multiscales(
                 self.version,
