@@ -149,7 +149,7 @@ class Samples:
             margin : margin + self.output_px, margin : margin + self.output_px
         ].contiguous()
         if whole is not None:
-            kept, origin, inner_origin = whole, (0, 0), (0, 0)
+            kept, origin, inner_origin = _cut(whole, coordinates, inner)
         else:
             kept, origin, inner_origin = self._part(*self._open(index), coordinates, inner)
         share = torch.from_numpy(to_share(kept.image, channels=self.channels)).to(device)
@@ -227,6 +227,28 @@ class Samples:
 
         targets, weights = self._teach(read_labels(labels, near), source=labels.path)
         return mirrored(targets), None if weights is None else mirrored(weights)
+
+
+def _cut(
+    whole: _Kept, coordinates: Tensor, inner: Tensor
+) -> tuple[_Kept, tuple[int, int], tuple[int, int]]:
+    """Cut a kept pair down to what a sample reads of it, so that its cost is that of a sample.
+
+    Where the image is left, the cut ends at the image's border, about which both are mirrored.
+    """
+    extent = (whole.targets.shape[0], whole.targets.shape[1])
+    box, taught = (mirror_source(_hull(part), extent) for part in (coordinates, inner))
+    weights = None if whole.weights is None else whole.weights[taught.slices]
+    return (
+        _Kept(
+            whole.image[(slice(None), *box.slices)],
+            whole.span,
+            whole.targets[taught.slices],
+            weights,
+        ),
+        (box.y0, box.x0),
+        (taught.y0, taught.x0),
+    )
 
 
 def _hull(coordinates: Tensor) -> Box:
