@@ -7,6 +7,7 @@ leaves the image it is mirrored, exactly as in inference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,10 @@ from tilepipe.train.images import Pair, Raster, open_pair
 from tilepipe.train.pixels import read_pixels, span_of, to_share
 from tilepipe.train.targets import Target, make_target
 from tilepipe.train.weight_map import border_term, influence_px
+
+CELL_PX = 64
+"""Cells of a slide up to this size are taught as they would be of the whole slide at once; larger
+ones as if what is farther away were not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +67,15 @@ class Teaching:
 
     @property
     def reach_px(self) -> int:
-        """How far labels around a piece matter to it."""
+        """How far labels around a piece matter to it.
+
+        How wide a ring is depends on all of its cell, and whether two parts of a class are one cell
+        on what lies between them: so cells near the piece are seen whole, up to ``CELL_PX``.
+        """
         reach = influence_px(w0=self.w0, sigma=self.sigma) if self.weighted else 0
-        return max(reach, int(self.ring_px) + 2 if self.target == "foreground+border" else 0)
+        if self.target == "foreground+border":
+            return max(reach, CELL_PX + math.ceil(self.ring_px) + 1)
+        return reach + CELL_PX if self.target == "classes" and self.weighted else reach
 
 
 @dataclass(frozen=True, slots=True)
