@@ -166,6 +166,25 @@ def test_classes_of_one_name_have_a_score_each():
 @pytest.mark.parametrize(
     ("names", "told"),
     [
+        (("background", "tumour", "stroma"), "1 is 'stroma' and 'tumour', 2 is 'tumour' and"),
+        (("background", "Stroma", "tumour"), None),  # as it is called in the other
+        (("", "class 1", "class 2", "cell"), None),  # no names, and no such px
+        ((), None),
+    ],
+)
+def test_classes_of_another_order_are_told(names, told):
+    ids = np.tile(np.arange(3, dtype=np.uint8), (6, 2))
+    found, truth = (
+        LabelImage(k, ids.shape, ids.dtype, lambda box: ids[box.slices], mine)
+        for k, mine in (("found", ("background", "stroma", "tumour", "x")), ("truth", names))
+    )
+    notes = evaluate(found, truth).notes
+    assert [told in note for note in notes] == ([True] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
         ((), ()),
         (("a", "b"), ("a", "b")),
         (("a", "b", "a"), ("a (0)", "b", "a (2)")),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError, TrainError
-from tilepipe.spec import distinct_names
+from tilepipe.spec import class_at, distinct_names
 from tilepipe.steps import Count, Tell, ignore
 from tilepipe.tiling import Box, Shape
 from tilepipe.train.cells import THRESHOLDS, match
@@ -213,7 +213,11 @@ def evaluate(
             counts += confusion(mine != 0, theirs != 0, 2)
         counter.add(mine if cells is None else cells[box.slices], theirs, box)
         told.add(box.area)
-    counts, notes = _alike(counts, predicted, truth) if by_class else (counts, ())
+    notes: tuple[str, ...] = ()
+    if by_class:
+        named = _named_otherwise(counts, predicted, truth)
+        counts, notes = _alike(counts, predicted, truth)
+        notes += named
     overlap = counter.result()
     found = match(
         overlap.predicted, overlap.truth, {key: n for key, n in overlap.shared.items() if key[1]}
@@ -263,6 +267,27 @@ def _alike(
     return counts, (
         f"{sources[0]} holds classes {held[0]} and {sources[1]} holds {held[1]}: none but 0 is in "
         "both, so the scores of each are 0; renumber one of them if they mean the same",
+    )
+
+
+def _named_otherwise(
+    counts: NDArray[np.int64], predicted: LabelImage, truth: LabelImage
+) -> tuple[str, ...]:
+    """Note the classes that both sides name, and not alike: perhaps one counts in another order."""
+    both = zip(predicted.class_names, truth.class_names, strict=False)
+    differ = [
+        f"{value} is {mine!r} and {theirs!r}"
+        for value, (mine, theirs) in enumerate(both)
+        if value
+        and (counts[value].any() or counts[:, value].any())
+        and mine.casefold() != theirs.casefold()
+        and class_at(value).name not in (mine, theirs)  # which is no name
+    ]
+    if not differ:
+        return ()
+    return (
+        f"classes that {predicted.source} and {truth.source} call by other names: "
+        f"{', '.join(differ)}; ids are compared, so renumber one of them if the order differs",
     )
 
 
