@@ -183,6 +183,30 @@ def test_classes_of_another_order_are_told(names, told):
 
 
 @pytest.mark.parametrize(
+    ("found", "truth", "kind", "told"),
+    [
+        ([1, 0, 1, 0, 1], [1, 0, 1, 0, 1], "auto", True),  # a mask of wide integers
+        ([255, 0, 255, 0, 0], [1, 0, 1, 0, 0], "auto", True),
+        ([2, 0, 1, 0, 1], [2, 0, 1, 0, 1], "auto", True),
+        ([2, 0, 1, 0, 1], [2, 0, 1, 0, 1], "instances", False),
+        ([2, 0, 1, 0, 1], [2, 0, 1, 0, 3], "auto", False),
+        ([1, 0, 0, 0, 0], [1, 0, 0, 0, 0], "auto", False),
+        ([1, 0, 0, 0, 1], [0, 0, 0, 0, 0], "auto", False),
+    ],
+)
+def test_wide_ids_that_may_be_classes_are_told(found, truth, kind, told):
+    sides = np.array([found], np.uint8), np.array([truth], np.uint16)
+    images = [
+        LabelImage("side", ids.shape, ids.dtype, lambda box, ids=ids: ids[box.slices])
+        for ids in sides
+    ]
+    notes = evaluate(*images, truth_kind=kind).notes
+    assert ["--truth-kind classes" in note for note in notes] == [True] * told
+    notes = evaluate(*images[::-1], predicted_kind=kind).notes
+    assert ["--pred-kind classes" in note for note in notes] == [True] * told
+
+
+@pytest.mark.parametrize(
     ("names", "told"),
     [
         ((), ()),

@@ -202,6 +202,7 @@ def evaluate(
     cells = None if border is None else separate(predicted.read(whole), border=border)
     n_classes = 256 if by_class else 2
     counts = np.zeros((n_classes, n_classes), np.int64)
+    classes_held: set[int] = set()
     told = Count(tell, "compared", area)
     for box in whole.split((box_px, box_px)):
         mine, theirs = predicted.read(box), truth.read(box)
@@ -211,6 +212,9 @@ def evaluate(
             counts += confusion(mine, theirs, n_classes)
         else:
             counts += confusion(mine != 0, theirs != 0, 2)
+            if kinds[0] != kinds[1]:
+                held = mine if kinds[0] == "classes" else theirs
+                classes_held.update(np.unique(held).tolist())
         counter.add(mine if cells is None else cells[box.slices], theirs, box)
         told.add(box.area)
     notes: tuple[str, ...] = ()
@@ -219,6 +223,9 @@ def evaluate(
         counts, notes = _alike(counts, predicted, truth)
         notes += named
     overlap = counter.result()
+    if not by_class:
+        sides = (predicted, predicted_kind, overlap.predicted), (truth, truth_kind, overlap.truth)
+        notes = _perhaps_classes(sides, classes_held)
     found = match(
         overlap.predicted, overlap.truth, {key: n for key, n in overlap.shared.items() if key[1]}
     )
@@ -289,6 +296,27 @@ def _named_otherwise(
         f"classes that {predicted.source} and {truth.source} call by other names: "
         f"{', '.join(differ)}; ids are compared, so renumber one of them if the order differs",
     )
+
+
+def _perhaps_classes(
+    sides: tuple[tuple[LabelImage, Kind, dict[int, int]], ...], classes: set[int]
+) -> tuple[str, ...]:
+    """Note ids that are cells by their dtype alone, and look like a mask of wide integers.
+
+    So do a single id, and those that the other side, of ``classes``, has as well, where the other
+    side has more objects.
+    """
+    notes = []
+    for index, (image, kind, objects) in enumerate(sides):
+        of_type = kind == "auto" and image.resolve(kind) == "instances"
+        alike = len(objects) == 1 or set(objects) <= classes
+        if of_type and alike and 0 < len(objects) < len(sides[1 - index][2]):
+            notes.append(
+                f"{image.source}: ids of dtype {image.dtype} are taken for cells, of which it has "
+                f"{len(objects)}; if they are classes, say "
+                f"{('--pred-kind', '--truth-kind')[index]} classes"
+            )
+    return tuple(notes)
 
 
 def _check_classes(ids: NDArray[Any], n_classes: int, *, source: str) -> None:
