@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from tilepipe.spec import distinct_names
 from tilepipe.tiling import Box
+from tilepipe.train import em
 from tilepipe.train.cells import NO_CELLS, THRESHOLDS, count_cells
 from tilepipe.train.em import best_threshold, rand_error, simple_points, warp, warping_error
 from tilepipe.train.evaluate import LabelImage, evaluate
@@ -124,6 +125,23 @@ def test_warping_ignores_shifts_and_counts_topology():
     hole = truth.copy()
     hole[5, 3] = False
     assert warping_error(hole, truth) == pytest.approx(1 / 400)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bending_looks_at_what_may_bend_and_is_that_of_whole_sweeps(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 40, 2))
+    noise = (ndimage.gaussian_filter(rng.random(shape), seed % 3) for _ in range(2))
+    truth, found = (values > np.quantile(values, rng.random()) for values in noise)
+    bent, before = truth.copy(), None
+    while not np.array_equal(bent, before):
+        before = bent.copy()
+        for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            bent[y::2, x::2] ^= ((bent != found) & simple_points(bent))[y::2, x::2]
+    looks = []
+    monkeypatch.setattr(em, "simple_points", lambda mask: looks.append(0) or simple_points(mask))
+    np.testing.assert_array_equal(warp(truth, found), bent)
+    assert len(looks) == 1  # at the whole; of a large mask each look takes seconds
 
 
 def test_best_threshold_finds_the_cut():
