@@ -1,6 +1,7 @@
 """Metrics against values worked out by hand and against brute force."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tilepipe.train.metrics import (
     merge_foreground,
     pixel_error,
 )
-from tilepipe.train.overlap import OverlapCounter
+from tilepipe.train.overlap import OverlapCounter, shared_px
 
 
 def test_class_scores_by_hand():
@@ -165,6 +166,19 @@ def test_overlap_by_boxes_equals_the_whole(seed, box_px):
     assert sorted(got.truth.values()) == sorted(np.bincount(t.ravel())[1:])
     pairs = np.unique(np.stack([t[t > 0], f[t > 0]]), axis=1, return_counts=True)[1]
     assert sorted(got.shared.values()) == sorted(pairs)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (1, 40), (30, 20)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.uint64])
+def test_shared_px_are_counted_by_pair(shape, dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    ids = np.array([0, 1, 7, np.iinfo(dtype).max // 2], dtype)
+    first, second = (np.repeat(rng.choice(ids, shape), 3, axis=1) for _ in range(2))
+    wanted = Counter(zip(first.ravel().tolist(), second.ravel().tolist(), strict=True))
+    sort, sorted_px = np.lexsort, []
+    monkeypatch.setattr(np, "lexsort", lambda keys: sorted_px.append(len(keys[0])) or sort(keys))
+    assert list(shared_px(first, second).items()) == sorted(wanted.items())
+    assert sum(sorted_px) <= first.size / 3
 
 
 def test_classes_of_one_name_have_a_score_each():

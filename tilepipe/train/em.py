@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from tilepipe.train.overlap import shared_px
+
 Mask = NDArray[np.bool_]
 
 
@@ -22,15 +24,8 @@ def rand_error(predicted: Mask, truth: Mask) -> float:
     NaN where there is no true cell, so no case.
     Two boolean (y, x) masks.
     """
-    truth_cells = ndimage.label(truth)[0].astype(np.int64)
-    predicted_cells = ndimage.label(predicted)[0].astype(np.int64)
-    inside = truth_cells > 0
-    pairs, counts = np.unique(
-        np.stack([truth_cells[inside], predicted_cells[inside]]), axis=1, return_counts=True
-    )
-    return rand_error_of(
-        {(t, p): c for t, p, c in zip(*pairs.tolist(), counts.tolist(), strict=True)}
-    )
+    truth_cells, predicted_cells = ndimage.label(truth)[0], ndimage.label(predicted)[0]
+    return rand_error_of(shared_px(truth_cells[truth], predicted_cells[truth]))
 
 
 def rand_error_of(shared: Mapping[tuple[int, int], int]) -> float:
