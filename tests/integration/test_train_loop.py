@@ -553,6 +553,7 @@ def test_what_cannot_be_trained(folders):
         ({"out": "w.csv"}, "out: .*weights are called .safetensors"),
         ({"out": "w"}, "out: .*weights are called .safetensors"),
         ({"mpp": 2e6}, "mpp: .*less than or equal to 1000000"),
+        ({"ring_px": 0.9}, "ring_px: .*greater than or equal to 1"),
         ({"lr": float("inf")}, "lr: .*finite"),
         ({"options": {"dropout": float("nan")}}, "options: options are finite numbers"),
         ({"seed": 10**14}, "seed: "),

@@ -15,7 +15,7 @@ from tilepipe.export import write_ome_tiff
 from tilepipe.spec import default_classes
 from tilepipe.store import create_store
 from tilepipe.tiling import Box, read_mirrored
-from tilepipe.train import images
+from tilepipe.train import dataset, images
 from tilepipe.train.augment import NO_AUGMENT, AugmentSpec
 from tilepipe.train.dataset import Samples, Teaching
 from tilepipe.train.ids import read_labels
@@ -155,6 +155,67 @@ def test_images_too_large_to_keep_give_the_same_samples(folders, monkeypatch, ta
     torch.testing.assert_close(kept.images, read.images, atol=1e-4, rtol=0)
     assert torch.equal(kept.targets, read.targets)
     torch.testing.assert_close(kept.weights, read.weights, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "teaching",
+    [
+        Teaching("foreground+border", 3, ring_px=2.0),
+        Teaching("foreground+border", 3, ring_px=4.0),
+        Teaching("classes", 2, weighted=True, sigma=1.0),
+    ],
+)
+def test_cells_that_a_sample_cuts_are_taught_as_the_whole(tmp_path, monkeypatch, teaching):
+    """A part alone may be all ring, or hardly any; two parts of one cell have no border between."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:200, :200]
+    labels = np.zeros((200, 200), np.uint16)
+    if teaching.target == "classes":
+        down, right = y % 40 - 20, x % 40 - 20  # rings with a slit
+        slit = (np.abs(down) < 2) & (right > 0)
+        labels[(np.abs(np.hypot(down, right) - 15) < 2) & ~slit] = 1
+    else:
+        for number in range(1, 90):
+            centre, axes = rng.integers(0, 200, 2), rng.integers(3, 12, 2)
+            cell = ((y - centre[0]) / axes[0]) ** 2 + ((x - centre[1]) / axes[1]) ** 2 <= 1
+            labels[cell & (labels == 0)] = number
+    write(tmp_path / "img", "a", np.zeros((200, 200), np.uint8))
+    write(tmp_path / "lab", "a", labels)
+    asked = {"augment": NO_AUGMENT, "teaching": teaching, "output_px": 48}
+    folders = tmp_path / "img", tmp_path / "lab"
+    kept = make_samples(folders, **asked).batch(0, 64, CPU)
+    monkeypatch.setattr(images, "IN_MEMORY_PX", 10)
+    read = make_samples(folders, **asked).batch(0, 64, CPU)
+    assert torch.equal(kept.targets, read.targets)
+    if teaching.weighted:
+        torch.testing.assert_close(kept.weights, read.weights, atol=1e-3, rtol=0)
+
+
+def test_a_sample_costs_what_it_reads_and_not_its_image(tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    for folder, pixels in (
+        ("img", rng.integers(0, 256, (300, 410, 3), dtype=np.uint8)),
+        ("lab", rng.integers(0, 3, (300, 410), dtype=np.uint8)),
+    ):
+        write(tmp_path / folder, "a", pixels)
+    asked = {"teaching": Teaching("classes", 3, weighted=True)}
+    taken = []
+
+    def counted(pixels, *, channels):
+        taken.append(pixels.shape)
+        return to_share(pixels, channels=channels)
+
+    monkeypatch.setattr(dataset, "to_share", counted)
+    folders = tmp_path / "img", tmp_path / "lab"
+    cut = make_samples(folders, **asked).batch(0, 32, CPU)
+    # 48 px, zoomed and turned, and what vectors of 10 px add to both sides.
+    assert max(max(shape) for shape in taken) < 48 * 1.2 * 2**0.5 + 2 * 40
+    monkeypatch.setattr(dataset, "_cut", lambda whole, *_: (whole, (0, 0), (0, 0)))
+    whole = make_samples(folders, **asked).batch(0, 32, CPU)
+    assert max(taken) == (3, 300, 410)
+    torch.testing.assert_close(cut.images, whole.images, atol=2e-3, rtol=0)
+    torch.testing.assert_close(cut.weights, whole.weights, atol=1e-2, rtol=0)
+    assert (cut.targets != whole.targets).float().mean() < 1e-4  # ties in float32
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 30])

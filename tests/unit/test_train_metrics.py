@@ -1,6 +1,7 @@
 """Metrics against values worked out by hand and against brute force."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy import ndimage
 
 from tilepipe.spec import distinct_names
 from tilepipe.tiling import Box
+from tilepipe.train import em
 from tilepipe.train.cells import NO_CELLS, THRESHOLDS, count_cells
 from tilepipe.train.em import best_threshold, rand_error, simple_points, warp, warping_error
 from tilepipe.train.evaluate import LabelImage, evaluate
@@ -18,7 +20,7 @@ from tilepipe.train.metrics import (
     merge_foreground,
     pixel_error,
 )
-from tilepipe.train.overlap import OverlapCounter
+from tilepipe.train.overlap import OverlapCounter, shared_px
 
 
 def test_class_scores_by_hand():
@@ -126,6 +128,23 @@ def test_warping_ignores_shifts_and_counts_topology():
     assert warping_error(hole, truth) == pytest.approx(1 / 400)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_bending_looks_at_what_may_bend_and_is_that_of_whole_sweeps(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 40, 2))
+    noise = (ndimage.gaussian_filter(rng.random(shape), seed % 3) for _ in range(2))
+    truth, found = (values > np.quantile(values, rng.random()) for values in noise)
+    bent, before = truth.copy(), None
+    while not np.array_equal(bent, before):
+        before = bent.copy()
+        for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            bent[y::2, x::2] ^= ((bent != found) & simple_points(bent))[y::2, x::2]
+    looks = []
+    monkeypatch.setattr(em, "simple_points", lambda mask: looks.append(0) or simple_points(mask))
+    np.testing.assert_array_equal(warp(truth, found), bent)
+    assert len(looks) == 1  # at the whole; of a large mask each look takes seconds
+
+
 def test_best_threshold_finds_the_cut():
     truth = np.ones((9, 9), bool)
     truth[:, 4] = False
@@ -149,6 +168,19 @@ def test_overlap_by_boxes_equals_the_whole(seed, box_px):
     assert sorted(got.shared.values()) == sorted(pairs)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (1, 40), (30, 20)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.uint64])
+def test_shared_px_are_counted_by_pair(shape, dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    ids = np.array([0, 1, 7, np.iinfo(dtype).max // 2], dtype)
+    first, second = (np.repeat(rng.choice(ids, shape), 3, axis=1) for _ in range(2))
+    wanted = Counter(zip(first.ravel().tolist(), second.ravel().tolist(), strict=True))
+    sort, sorted_px = np.lexsort, []
+    monkeypatch.setattr(np, "lexsort", lambda keys: sorted_px.append(len(keys[0])) or sort(keys))
+    assert list(shared_px(first, second).items()) == sorted(wanted.items())
+    assert sum(sorted_px) <= first.size / 3
+
+
 def test_classes_of_one_name_have_a_score_each():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 3, (40, 50)).astype(np.uint8)
@@ -161,6 +193,49 @@ def test_classes_of_one_name_have_a_score_each():
     scores = evaluate(*images).classes
     assert list(scores) == ["background", "cell (1)", "cell (2)"]
     assert (scores["cell (1)"].dice, scores["cell (2)"].dice) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("background", "tumour", "stroma"), "1 is 'stroma' and 'tumour', 2 is 'tumour' and"),
+        (("background", "Stroma", "tumour"), None),  # as it is called in the other
+        (("", "class 1", "class 2", "cell"), None),  # no names, and no such px
+        ((), None),
+    ],
+)
+def test_classes_of_another_order_are_told(names, told):
+    ids = np.tile(np.arange(3, dtype=np.uint8), (6, 2))
+    found, truth = (
+        LabelImage(k, ids.shape, ids.dtype, lambda box: ids[box.slices], mine)
+        for k, mine in (("found", ("background", "stroma", "tumour", "x")), ("truth", names))
+    )
+    notes = evaluate(found, truth).notes
+    assert [told in note for note in notes] == ([True] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("found", "truth", "kind", "told"),
+    [
+        ([1, 0, 1, 0, 1], [1, 0, 1, 0, 1], "auto", True),  # a mask of wide integers
+        ([255, 0, 255, 0, 0], [1, 0, 1, 0, 0], "auto", True),
+        ([2, 0, 1, 0, 1], [2, 0, 1, 0, 1], "auto", True),
+        ([2, 0, 1, 0, 1], [2, 0, 1, 0, 1], "instances", False),
+        ([2, 0, 1, 0, 1], [2, 0, 1, 0, 3], "auto", False),
+        ([1, 0, 0, 0, 0], [1, 0, 0, 0, 0], "auto", False),
+        ([1, 0, 0, 0, 1], [0, 0, 0, 0, 0], "auto", False),
+    ],
+)
+def test_wide_ids_that_may_be_classes_are_told(found, truth, kind, told):
+    sides = np.array([found], np.uint8), np.array([truth], np.uint16)
+    images = [
+        LabelImage("side", ids.shape, ids.dtype, lambda box, ids=ids: ids[box.slices])
+        for ids in sides
+    ]
+    notes = evaluate(*images, truth_kind=kind).notes
+    assert ["--truth-kind classes" in note for note in notes] == [True] * told
+    notes = evaluate(*images[::-1], predicted_kind=kind).notes
+    assert ["--pred-kind classes" in note for note in notes] == [True] * told
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilepipe.train.overlap import shared_px
+
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 
 
@@ -53,13 +55,10 @@ NO_CELLS = CellCounts((0,) * len(THRESHOLDS), 0, 0)
 
 def count_cells(predicted: NDArray[Any], truth: NDArray[Any]) -> CellCounts:
     """Match the cells of two (y, x) integer id images; 0 = background."""
-    pairs, overlap = np.unique(
-        np.stack([truth.ravel(), predicted.ravel()]).astype(np.int64), axis=1, return_counts=True
-    )
     areas_truth: dict[int, int] = {}
     areas_predicted: dict[int, int] = {}
     shared: dict[tuple[int, int], int] = {}
-    for t, p, count in zip(pairs[0].tolist(), pairs[1].tolist(), overlap.tolist(), strict=True):
+    for (t, p), count in shared_px(truth, predicted).items():
         if t:
             areas_truth[t] = areas_truth.get(t, 0) + count
         if p:

@@ -7,6 +7,7 @@ leaves the image it is mirrored, exactly as in inference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,10 @@ from tilepipe.train.images import Pair, Raster, open_pair
 from tilepipe.train.pixels import read_pixels, span_of, to_share
 from tilepipe.train.targets import Target, make_target
 from tilepipe.train.weight_map import border_term, influence_px
+
+CELL_PX = 64
+"""Cells of a slide up to this size are taught as they would be of the whole slide at once; larger
+ones as if what is farther away were not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +67,15 @@ class Teaching:
 
     @property
     def reach_px(self) -> int:
-        """How far labels around a piece matter to it."""
+        """How far labels around a piece matter to it.
+
+        How wide a ring is depends on all of its cell, and whether two parts of a class are one cell
+        on what lies between them: so cells near the piece are seen whole, up to ``CELL_PX``.
+        """
         reach = influence_px(w0=self.w0, sigma=self.sigma) if self.weighted else 0
-        return max(reach, int(self.ring_px) + 2 if self.target == "foreground+border" else 0)
+        if self.target == "foreground+border":
+            return max(reach, CELL_PX + math.ceil(self.ring_px) + 1)
+        return reach + CELL_PX if self.target == "classes" and self.weighted else reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +160,7 @@ class Samples:
             margin : margin + self.output_px, margin : margin + self.output_px
         ].contiguous()
         if whole is not None:
-            kept, origin, inner_origin = whole, (0, 0), (0, 0)
+            kept, origin, inner_origin = _cut(whole, coordinates, inner)
         else:
             kept, origin, inner_origin = self._part(*self._open(index), coordinates, inner)
         share = torch.from_numpy(to_share(kept.image, channels=self.channels)).to(device)
@@ -227,6 +238,28 @@ class Samples:
 
         targets, weights = self._teach(read_labels(labels, near), source=labels.path)
         return mirrored(targets), None if weights is None else mirrored(weights)
+
+
+def _cut(
+    whole: _Kept, coordinates: Tensor, inner: Tensor
+) -> tuple[_Kept, tuple[int, int], tuple[int, int]]:
+    """Cut a kept pair down to what a sample reads of it, so that its cost is that of a sample.
+
+    Where the image is left, the cut ends at the image's border, about which both are mirrored.
+    """
+    extent = (whole.targets.shape[0], whole.targets.shape[1])
+    box, taught = (mirror_source(_hull(part), extent) for part in (coordinates, inner))
+    weights = None if whole.weights is None else whole.weights[taught.slices]
+    return (
+        _Kept(
+            whole.image[(slice(None), *box.slices)],
+            whole.span,
+            whole.targets[taught.slices],
+            weights,
+        ),
+        (box.y0, box.x0),
+        (taught.y0, taught.x0),
+    )
 
 
 def _hull(coordinates: Tensor) -> Box:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from tilepipe.train.overlap import shared_px
+
 Mask = NDArray[np.bool_]
 
 
@@ -22,15 +24,8 @@ def rand_error(predicted: Mask, truth: Mask) -> float:
     NaN where there is no true cell, so no case.
     Two boolean (y, x) masks.
     """
-    truth_cells = ndimage.label(truth)[0].astype(np.int64)
-    predicted_cells = ndimage.label(predicted)[0].astype(np.int64)
-    inside = truth_cells > 0
-    pairs, counts = np.unique(
-        np.stack([truth_cells[inside], predicted_cells[inside]]), axis=1, return_counts=True
-    )
-    return rand_error_of(
-        {(t, p): c for t, p, c in zip(*pairs.tolist(), counts.tolist(), strict=True)}
-    )
+    truth_cells, predicted_cells = ndimage.label(truth)[0], ndimage.label(predicted)[0]
+    return rand_error_of(shared_px(truth_cells[truth], predicted_cells[truth]))
 
 
 def rand_error_of(shared: Mapping[tuple[int, int], int]) -> float:
@@ -88,21 +83,34 @@ def warp(truth: Mask, predicted: Mask) -> Mask:
     """Bend ``truth`` towards ``predicted`` by flipping simple points until none is left.
 
     Four interleaved fields of pixels take turns: pixels of one field are not neighbours, so each
-    flip sees the topology that the others leave.
+    flip sees the topology that the others leave. A point is looked at again when one beside it was
+    flipped, so what is bent far costs what it flips, not the image once for each pixel of the way.
     """
-    warped = truth.copy()
-    changed = True
-    while changed:
-        changed = False
-        for y in (0, 1):
-            for x in (0, 1):
-                flip = np.zeros(truth.shape, dtype=bool)
-                flip[y::2, x::2] = True
-                flip &= (warped != predicted) & simple_points(warped)
-                if flip.any():
-                    warped ^= flip
-                    changed = True
-    return warped
+    row = truth.shape[1] + 2
+    around = np.array([dy * row + dx for dy, dx in _AROUND])
+    warped, wanted = (np.pad(mask, 1).ravel() for mask in (truth, predicted))
+    waits = np.pad((truth != predicted) & simple_points(truth), 1).ravel()
+
+    def by_field(points: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+        field = points // row % 2 * 2 + points % row % 2
+        return [points[field == k] for k in (3, 2, 1, 0)]  # of the frame, so from the first pixel
+
+    turns = by_field(np.flatnonzero(waits))
+    while any(points.size for points in turns):
+        for turn in range(4):
+            points, turns[turn] = turns[turn], turns[turn][:0]
+            waits[points] = False
+            pattern = np.zeros(points.size, np.uint8)
+            for bit, step in enumerate(around):
+                pattern |= warped[points + step].view(np.uint8) << bit
+            flipped = points[_SIMPLE[pattern]]
+            warped[flipped] = wanted[flipped]
+            beside = np.unique(flipped[:, None] + around)
+            beside = beside[(warped[beside] != wanted[beside]) & ~waits[beside]]
+            waits[beside] = True
+            turns = [np.concatenate(both) for both in zip(turns, by_field(beside), strict=True)]
+    bent: Mask = warped.reshape(-1, row)[1:-1, 1:-1]
+    return bent
 
 
 def warping_error(predicted: Mask, truth: Mask) -> float:

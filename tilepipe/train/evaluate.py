@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError, TrainError
-from tilepipe.spec import distinct_names
+from tilepipe.spec import class_at, distinct_names
 from tilepipe.steps import Count, Tell, ignore
 from tilepipe.tiling import Box, Shape
 from tilepipe.train.cells import THRESHOLDS, match
@@ -202,6 +202,7 @@ def evaluate(
     cells = None if border is None else separate(predicted.read(whole), border=border)
     n_classes = 256 if by_class else 2
     counts = np.zeros((n_classes, n_classes), np.int64)
+    classes_held: set[int] = set()
     told = Count(tell, "compared", area)
     for box in whole.split((box_px, box_px)):
         mine, theirs = predicted.read(box), truth.read(box)
@@ -211,10 +212,20 @@ def evaluate(
             counts += confusion(mine, theirs, n_classes)
         else:
             counts += confusion(mine != 0, theirs != 0, 2)
+            if kinds[0] != kinds[1]:
+                held = mine if kinds[0] == "classes" else theirs
+                classes_held.update(np.unique(held).tolist())
         counter.add(mine if cells is None else cells[box.slices], theirs, box)
         told.add(box.area)
-    counts, notes = _alike(counts, predicted, truth) if by_class else (counts, ())
+    notes: tuple[str, ...] = ()
+    if by_class:
+        named = _named_otherwise(counts, predicted, truth)
+        counts, notes = _alike(counts, predicted, truth)
+        notes += named
     overlap = counter.result()
+    if not by_class:
+        sides = (predicted, predicted_kind, overlap.predicted), (truth, truth_kind, overlap.truth)
+        notes = _perhaps_classes(sides, classes_held)
     found = match(
         overlap.predicted, overlap.truth, {key: n for key, n in overlap.shared.items() if key[1]}
     )
@@ -264,6 +275,48 @@ def _alike(
         f"{sources[0]} holds classes {held[0]} and {sources[1]} holds {held[1]}: none but 0 is in "
         "both, so the scores of each are 0; renumber one of them if they mean the same",
     )
+
+
+def _named_otherwise(
+    counts: NDArray[np.int64], predicted: LabelImage, truth: LabelImage
+) -> tuple[str, ...]:
+    """Note the classes that both sides name, and not alike: perhaps one counts in another order."""
+    both = zip(predicted.class_names, truth.class_names, strict=False)
+    differ = [
+        f"{value} is {mine!r} and {theirs!r}"
+        for value, (mine, theirs) in enumerate(both)
+        if value
+        and (counts[value].any() or counts[:, value].any())
+        and mine.casefold() != theirs.casefold()
+        and class_at(value).name not in (mine, theirs)  # which is no name
+    ]
+    if not differ:
+        return ()
+    return (
+        f"classes that {predicted.source} and {truth.source} call by other names: "
+        f"{', '.join(differ)}; ids are compared, so renumber one of them if the order differs",
+    )
+
+
+def _perhaps_classes(
+    sides: tuple[tuple[LabelImage, Kind, dict[int, int]], ...], classes: set[int]
+) -> tuple[str, ...]:
+    """Note ids that are cells by their dtype alone, and look like a mask of wide integers.
+
+    So do a single id, and those that the other side, of ``classes``, has as well, where the other
+    side has more objects.
+    """
+    notes = []
+    for index, (image, kind, objects) in enumerate(sides):
+        of_type = kind == "auto" and image.resolve(kind) == "instances"
+        alike = len(objects) == 1 or set(objects) <= classes
+        if of_type and alike and 0 < len(objects) < len(sides[1 - index][2]):
+            notes.append(
+                f"{image.source}: ids of dtype {image.dtype} are taken for cells, of which it has "
+                f"{len(objects)}; if they are classes, say "
+                f"{('--pred-kind', '--truth-kind')[index]} classes"
+            )
+    return tuple(notes)
 
 
 def _check_classes(ids: NDArray[Any], n_classes: int, *, source: str) -> None:

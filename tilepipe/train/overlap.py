@@ -20,6 +20,27 @@ Read = Callable[[Box], NDArray[Any]]
 """Box inside the extent -> (y, x) ids; 0 = background."""
 
 
+def shared_px(first: NDArray[Any], second: NDArray[Any]) -> dict[tuple[int, int], int]:
+    """Count the px of each pair of ids of two arrays of one shape, in the order of the pairs.
+
+    Ids mostly lie in runs, and it is runs that are sorted: to sort the pairs of all px, as arrays
+    of two, was nine tenths of ``evaluate``.
+    """
+    starts, pairs = _changes(np.stack([first.ravel(), second.ravel()]).astype(np.int64, copy=False))
+    lengths = np.diff(starts, append=first.size)
+    order = np.lexsort(pairs[::-1])
+    firsts, pairs = _changes(pairs[:, order])
+    counts = np.add.reduceat(lengths[order], firsts) if firsts.size else firsts
+    return {(a, b): count for a, b, count in zip(*pairs.tolist(), counts.tolist(), strict=True)}
+
+
+def _changes(pairs: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Return where (2, n) pairs are not as before them, and which they are there."""
+    differ = (pairs[:, 1:] != pairs[:, :-1]).any(0)
+    starts = np.flatnonzero(np.concatenate([np.ones(min(1, pairs.shape[1]), bool), differ]))
+    return starts, pairs[:, starts]
+
+
 class Objects:
     """Objects of one image, read in boxes in reading order."""
 
@@ -90,11 +111,8 @@ class OverlapCounter:
         touched = (mine > 0) | (theirs > 0)
         if not touched.any():
             return
-        pairs, counts = np.unique(
-            np.stack([theirs[touched], mine[touched]]), axis=1, return_counts=True
-        )
-        for t, p, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
-            self._table[t, p] = self._table.get((t, p), 0) + count
+        for pair, count in shared_px(theirs[touched], mine[touched]).items():
+            self._table[pair] = self._table.get(pair, 0) + count
 
     def result(self) -> Overlap:
         """Return the overlap of whole objects."""

@@ -52,7 +52,8 @@ class TrainSpec(BaseModel):
     target: Target = "classes"
     classes: int | None = Field(default=None, ge=1, le=255)
     class_names: tuple[ClassName, ...] = ()
-    ring_px: float = Field(default=2.0, ge=0.5, le=32)
+    ring_px: float = Field(default=2.0, ge=1, le=32)
+    """How wide the ring of target foreground+border is; its first px is 1 from what is outside."""
     in_channels: int | None = Field(default=None, ge=1, le=64)
     base: int | None = Field(default=None, ge=1, le=1024)
     options: dict[str, Any] = Field(default_factory=dict)
