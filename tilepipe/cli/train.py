@@ -60,7 +60,8 @@ SECTIONS = {
 )
 @click.option(
     "--loss",
-    help="ce, weighted-ce (default), bce, dice, focal, ms-ssim, iou, hybrid; sums: a+b.",
+    help="ce, weighted-ce (default), bce, dice, focal, ms-ssim, iou, hybrid; sums: a+b, where "
+    "weighted-ce weighs all.",
 )
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="Default adamw.")
 @click.option("--lr", type=float, help="Peak learning rate (default 0.002; sgd 0.01).")

@@ -142,7 +142,8 @@ LOSSES: dict[str, Loss] = {
     "iou": iou,
     "hybrid": hybrid,
 }
-"""Name on the command line -> loss; ``weighted-ce`` is given the weight map."""
+"""Name on the command line -> loss. ``weighted-ce`` asks for the weight map, which then weighs all
+that are summed with it, ``ms-ssim`` apart."""
 
 
 def make_loss(name: str, *, class_weights: Sequence[float] | None = None) -> Loss:

@@ -87,6 +87,7 @@ class TrainSpec(BaseModel):
     """Largest gradient norm."""
 
     loss: str = "weighted-ce"
+    """Names with + between; a sum with ``weighted-ce`` is weighted as a whole."""
     class_weights: tuple[Weight, ...] | None = None
     w0: float = Field(default=10.0, ge=0)
     sigma: float = Field(default=5.0, gt=0)
