@@ -288,6 +288,15 @@ def test_what_is_not_there(server, path):
     assert b"root:" not in body
 
 
+@pytest.mark.parametrize("address", ["http://[", "http://[::1/", "http://]x["])
+def test_an_address_that_is_none_is_answered(server, address, capsys):
+    # No token is needed to ask so: any page may, and the terminal belongs to the command.
+    host = f"Host: 127.0.0.1:{server.server_address[1]}\r\n"
+    answer = raw(server, f"GET {address} HTTP/1.1\r\n{host}Connection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 404")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "FOO"])
 def test_unknown_methods_are_refused(server, method):
     status, _, headers = ask(server, "", method=method)

@@ -174,11 +174,11 @@ class _Handler(BaseHTTPRequestHandler):
         hosts = self.headers.get_all("Host") or []
         if len(hosts) != 1 or _HOST.fullmatch(hosts[0].strip()) is None:
             raise PermissionError
-        parts = urlsplit(self.path)
-        token, slash, rest = parts.path.removeprefix("/").partition("/")
-        if not slash or not hmac.compare_digest(token.encode(), self.server.token.encode()):
-            raise NoSuchThing
         try:
+            parts = urlsplit(self.path)
+            token, slash, rest = parts.path.removeprefix("/").partition("/")
+            if not slash or not hmac.compare_digest(token.encode(), self.server.token.encode()):
+                raise NoSuchThing
             # An empty list is one: of no channel, of no class.
             found = parse_qs(parts.query, keep_blank_values=True, max_num_fields=20)
             query = {key: values[0] for key, values in found.items()}
