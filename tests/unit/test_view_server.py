@@ -412,6 +412,20 @@ def test_a_pixel_that_is_no_number_is_an_answer_too(tmp_path):
     json.dumps(told, allow_nan=False)
 
 
+@pytest.mark.parametrize(("low", "high"), [(-3, 5), (-60, -40), (10, 2000)])
+def test_the_range_of_a_channel_holds_its_window(tmp_path, low, high):
+    store = create_store(
+        str(tmp_path / "float.zarr"), channels=1, dtype="float32", extent=(40, 50), unit_px=512
+    )
+    image = np.linspace(low, high, 2000, dtype=np.float32).reshape(1, 40, 50)
+    store.image(0).write_unit(store.image(0).grid.unit(0, 0), image)
+    source = open_sources([store.location], cache_bytes=1 << 20)[0]
+    ((least, most), (black, white)) = (
+        source.describe()["channels"][0][key] for key in ("range", "window")
+    )
+    assert least <= min(0, low) <= black < white <= high <= most
+
+
 @pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
 @pytest.mark.parametrize("lowest", [-7, 0])
 def test_objects_of_any_integer_kind(dtype, lowest):
