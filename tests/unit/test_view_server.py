@@ -351,6 +351,26 @@ def test_ten_thousand_random_requests_leave_it_alive(server):
     assert ask(server, "")[0] == 200
 
 
+def test_all_of_many_channels_are_shown_at_once(tmp_path):
+    path = tmp_path / "forty.zarr"
+    store = create_store(str(path), channels=40, dtype="uint8", extent=(8, 8), unit_px=512)
+    store.image(0).write_unit(store.image(0).grid.unit(0, 0), np.full((40, 8, 8), 51, np.uint8))
+    server = ViewServer([str(path)])
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        every = [f"{index}:0:255:0a0000" for index in range(40)]
+        status, body, _ = ask(server, f"t/0/image/0/0_0.png?c={','.join(every)}")
+        assert status == 200
+        assert set(np.asarray(Image.open(io.BytesIO(body)))[..., 0].flat) == {40 * 10 * 51 // 255}
+        for wrong in ([*every, every[0]], ["40:0:255:0a0000"]):
+            assert ask(server, f"t/0/image/0/0_0.png?c={','.join(wrong)}")[0] == 404
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 def test_fifty_clients_at_once(server, pixels):
     mask = pixels[1]
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 UInt8 = NDArray[np.uint8]
 
-_CHANNEL = re.compile(r"(\d{1,3}):(-?[\d.eE+-]{1,24}):(-?[\d.eE+-]{1,24}):([0-9a-fA-F]{6})")
-MAX_CHANNELS = 32
+_CHANNEL = re.compile(r"(\d{1,4}):(-?[\d.eE+-]{1,24}):(-?[\d.eE+-]{1,24}):([0-9a-fA-F]{6})")
+FIRST_CHANNELS = 8
+"""Shown until somebody chooses, of an image of more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Window:
 def parse_windows(text: str, *, channels: int) -> tuple[Window, ...]:
     """Read ``0:0:255:ff0000,1:…``; ValueError if it is not that or names no such channel."""
     windows = []
-    for part in text.split(",")[: MAX_CHANNELS + 1] if text else []:
+    for part in text.split(",")[: channels + 1] if text else []:
         match = _CHANNEL.fullmatch(part)
         if match is None:
             raise ValueError("a channel is index:low:high:rrggbb")
@@ -45,8 +46,8 @@ def parse_windows(text: str, *, channels: int) -> tuple[Window, ...]:
         if channel >= channels or not np.isfinite([low, high]).all():
             raise ValueError("no such channel or window")
         windows.append(Window(channel, low, high, rgb_of(match[4])))
-    if len(windows) > MAX_CHANNELS:
-        raise ValueError(f"at most {MAX_CHANNELS} channels at once")
+    if len(windows) > channels:
+        raise ValueError(f"{len(windows)} windows for {channels} channels")
     return tuple(windows)
 
 

@@ -171,7 +171,7 @@ class Source:
         """Return the windows used when the page names none."""
         return tuple(
             render.Window(index, one["window"][0], one["window"][1], render.rgb_of(one["color"]))
-            for index, one in enumerate(self._channels()[: render.MAX_CHANNELS])
+            for index, one in enumerate(self._channels()[: render.FIRST_CHANNELS])
         )
 
     def pixel(self, y: int, x: int) -> dict[str, Any]:
