@@ -241,6 +241,67 @@ def test_a_running_job_appears(visit, tmp_path):
     assert seen.complaints == []
 
 
+def written(store, label, pixels, journal):
+    """Write and record every unit of the finest level of an image (label None) or a mask."""
+    level = store.image(0) if label is None else store.label(label).level(0)
+    for unit in level.grid:
+        checksum = level.write_unit(unit, np.ascontiguousarray(pixels[(..., *unit.box.slices)]))
+        journal.write("ingest" if label is None else "segment", 0, unit, checksum=checksum)
+
+
+def test_channels_that_are_being_copied_are_not_left_black(visit, tmp_path):
+    """Of nothing no window is known; the page that was opened then follows what comes."""
+    image = np.full((2, 900, 1000), 1500, np.uint16)
+    image[:, :, :300] = 100
+    store = create_store(
+        str(tmp_path / "running.zarr"), channels=2, dtype="uint16", extent=(900, 1000), mpp=None,
+        channel_names=("a", "b"), channel_colors=(), rgb=False, unit_px=512,
+    )  # fmt: skip
+    store.write_record({"state": "running", "fingerprint": "f" * 16})
+    seen = visit(store.location)
+    assert seen.app("app.panel.channels[0].high") == 65535
+    written(store, None, image, store.journal(None, "f" * 16))
+    seen.until("app.panel.channels.every((one) => one.high === 1500)")
+    shade = (
+        "(() => { const v = app.paneA.view(), c = app.paneA.viewer.drawer.canvas;"
+        "return c.getContext('2d').getImageData((v.left + 700 * v.zoom) * c.width / v.width,"
+        "(v.top + 450 * v.zoom) * c.height / v.height, 1, 1).data[1]; })()"
+    )
+    seen.until(f"{shade} > 200")
+    # One that somebody has chosen stays.
+    seen.page.get_by_label("White of a", exact=True).fill("1200")
+    store.write_record({"state": "done", "fingerprint": "f" * 16})
+    seen.until("app.source.generation === 2")
+    assert seen.app("app.panel.channels.map((one) => one.high)") == [1200, 1500]
+    seen.page.click("#channels-auto")
+    seen.until("app.panel.channels[0].high === 1500")
+    assert seen.complaints == []
+
+
+def test_a_second_mask_of_another_store_is_followed_too(visit, tmp_path, two_stores):
+    path = tmp_path / "running.zarr"
+    store = create_store(str(path), channels=3, dtype="uint8", extent=(300, 260), mpp=None,
+                         channel_names=(), channel_colors=(), rgb=True, unit_px=512)  # fmt: skip
+    label = store.create_label("other", classes=default_classes(2), unit_px=512)
+    label.write_record({"state": "running", "fingerprint": "f" * 16})
+    seen = visit(two_stores[0], path, hash_="#compare=side&with=1.0")
+    seen.settle()
+    second = (
+        "(() => { const v = app.paneB.view(), r = v.ratio;"
+        "return [...app.paneB.context.getImageData((v.left + 130 * v.zoom) * r,"
+        "(v.top + 150 * v.zoom) * r, 1, 1).data]; })()"
+    )
+    assert seen.app(second) == [0, 0, 0, 0]
+    written(store, "other", np.ones((300, 260), np.uint8), store.journal("other", "f" * 16))
+    seen.until(f"{second}[3] > 100")
+    # Another label that comes before it is not taken for it.
+    store.create_label("another", classes=default_classes(2), unit_px=512).write_record({})
+    seen.until("app.sources[1].labels.length === 2")
+    assert seen.app("app.compareTarget().info.name") == "other"
+    seen.until(f"{second}[3] > 100")
+    assert seen.complaints == []
+
+
 @pytest.mark.slow
 def test_tiles_of_a_large_slide_come_quickly(visit, tmp_path):
     """8448 x 8448 px: the 95th percentile of tile times while a person moves about."""

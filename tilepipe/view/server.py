@@ -211,6 +211,9 @@ class _Handler(BaseHTTPRequestHandler):
         source = self._source(_number(query.get("source", "0")))
         if path == "api/progress":
             return _json(source.progress(_number(query.get("since", "0"))))
+        if path == "api/channels":
+            with self.server.rendering:
+                return _json(source.channels())
         if path == "api/pixel":
             with self.server.rendering:
                 return _json(source.pixel(_number(query["y"]), _number(query["x"])))
