@@ -374,9 +374,62 @@ def test_a_link_to_another_store_in_the_same_tab(visit, two_stores):
 
 
 @pytest.mark.parametrize(
+    ("asked", "place"),
+    [("40, 30", (40, 30, 1)), ("40 30 2", (40, 30, 2)), ("y 40, x 30 px", (40, 30, 1)),
+     ("40, 30, 9999", (40, 30, 24)), ("40, 30, -2", None), ("40, 30, 0", None),
+     ("1,000, 2,000", None), ("40", None), ("-1, 30", None), ("300, 30", None)],
+)  # fmt: skip
+def test_a_place_that_is_typed(visit, two_stores, asked, place):
+    seen = visit(two_stores[0])
+    seen.settle()
+    before = seen.app("app.paneA.place()")
+    seen.page.fill("#goto-text", asked)
+    seen.page.click("#goto button")
+    if place is None:
+        assert "Type y and x in px" in seen.page.inner_text("#toast")
+        place = (before["y"], before["x"], before["zoom"])
+    at = "(({ y, x, zoom }) => [y, x, zoom])(app.paneA.place(true))"
+    seen.until(f"{at}.every((part, index) => Math.abs(part - {list(place)}[index]) < 0.01)")
+    assert seen.complaints == []
+
+
+def test_a_link_far_off_shows_the_slide(visit, two_stores):
+    seen = visit(two_stores[0], hash_="#y=-900000&x=5&zoom=200")
+    seen.settle()
+    zoom, y, height = (
+        seen.app(f"app.paneA.{one}") for one in ("view().zoom", "place().y", "view().height")
+    )
+    assert zoom == pytest.approx(24)
+    assert y + height / zoom / 2 > 0, "some of it is on the screen"
+    assert seen.complaints == []
+
+
+def test_no_object_is_passed_over_once_other_classes_are_shown(visit, tmp_path):
+    image = np.zeros((3, 300, 260), np.uint8)
+    store = create_store(str(tmp_path / "s.zarr"), channels=3, dtype="uint8", extent=(300, 260),
+                         mpp=None, channel_names=(), channel_colors=(), rgb=True, unit_px=512)  # fmt: skip
+    label = store.create_label("m", classes=default_classes(3), unit_px=512)
+    mask = np.zeros((300, 260), np.uint8)
+    mask[20:24, 20:24] = mask[60:64, 20:24] = 1
+    mask[100:104, 20:24] = mask[140:144, 20:24] = 2
+    for level, pixels in ((store.image(0), image), (label.level(0), mask)):
+        level.write_unit(level.grid.unit(0, 0), pixels)
+    seen = visit(store.location)
+    seen.settle()
+    for row in (22, 62):
+        seen.page.keyboard.press("n")
+        seen.until(f"app.found && app.found.y === {row}")
+    seen.page.get_by_label("class 1", exact=True).uncheck()
+    for row in (102, 142):
+        seen.page.keyboard.press("n")
+        seen.until(f"app.found.y === {row}")
+
+
+@pytest.mark.parametrize(
     "spoilt",
     ["source=-1", "source=0.5", "label=0.5", "compare=foo", "mode=%22]", "zoom=0", "opacity=900",
-     "source=1&channels=0:5:", "source=1&channels=0:1:9:zz:1", "colors=1:zz", "swipe=-9"],
+     "source=1&channels=0:5:", "source=1&channels=0:1:9:zz:1", "colors=1:zz", "swipe=-9",
+     "__proto__=1", "constructor=1", "y=1e300&x=5&zoom=1", "y=5&x=5&zoom=1e-300"],
 )  # fmt: skip
 def test_what_is_spoilt_of_a_link_is_passed_over(visit, two_stores, spoilt):
     seen = visit(*two_stores, hash_=f"#opacity=70&{spoilt}")

@@ -93,6 +93,7 @@ class App {
     const described = this.label?.classes || [];
     const hidden = this.classes.filter((one) => !one.shown).map((one) => one.value);
     const usual = described.filter((one) => !one.shown).map((one) => one.value);
+    this.cursor = null; // it counts the objects of the classes that were shown
     this.settings.hidden = String(hidden) === String(usual) ? "" : (hidden.join(",") || "none");
     this.settings.colors = this.classes.filter((one, index) => String(one.color) !== String(described[index].color))
       .map((one) => `${one.value}:${one.color.map((part) => part.toString(16).padStart(2, "0")).join("")}`).join(",");
@@ -248,7 +249,7 @@ class App {
     if (!this.syncing && other && !$("pane-b").hidden && other.ready && pane.ready) {
       this.syncing = true;
       const { y, x, zoom } = pane.place(true);
-      other.goTo({ y, x, zoom }, true);
+      other.follow({ y, x, zoom });
       this.syncing = false;
     }
   }

@@ -226,7 +226,7 @@ export class Panel {
     on("goto", "submit", (event) => {
       event.preventDefault();
       const numbers = ($("goto-text").value.match(/-?\d+(?:\.\d+)?/g) || []).map(Number), [height, width] = app.source.extent;
-      if (numbers.length < 2 || numbers[0] < 0 || numbers[1] < 0 || numbers[0] >= height || numbers[1] >= width) { say(`Type y and x in px, for example ${Math.round(height / 2)}, ${Math.round(width / 2)}.`); return; }
+      if (numbers.length < 2 || numbers.length > 3 || numbers[0] < 0 || numbers[1] < 0 || numbers[0] >= height || numbers[1] >= width || numbers[2] <= 0) { say(`Type y and x in px, for example ${Math.round(height / 2)}, ${Math.round(width / 2)}.`); return; }
       app.goTo(numbers[0], numbers[1], numbers[2] || 1);
     });
     on("next-object", "click", () => app.stepObject("next"));
