@@ -13,6 +13,7 @@ from tilepipe.export.geojson import iter_features, write_geojson
 from tilepipe.export.image import Show, render_view, to_png
 from tilepipe.export.probability import probability_of
 from tilepipe.export.sink import check_place
+from tilepipe.spec import at_home
 from tilepipe.store import Label, Level, Store, open_store
 from tilepipe.tiling import Box, Shape
 
@@ -22,12 +23,16 @@ class Picture(bytes):
 
     __slots__ = ()
 
+    def __repr__(self) -> str:
+        # A notebook keeps this beside the picture: of bytes it is twice and more their size.
+        return f"Picture({len(self)} bytes of PNG)"
+
     def _repr_png_(self) -> bytes:
         return bytes(self)
 
     def save(self, path: str | Path) -> None:
         """Write the PNG to a file."""
-        Path(path).write_bytes(self)
+        Path(at_home(str(path))).write_bytes(self)
 
 
 class LazyMask:
@@ -159,9 +164,10 @@ class Result:
                 )
             )
             return {"type": "FeatureCollection", "features": features}
-        check_place(self.store, Path(path))
+        place = Path(at_home(str(path)))
+        check_place(self.store, place)
         return write_geojson(
-            Path(path),
+            place,
             level,
             self.label.classes,
             scale=level.downsample,
