@@ -406,8 +406,8 @@ def test_a_link_far_off_shows_the_slide(visit, two_stores):
 
 def test_no_object_is_passed_over_once_other_classes_are_shown(visit, tmp_path):
     image = np.zeros((3, 300, 260), np.uint8)
-    store = create_store(str(tmp_path / "s.zarr"), channels=3, dtype="uint8", extent=(300, 260),
-                         mpp=None, channel_names=(), channel_colors=(), rgb=True, unit_px=512)  # fmt: skip
+    path = str(tmp_path / "s.zarr")
+    store = create_store(path, channels=3, dtype="uint8", extent=(300, 260), unit_px=512)
     label = store.create_label("m", classes=default_classes(3), unit_px=512)
     mask = np.zeros((300, 260), np.uint8)
     mask[20:24, 20:24] = mask[60:64, 20:24] = 1

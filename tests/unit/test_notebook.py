@@ -89,6 +89,17 @@ def test_a_picture_is_told_of_not_spelled_out(tmp_path):
     assert picture._repr_png_()[:4] == b"\x89PNG"
 
 
+def test_a_mask_is_compared_px_by_px(tmp_path):
+    labels = tiny_result(tmp_path / "s.zarr").labels
+    assert np.count_nonzero(labels == 1) == 32 * 32
+    assert np.count_nonzero(labels != 1) == 0
+    assert (labels == np.uint8(1)).all()
+    assert (labels == labels[:, :]).all()
+    assert (labels == labels).shape == (32, 32)
+    assert not labels == None  # noqa: E711, SIM201 - no px is
+    assert labels in {labels}
+
+
 def tiny_result(path):
     store = create_store(str(path), channels=1, dtype="uint8", extent=(32, 32), unit_px=32)
     store.image(0).write_unit(store.image(0).grid.unit(0, 0), np.zeros((1, 32, 32), np.uint8))

@@ -57,7 +57,7 @@ def command(
     elif not quiet:
         click.echo(f"{server.url}\nCtrl-C ends it.")
     if not no_browser:
-        # It waits for some browsers: to begin, or in a terminal to end. They want answers meanwhile.
+        # It waits for some browsers to begin, or to end in a terminal; they want answers then.
         threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
     try:
         server.serve_forever(poll_interval=0.2)

@@ -71,9 +71,23 @@ class LazyMask:
             return np.zeros((max(0, y1 - y0), max(0, x1 - x0)), dtype=self.dtype)[tuple(inner)]
         return self._level.read(Box(y0, x0, y1, x1))[tuple(inner)]
 
+    # Without these, `labels == 1` is False: one answer, and no error, where one per px is meant.
+    def __eq__(self, other: object) -> Any:
+        return self[:, :] == other if _is_pixels(other) else NotImplemented
+
+    def __ne__(self, other: object) -> Any:
+        return self[:, :] != other if _is_pixels(other) else NotImplemented
+
+    __hash__ = object.__hash__
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         whole: NDArray[Any] = self[:, :]
         return whole if dtype is None else whole.astype(dtype)
+
+
+def _is_pixels(other: object) -> bool:
+    """Tell whether a mask is compared with ``other`` px by px, as an array is."""
+    return isinstance(other, int | float | np.generic | np.ndarray | LazyMask)
 
 
 def _span(key: Any, side: int) -> tuple[int, int, Any]:
