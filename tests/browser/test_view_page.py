@@ -358,6 +358,18 @@ def test_a_store_without_a_mask_can_be_chosen(visit, two_stores):
     assert seen.complaints == []
 
 
+def test_an_object_is_not_marked_in_another_store(visit, two_stores):
+    seen = visit(*two_stores)
+    seen.settle()
+    seen.page.keyboard.press("n")
+    seen.until("app.found && app.found.box")
+    seen.until("document.getElementById('object-note').textContent.includes('µm², at')")
+    seen.page.keyboard.press("l")
+    seen.until("document.title.startsWith('b.zarr')")
+    assert seen.app("app.found") is None
+    assert seen.page.inner_text("#object-note") == ""
+
+
 def test_a_link_to_another_store_in_the_same_tab(visit, two_stores):
     seen = visit(*two_stores)
     before = len(seen.requests)

@@ -16,6 +16,7 @@ class App {
     this.progress = null;
     this.classes = [];
     this.cursor = null;
+    this.found = null; // the object that n or p went to
     this.pointer = null;
   }
 
@@ -65,7 +66,8 @@ class App {
   }
 
   selectLabel() {
-    this.cursor = null;
+    this.cursor = this.found = null;
+    $("object-note").textContent = "";
     this.classes = (this.label?.classes || []).map((one) => ({ ...one }));
     const hidden = new Set(this.settings.hidden.split(",").filter(Boolean).map(Number));
     if (this.settings.hidden) for (const one of this.classes) one.shown = !hidden.has(one.value);
