@@ -47,7 +47,7 @@ def parse_windows(text: str, *, channels: int) -> tuple[Window, ...]:
             raise ValueError("no such channel or window")
         windows.append(Window(channel, low, high, rgb_of(match[4])))
     if len(windows) > channels:
-        raise ValueError(f"{len(windows)} windows for {channels} channels")
+        raise ValueError(f"more windows than the {channels} channels")
     return tuple(windows)
 
 
