@@ -213,6 +213,17 @@ def test_channels_are_windowed_and_added():
     assert shown.tolist() == [[[0, 0, 100], [128, 0, 100], [255, 0, 0]]]
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_no_object_of_a_wide_number_is_background_or_its_neighbour(dtype):
+    import gzip
+
+    top = 2**63 - 1
+    ids = np.array([[0, 1, 70_000, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**40, top]], dtype=dtype)
+    shown = np.frombuffer(gzip.decompress(to_gzip(ids)), dtype="<u4").tolist()
+    assert shown[:4] == [0, 1, 70_000, 2**32 - 1]
+    assert len(set(shown)) == ids.size
+
+
 def test_instances_travel_as_four_bytes():
     import gzip
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 UInt8 = NDArray[np.uint8]
 
 _CHANNEL = re.compile(r"(\d{1,4}):(-?[\d.eE+-]{1,24}):(-?[\d.eE+-]{1,24}):([0-9a-fA-F]{6})")
+_SPREAD = 2654435761
 FIRST_CHANNELS = 8
 """Shown until somebody chooses, of an image of more."""
 
@@ -96,7 +97,14 @@ def to_png(pixels: UInt8) -> bytes:
 
 
 def to_gzip(ids: NDArray[Any]) -> bytes:
-    """Class ids as gzip of little-endian bytes: uint8 as it is, anything wider as uint32."""
+    """Class ids as gzip of little-endian bytes: uint8 as it is, anything wider as uint32.
+
+    What 32 bits do not hold becomes another number, never 0: the page draws objects apart by it.
+    """
+    if ids.dtype.itemsize == 8:
+        wide = ids.astype(np.uint64)
+        folded = (wide + (wide >> np.uint64(32)) * np.uint64(_SPREAD)) & np.uint64(0xFFFFFFFF)
+        ids = np.where((folded == 0) & (wide != 0), np.uint64(1), folded)
     if ids.dtype != np.uint8:
         ids = ids.astype("<u4")
     packer = zlib.compressobj(level=1, wbits=31)
