@@ -241,6 +241,67 @@ def test_a_running_job_appears(visit, tmp_path):
     assert seen.complaints == []
 
 
+def written(store, label, pixels, journal):
+    """Write and record every unit of the finest level of an image (label None) or a mask."""
+    level = store.image(0) if label is None else store.label(label).level(0)
+    for unit in level.grid:
+        checksum = level.write_unit(unit, np.ascontiguousarray(pixels[(..., *unit.box.slices)]))
+        journal.write("ingest" if label is None else "segment", 0, unit, checksum=checksum)
+
+
+def test_channels_that_are_being_copied_are_not_left_black(visit, tmp_path):
+    """Of nothing no window is known; the page that was opened then follows what comes."""
+    image = np.full((2, 900, 1000), 1500, np.uint16)
+    image[:, :, :300] = 100
+    store = create_store(
+        str(tmp_path / "running.zarr"), channels=2, dtype="uint16", extent=(900, 1000), mpp=None,
+        channel_names=("a", "b"), channel_colors=(), rgb=False, unit_px=512,
+    )  # fmt: skip
+    store.write_record({"state": "running", "fingerprint": "f" * 16})
+    seen = visit(store.location)
+    assert seen.app("app.panel.channels[0].high") == 65535
+    written(store, None, image, store.journal(None, "f" * 16))
+    seen.until("app.panel.channels.every((one) => one.high === 1500)")
+    shade = (
+        "(() => { const v = app.paneA.view(), c = app.paneA.viewer.drawer.canvas;"
+        "return c.getContext('2d').getImageData((v.left + 700 * v.zoom) * c.width / v.width,"
+        "(v.top + 450 * v.zoom) * c.height / v.height, 1, 1).data[1]; })()"
+    )
+    seen.until(f"{shade} > 200")
+    # One that somebody has chosen stays.
+    seen.page.get_by_label("White of a", exact=True).fill("1200")
+    store.write_record({"state": "done", "fingerprint": "f" * 16})
+    seen.until("app.source.generation === 2")
+    assert seen.app("app.panel.channels.map((one) => one.high)") == [1200, 1500]
+    seen.page.click("#channels-auto")
+    seen.until("app.panel.channels[0].high === 1500")
+    assert seen.complaints == []
+
+
+def test_a_second_mask_of_another_store_is_followed_too(visit, tmp_path, two_stores):
+    path = tmp_path / "running.zarr"
+    store = create_store(str(path), channels=3, dtype="uint8", extent=(300, 260), mpp=None,
+                         channel_names=(), channel_colors=(), rgb=True, unit_px=512)  # fmt: skip
+    label = store.create_label("other", classes=default_classes(2), unit_px=512)
+    label.write_record({"state": "running", "fingerprint": "f" * 16})
+    seen = visit(two_stores[0], path, hash_="#compare=side&with=1.0")
+    seen.settle()
+    second = (
+        "(() => { const v = app.paneB.view(), r = v.ratio;"
+        "return [...app.paneB.context.getImageData((v.left + 130 * v.zoom) * r,"
+        "(v.top + 150 * v.zoom) * r, 1, 1).data]; })()"
+    )
+    assert seen.app(second) == [0, 0, 0, 0]
+    written(store, "other", np.ones((300, 260), np.uint8), store.journal("other", "f" * 16))
+    seen.until(f"{second}[3] > 100")
+    # Another label that comes before it is not taken for it.
+    store.create_label("another", classes=default_classes(2), unit_px=512).write_record({})
+    seen.until("app.sources[1].labels.length === 2")
+    assert seen.app("app.compareTarget().info.name") == "other"
+    seen.until(f"{second}[3] > 100")
+    assert seen.complaints == []
+
+
 @pytest.mark.slow
 def test_tiles_of_a_large_slide_come_quickly(visit, tmp_path):
     """8448 x 8448 px: the 95th percentile of tile times while a person moves about."""
@@ -297,6 +358,18 @@ def test_a_store_without_a_mask_can_be_chosen(visit, two_stores):
     assert seen.complaints == []
 
 
+def test_an_object_is_not_marked_in_another_store(visit, two_stores):
+    seen = visit(*two_stores)
+    seen.settle()
+    seen.page.keyboard.press("n")
+    seen.until("app.found && app.found.box")
+    seen.until("document.getElementById('object-note').textContent.includes('µm², at')")
+    seen.page.keyboard.press("l")
+    seen.until("document.title.startsWith('b.zarr')")
+    assert seen.app("app.found") is None
+    assert seen.page.inner_text("#object-note") == ""
+
+
 def test_a_link_to_another_store_in_the_same_tab(visit, two_stores):
     seen = visit(*two_stores)
     before = len(seen.requests)
@@ -313,9 +386,62 @@ def test_a_link_to_another_store_in_the_same_tab(visit, two_stores):
 
 
 @pytest.mark.parametrize(
+    ("asked", "place"),
+    [("40, 30", (40, 30, 1)), ("40 30 2", (40, 30, 2)), ("y 40, x 30 px", (40, 30, 1)),
+     ("40, 30, 9999", (40, 30, 24)), ("40, 30, -2", None), ("40, 30, 0", None),
+     ("1,000, 2,000", None), ("40", None), ("-1, 30", None), ("300, 30", None)],
+)  # fmt: skip
+def test_a_place_that_is_typed(visit, two_stores, asked, place):
+    seen = visit(two_stores[0])
+    seen.settle()
+    before = seen.app("app.paneA.place()")
+    seen.page.fill("#goto-text", asked)
+    seen.page.click("#goto button")
+    if place is None:
+        assert "Type y and x in px" in seen.page.inner_text("#toast")
+        place = (before["y"], before["x"], before["zoom"])
+    at = "(({ y, x, zoom }) => [y, x, zoom])(app.paneA.place(true))"
+    seen.until(f"{at}.every((part, index) => Math.abs(part - {list(place)}[index]) < 0.01)")
+    assert seen.complaints == []
+
+
+def test_a_link_far_off_shows_the_slide(visit, two_stores):
+    seen = visit(two_stores[0], hash_="#y=-900000&x=5&zoom=200")
+    seen.settle()
+    zoom, y, height = (
+        seen.app(f"app.paneA.{one}") for one in ("view().zoom", "place().y", "view().height")
+    )
+    assert zoom == pytest.approx(24)
+    assert y + height / zoom / 2 > 0, "some of it is on the screen"
+    assert seen.complaints == []
+
+
+def test_no_object_is_passed_over_once_other_classes_are_shown(visit, tmp_path):
+    image = np.zeros((3, 300, 260), np.uint8)
+    path = str(tmp_path / "s.zarr")
+    store = create_store(path, channels=3, dtype="uint8", extent=(300, 260), unit_px=512)
+    label = store.create_label("m", classes=default_classes(3), unit_px=512)
+    mask = np.zeros((300, 260), np.uint8)
+    mask[20:24, 20:24] = mask[60:64, 20:24] = 1
+    mask[100:104, 20:24] = mask[140:144, 20:24] = 2
+    for level, pixels in ((store.image(0), image), (label.level(0), mask)):
+        level.write_unit(level.grid.unit(0, 0), pixels)
+    seen = visit(store.location)
+    seen.settle()
+    for row in (22, 62):
+        seen.page.keyboard.press("n")
+        seen.until(f"app.found && app.found.y === {row}")
+    seen.page.get_by_label("class 1", exact=True).uncheck()
+    for row in (102, 142):
+        seen.page.keyboard.press("n")
+        seen.until(f"app.found.y === {row}")
+
+
+@pytest.mark.parametrize(
     "spoilt",
     ["source=-1", "source=0.5", "label=0.5", "compare=foo", "mode=%22]", "zoom=0", "opacity=900",
-     "source=1&channels=0:5:", "source=1&channels=0:1:9:zz:1", "colors=1:zz", "swipe=-9"],
+     "source=1&channels=0:5:", "source=1&channels=0:1:9:zz:1", "colors=1:zz", "swipe=-9",
+     "__proto__=1", "constructor=1", "y=1e300&x=5&zoom=1", "y=5&x=5&zoom=1e-300"],
 )  # fmt: skip
 def test_what_is_spoilt_of_a_link_is_passed_over(visit, two_stores, spoilt):
     seen = visit(*two_stores, hash_=f"#opacity=70&{spoilt}")

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import urllib.request
 
 import numpy as np
@@ -198,6 +199,32 @@ def test_view_serves_until_it_is_ended(store):
         process.terminate()
         process.wait(timeout=20)
         process.stdout.close()
+
+
+def test_a_browser_that_is_waited_for_is_answered(store, tmp_path):
+    """As those in a terminal are, where nothing else is installed."""
+    browser = tmp_path / "browser.py"
+    browser.write_text(
+        "import sys, urllib.request\n"
+        "page = urllib.request.urlopen(sys.argv[1], timeout=10).read()\n"
+        "open(sys.argv[2], 'wb').write(page)\n"
+    )
+    seen = tmp_path / "page.html"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tilepipe", "view", str(store), "--quiet"],
+        env={**os.environ, "BROWSER": f"{sys.executable} {browser} %s {seen}"},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + 60
+        while not (seen.is_file() and seen.stat().st_size):
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+    assert b"<title>tilepipe</title>" in seen.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 import tifffile
 
+import tilepipe
+import tilepipe.models
 from tilepipe import infer, notebook
 from tilepipe.errors import PlanError, SpecError, StoreError
+from tilepipe.spec import default_classes
 from tilepipe.store import create_store
 
 
@@ -62,6 +66,46 @@ def test_a_place_without_a_name_is_refused(tmp_path, monkeypatch, verb, blank):
     with pytest.raises(PlanError, match=r"slide '.*': names no file"):
         verb(blank)
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bundled = Path(tilepipe.models.__file__).parent / "weights" / "unet.safetensors"
+    shutil.copy(bundled, tmp_path / "mine.safetensors")
+    for model in (
+        tilepipe.load_model("~/mine.safetensors"),
+        tilepipe.load_model("unet", weights=Path("~/mine.safetensors")),
+    ):
+        assert model.source == str(tmp_path / "mine.safetensors")
+    result = tiny_result(tmp_path / "s.zarr")
+    assert result.to_geojson("~/objects.geojson") == 1
+    result.overview().save("~/view.png")
+    assert {"objects.geojson", "view.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_picture_is_told_of_not_spelled_out(tmp_path):
+    picture = tiny_result(tmp_path / "s.zarr").overview()
+    assert repr(picture) == f"Picture({len(picture)} bytes of PNG)"
+    assert picture._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_a_mask_is_compared_px_by_px(tmp_path):
+    labels = tiny_result(tmp_path / "s.zarr").labels
+    assert np.count_nonzero(labels == 1) == 32 * 32
+    assert np.count_nonzero(labels != 1) == 0
+    assert (labels == np.uint8(1)).all()
+    assert (labels == labels[:, :]).all()
+    assert (labels == labels).shape == (32, 32)
+    assert not labels == None  # noqa: E711, SIM201 - no px is
+    assert labels in {labels}
+
+
+def tiny_result(path):
+    store = create_store(str(path), channels=1, dtype="uint8", extent=(32, 32), unit_px=32)
+    store.image(0).write_unit(store.image(0).grid.unit(0, 0), np.zeros((1, 32, 32), np.uint8))
+    level = store.create_label("m", classes=default_classes(2), unit_px=32).level(0)
+    level.write_unit(level.grid.unit(0, 0), np.ones((32, 32), np.uint8))
+    return tilepipe.open_result(path)
 
 
 def test_a_store_without_a_mask_says_so(tmp_path):

@@ -202,8 +202,8 @@ def test_windows_are_checked():
     ):
         with pytest.raises(ValueError, match=r"channel|float|window"):
             parse_windows(bad, channels=1)
-    with pytest.raises(ValueError, match="at most 32"):
-        parse_windows(",".join(["0:0:1:ffffff"] * 33), channels=1)
+    with pytest.raises(ValueError, match="more windows than the 1 channels"):
+        parse_windows(",".join(["0:0:1:ffffff"] * 2), channels=1)
 
 
 def test_channels_are_windowed_and_added():
@@ -211,6 +211,17 @@ def test_channels_are_windowed_and_added():
     windows = (Window(0, 0, 200, (255, 0, 0)), Window(1, 0, 50, (0, 0, 100)))
     shown = compose_rgb(pixels, windows, rgb=False)
     assert shown.tolist() == [[[0, 0, 100], [128, 0, 100], [255, 0, 0]]]
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_no_object_of_a_wide_number_is_background_or_its_neighbour(dtype):
+    import gzip
+
+    top = 2**63 - 1
+    ids = np.array([[0, 1, 70_000, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**40, top]], dtype=dtype)
+    shown = np.frombuffer(gzip.decompress(to_gzip(ids)), dtype="<u4").tolist()
+    assert shown[:4] == [0, 1, 70_000, 2**32 - 1]
+    assert len(set(shown)) == ids.size
 
 
 def test_instances_travel_as_four_bytes():

@@ -288,6 +288,15 @@ def test_what_is_not_there(server, path):
     assert b"root:" not in body
 
 
+@pytest.mark.parametrize("address", ["http://[", "http://[::1/", "http://]x["])
+def test_an_address_that_is_none_is_answered(server, address, capsys):
+    # No token is needed to ask so: any page may, and the terminal belongs to the command.
+    host = f"Host: 127.0.0.1:{server.server_address[1]}\r\n"
+    answer = raw(server, f"GET {address} HTTP/1.1\r\n{host}Connection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 404")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "FOO"])
 def test_unknown_methods_are_refused(server, method):
     status, _, headers = ask(server, "", method=method)
@@ -340,6 +349,26 @@ def test_ten_thousand_random_requests_leave_it_alive(server):
         assert response.status in (200, 404)
     connection.close()
     assert ask(server, "")[0] == 200
+
+
+def test_all_of_many_channels_are_shown_at_once(tmp_path):
+    path = tmp_path / "forty.zarr"
+    store = create_store(str(path), channels=40, dtype="uint8", extent=(8, 8), unit_px=512)
+    store.image(0).write_unit(store.image(0).grid.unit(0, 0), np.full((40, 8, 8), 51, np.uint8))
+    server = ViewServer([str(path)])
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        every = [f"{index}:0:255:0a0000" for index in range(40)]
+        status, body, _ = ask(server, f"t/0/image/0/0_0.png?c={','.join(every)}")
+        assert status == 200
+        assert set(np.asarray(Image.open(io.BytesIO(body)))[..., 0].flat) == {40 * 10 * 51 // 255}
+        for wrong in ([*every, every[0]], ["40:0:255:0a0000"]):
+            assert ask(server, f"t/0/image/0/0_0.png?c={','.join(wrong)}")[0] == 404
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_fifty_clients_at_once(server, pixels):
@@ -401,6 +430,20 @@ def test_a_pixel_that_is_no_number_is_an_answer_too(tmp_path):
     told = [source.pixel(3, x)["image"] for x in (4, 5, 6)]
     assert told == [[None], [None], [0.5]]
     json.dumps(told, allow_nan=False)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-3, 5), (-60, -40), (10, 2000)])
+def test_the_range_of_a_channel_holds_its_window(tmp_path, low, high):
+    store = create_store(
+        str(tmp_path / "float.zarr"), channels=1, dtype="float32", extent=(40, 50), unit_px=512
+    )
+    image = np.linspace(low, high, 2000, dtype=np.float32).reshape(1, 40, 50)
+    store.image(0).write_unit(store.image(0).grid.unit(0, 0), image)
+    source = open_sources([store.location], cache_bytes=1 << 20)[0]
+    ((least, most), (black, white)) = (
+        source.describe()["channels"][0][key] for key in ("range", "window")
+    )
+    assert least <= min(0, low) <= black < white <= high <= most
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import webbrowser
 
 import click
@@ -56,7 +57,8 @@ def command(
     elif not quiet:
         click.echo(f"{server.url}\nCtrl-C ends it.")
     if not no_browser:
-        webbrowser.open(server.url)
+        # It waits for some browsers to begin, or to end in a terminal; they want answers then.
+        threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
     try:
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:

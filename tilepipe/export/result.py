@@ -13,6 +13,7 @@ from tilepipe.export.geojson import iter_features, write_geojson
 from tilepipe.export.image import Show, render_view, to_png
 from tilepipe.export.probability import probability_of
 from tilepipe.export.sink import check_place
+from tilepipe.spec import at_home
 from tilepipe.store import Label, Level, Store, open_store
 from tilepipe.tiling import Box, Shape
 
@@ -22,12 +23,16 @@ class Picture(bytes):
 
     __slots__ = ()
 
+    def __repr__(self) -> str:
+        # A notebook keeps this beside the picture: of bytes it is twice and more their size.
+        return f"Picture({len(self)} bytes of PNG)"
+
     def _repr_png_(self) -> bytes:
         return bytes(self)
 
     def save(self, path: str | Path) -> None:
         """Write the PNG to a file."""
-        Path(path).write_bytes(self)
+        Path(at_home(str(path))).write_bytes(self)
 
 
 class LazyMask:
@@ -66,9 +71,23 @@ class LazyMask:
             return np.zeros((max(0, y1 - y0), max(0, x1 - x0)), dtype=self.dtype)[tuple(inner)]
         return self._level.read(Box(y0, x0, y1, x1))[tuple(inner)]
 
+    # Without these, `labels == 1` is False: one answer, and no error, where one per px is meant.
+    def __eq__(self, other: object) -> Any:
+        return self[:, :] == other if _is_pixels(other) else NotImplemented
+
+    def __ne__(self, other: object) -> Any:
+        return self[:, :] != other if _is_pixels(other) else NotImplemented
+
+    __hash__ = object.__hash__
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         whole: NDArray[Any] = self[:, :]
         return whole if dtype is None else whole.astype(dtype)
+
+
+def _is_pixels(other: object) -> bool:
+    """Tell whether a mask is compared with ``other`` px by px, as an array is."""
+    return isinstance(other, int | float | np.generic | np.ndarray | LazyMask)
 
 
 def _span(key: Any, side: int) -> tuple[int, int, Any]:
@@ -159,9 +178,10 @@ class Result:
                 )
             )
             return {"type": "FeatureCollection", "features": features}
-        check_place(self.store, Path(path))
+        place = Path(at_home(str(path)))
+        check_place(self.store, place)
         return write_geojson(
-            Path(path),
+            place,
             level,
             self.label.classes,
             scale=level.downsample,

@@ -30,7 +30,7 @@ from tilepipe.models.registry import (
     option_defaults,
 )
 from tilepipe.models.seeded import fill_seeded, parse_seed
-from tilepipe.spec import JobSpec, LabelClass, default_classes
+from tilepipe.spec import JobSpec, LabelClass, at_home, default_classes
 
 WEIGHTS = Path(__file__).with_name("weights")
 Activation = Literal["softmax", "sigmoid"]
@@ -140,7 +140,7 @@ def load_model(
 
     Raises ModelError for an unknown name, CheckpointError for weights that cannot be used.
     """
-    name = str(name_or_path)
+    name = at_home(str(name_or_path))
     # Numbers of numpy are not the same to JSON, by which stores know a network.
     in_channels, classes, base = _native(in_channels), _native(classes), _native(base)
     options = {key: _native(value) for key, value in (options or {}).items()}
@@ -159,9 +159,10 @@ def load_model(
                 f"with --weights FILE, or try --weights random:0"
             )
         return _from_file(bundled, source="bundled", asked=asked, name=name)
-    seed = parse_seed(str(weights))
+    file = at_home(str(weights))
+    seed = parse_seed(file)
     if seed is None:
-        return _from_file(Path(weights), source=str(weights), asked=asked, name=name)
+        return _from_file(Path(file), source=file, asked=asked, name=name)
     arguments = {**({} if base is None else {"base": base}), **options}
     check_arguments(name, arguments)
     net = build(name, in_channels=in_channels or 3, classes=classes or 2, **arguments)

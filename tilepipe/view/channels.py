@@ -18,10 +18,14 @@ def describe_channels(store: Store, image: ShownPyramid) -> list[dict[str, Any]]
     channels = []
     for index, plane in enumerate(overview):
         values = plane[np.isfinite(plane) & (plane != 0)]
-        low, high = (
-            (float(part) for part in np.percentile(values, [0.5, 99.7]))
+        low, high, least, most = (
+            (
+                *(float(part) for part in np.percentile(values, [0.5, 99.7])),
+                float(values.min()),
+                float(values.max()),
+            )
             if values.size
-            else (0.0, limit)
+            else (0.0, limit, 0.0, limit)
         )
         names = store.channel_names
         channels.append(
@@ -29,7 +33,8 @@ def describe_channels(store: Store, image: ShownPyramid) -> list[dict[str, Any]]
                 "name": names[index] if index < len(names) else f"channel {index}",
                 "color": colors[index],
                 "window": [low, high if high > low else low + 1],
-                "range": [0.0, max(high * 1.5, float(values.max()) if values.size else limit)],
+                # From the darkest on where there is less than none of it, as in centred numbers.
+                "range": [min(0.0, least), max(high * 1.5, most)],
             }
         )
     return channels

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 UInt8 = NDArray[np.uint8]
 
-_CHANNEL = re.compile(r"(\d{1,3}):(-?[\d.eE+-]{1,24}):(-?[\d.eE+-]{1,24}):([0-9a-fA-F]{6})")
-MAX_CHANNELS = 32
+_CHANNEL = re.compile(r"(\d{1,4}):(-?[\d.eE+-]{1,24}):(-?[\d.eE+-]{1,24}):([0-9a-fA-F]{6})")
+_SPREAD = 2654435761
+FIRST_CHANNELS = 8
+"""Shown until somebody chooses, of an image of more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Window:
 def parse_windows(text: str, *, channels: int) -> tuple[Window, ...]:
     """Read ``0:0:255:ff0000,1:…``; ValueError if it is not that or names no such channel."""
     windows = []
-    for part in text.split(",")[: MAX_CHANNELS + 1] if text else []:
+    for part in text.split(",")[: channels + 1] if text else []:
         match = _CHANNEL.fullmatch(part)
         if match is None:
             raise ValueError("a channel is index:low:high:rrggbb")
@@ -45,8 +47,8 @@ def parse_windows(text: str, *, channels: int) -> tuple[Window, ...]:
         if channel >= channels or not np.isfinite([low, high]).all():
             raise ValueError("no such channel or window")
         windows.append(Window(channel, low, high, rgb_of(match[4])))
-    if len(windows) > MAX_CHANNELS:
-        raise ValueError(f"at most {MAX_CHANNELS} channels at once")
+    if len(windows) > channels:
+        raise ValueError(f"more windows than the {channels} channels")
     return tuple(windows)
 
 
@@ -95,7 +97,14 @@ def to_png(pixels: UInt8) -> bytes:
 
 
 def to_gzip(ids: NDArray[Any]) -> bytes:
-    """Class ids as gzip of little-endian bytes: uint8 as it is, anything wider as uint32."""
+    """Class ids as gzip of little-endian bytes: uint8 as it is, anything wider as uint32.
+
+    What 32 bits do not hold becomes another number, never 0: the page draws objects apart by it.
+    """
+    if ids.dtype.itemsize == 8:
+        wide = ids.astype(np.uint64)
+        folded = (wide + (wide >> np.uint64(32)) * np.uint64(_SPREAD)) & np.uint64(0xFFFFFFFF)
+        ids = np.where((folded == 0) & (wide != 0), np.uint64(1), folded)
     if ids.dtype != np.uint8:
         ids = ids.astype("<u4")
     packer = zlib.compressobj(level=1, wbits=31)

@@ -174,11 +174,11 @@ class _Handler(BaseHTTPRequestHandler):
         hosts = self.headers.get_all("Host") or []
         if len(hosts) != 1 or _HOST.fullmatch(hosts[0].strip()) is None:
             raise PermissionError
-        parts = urlsplit(self.path)
-        token, slash, rest = parts.path.removeprefix("/").partition("/")
-        if not slash or not hmac.compare_digest(token.encode(), self.server.token.encode()):
-            raise NoSuchThing
         try:
+            parts = urlsplit(self.path)
+            token, slash, rest = parts.path.removeprefix("/").partition("/")
+            if not slash or not hmac.compare_digest(token.encode(), self.server.token.encode()):
+                raise NoSuchThing
             # An empty list is one: of no channel, of no class.
             found = parse_qs(parts.query, keep_blank_values=True, max_num_fields=20)
             query = {key: values[0] for key, values in found.items()}
@@ -211,6 +211,9 @@ class _Handler(BaseHTTPRequestHandler):
         source = self._source(_number(query.get("source", "0")))
         if path == "api/progress":
             return _json(source.progress(_number(query.get("since", "0"))))
+        if path == "api/channels":
+            with self.server.rendering:
+                return _json(source.channels())
         if path == "api/pixel":
             with self.server.rendering:
                 return _json(source.pixel(_number(query["y"]), _number(query["x"])))

@@ -158,11 +158,12 @@ class Source:
             "tile_px": TILE_PX,
             "levels": _blank_levels(store.extent) if self.image is None else self.image.describe(),
             "has_image": self.image is not None,
-            "channels": self._channels(),
+            "channels": self.channels(),
             "labels": [label.describe() for label in self.labels],
         }
 
-    def _channels(self) -> list[dict[str, Any]]:
+    def channels(self) -> list[dict[str, Any]]:
+        """Return how the channels of what there is of the image are shown best, as JSON."""
         if self.store.rgb or self.image is None:
             return []
         return describe_channels(self.store, self.image)
@@ -171,7 +172,7 @@ class Source:
         """Return the windows used when the page names none."""
         return tuple(
             render.Window(index, one["window"][0], one["window"][1], render.rgb_of(one["color"]))
-            for index, one in enumerate(self._channels()[: render.MAX_CHANNELS])
+            for index, one in enumerate(self.channels()[: render.FIRST_CHANNELS])
         )
 
     def pixel(self, y: int, x: int) -> dict[str, Any]:

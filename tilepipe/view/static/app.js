@@ -3,7 +3,7 @@
 import { Heat } from "./heat.js";
 import { LabelLayer } from "./labels.js";
 import { Pane, drawMarks, scaleBar } from "./pane.js";
-import { Panel, say } from "./panel.js";
+import { FIRST_CHANNELS, Panel, say, windowText } from "./panel.js";
 import { bytes, fromHash, toHash } from "./settings.js";
 
 const $ = (id) => document.getElementById(id);
@@ -16,6 +16,7 @@ class App {
     this.progress = null;
     this.classes = [];
     this.cursor = null;
+    this.found = null; // the object that n or p went to
     this.pointer = null;
   }
 
@@ -55,7 +56,7 @@ class App {
 
   selectSource(first) {
     const place = first ? { ...this.settings } : null;
-    this.paneA.show(this.source, this.settings.source, this.channelQuery(), () => {
+    this.paneA.show(this.source, this.settings.source, this.imageQuery(this.settings.source), () => {
       if (place && place.y !== null && place.x !== null) this.paneA.goTo({ y: place.y, x: place.x, zoom: place.zoom || 1 }, true);
       document.body.dataset.ready = "1";
       this.setCompare();
@@ -65,7 +66,8 @@ class App {
   }
 
   selectLabel() {
-    this.cursor = null;
+    this.cursor = this.found = null;
+    $("object-note").textContent = "";
     this.classes = (this.label?.classes || []).map((one) => ({ ...one }));
     const hidden = new Set(this.settings.hidden.split(",").filter(Boolean).map(Number));
     if (this.settings.hidden) for (const one of this.classes) one.shown = !hidden.has(one.value);
@@ -93,6 +95,7 @@ class App {
     const described = this.label?.classes || [];
     const hidden = this.classes.filter((one) => !one.shown).map((one) => one.value);
     const usual = described.filter((one) => !one.shown).map((one) => one.value);
+    this.cursor = null; // it counts the objects of the classes that were shown
     this.settings.hidden = String(hidden) === String(usual) ? "" : (hidden.join(",") || "none");
     this.settings.colors = this.classes.filter((one, index) => String(one.color) !== String(described[index].color))
       .map((one) => `${one.value}:${one.color.map((part) => part.toString(16).padStart(2, "0")).join("")}`).join(",");
@@ -101,17 +104,43 @@ class App {
   }
 
   // --- image -----------------------------------------------------------------------------------
-  channelQuery() {
-    if (!this.source.channels.length) return "";
-    const shown = this.panel.channelWindows().join(",");
-    return `?c=${encodeURIComponent(shown)}`;
+  // What the address of a store's tiles says besides their place: the windows of its channels, and
+  // how much of it was written, since tiles are kept by their address.
+  imageQuery(at) {
+    const parts = new URLSearchParams(), { channels } = this.sources[at], seq = this.seqOf(at);
+    if (channels.length) parts.set("c", (at === this.settings.source ? this.panel.channelWindows() : usualWindows(channels)).join(","));
+    if (seq) parts.set("at", seq);
+    return parts.size ? `?${parts}` : "";
+  }
+
+  // Show a store's image anew, wherever it is shown.
+  showImage(at) {
+    if (at === this.settings.source) this.paneA.show(this.source, at, this.imageQuery(at));
+    if (!$("pane-b").hidden && this.compareTarget()?.sourceIndex === at) this.paneB.show(this.sources[at], at, this.imageQuery(at));
+  }
+
+  // Ask for the windows that suit what there is of an image by now.
+  async askChannels(at) {
+    const source = this.sources[at], started = performance.now();
+    source.askedAt = Infinity;
+    source.channels = await this.ask(`api/channels?source=${at}`).finally(() => {
+      // What takes long is asked for more seldom.
+      source.askedAt = performance.now() + Math.max(2000, 10 * (performance.now() - started));
+    });
+  }
+
+  // While an image is copied its windows follow what is there, until somebody chooses one.
+  async followChannels(at) {
+    const source = this.sources[at];
+    if (!source.channels.length || performance.now() < (source.askedAt || 0)) return;
+    await this.askChannels(at);
+    if (at === this.settings.source && !this.settings.channels) this.panel.buildChannels();
   }
 
   channelsChanged() {
     clearTimeout(this.channelTimer);
     this.channelTimer = setTimeout(() => {
-      this.paneA.show(this.source, this.settings.source, this.channelQuery());
-      if (this.paneB && this.compareTarget()?.sourceIndex === this.settings.source) this.paneB.show(this.source, this.settings.source, this.channelQuery());
+      this.showImage(this.settings.source);
       this.save();
     }, 120);
   }
@@ -137,8 +166,7 @@ class App {
     }
     if (side) {
       if (!this.paneB) this.paneB = new Pane($("pane-b"), this);
-      const own = target.sourceIndex === this.settings.source;
-      this.paneB.show(target.source, target.sourceIndex, own ? this.channelQuery() : "", () => { this.syncing = false; this.moved(this.paneA); });
+      this.paneB.show(target.source, target.sourceIndex, this.imageQuery(target.sourceIndex), () => { this.syncing = false; this.moved(this.paneA); });
     }
     this.placeSwipe();
     this.panel.showNavigator();
@@ -223,7 +251,7 @@ class App {
     if (!this.syncing && other && !$("pane-b").hidden && other.ready && pane.ready) {
       this.syncing = true;
       const { y, x, zoom } = pane.place(true);
-      other.goTo({ y, x, zoom }, true);
+      other.follow({ y, x, zoom });
       this.syncing = false;
     }
   }
@@ -302,19 +330,13 @@ class App {
   }
 
   // --- a running job ---------------------------------------------------------------------------
+  // The stores on the screen: the second mask may be another one's, and just be written, too.
+  get onScreen() { return [...new Set([this.settings.source, this.compareTarget()?.sourceIndex ?? this.settings.source])]; }
+
   async poll() {
-    let pause = 700;
+    let pause = 3000;
     try {
-      const at = this.settings.source, answer = await this.ask(`api/progress?source=${at}&since=${this.seqOf(at)}`);
-      this.setSeq(at, answer.seq);
-      if (at === this.settings.source) {
-        this.progress = answer;
-        if (answer.generation !== this.source.generation) await this.describeAgain();
-        else this.apply(answer.changed);
-        this.panel.showProgress(answer);
-        if (this.settings.state) this.redraw();
-      }
-      if (answer.complete) pause = 3000;
+      for (const at of this.onScreen) if (!await this.look(at)) pause = 700;
       this.lost = false;
     } catch {
       if (!this.lost) say("tilepipe view has ended or cannot be reached; waiting for it.");
@@ -324,33 +346,53 @@ class App {
     setTimeout(() => this.poll(), document.hidden ? 4000 : pause);
   }
 
+  // See what a job has written of a store since; whether all of it is there.
+  async look(at) {
+    const answer = await this.ask(`api/progress?source=${at}&since=${this.seqOf(at)}`);
+    this.setSeq(at, answer.seq);
+    if (at === this.settings.source) this.progress = answer;
+    if (answer.generation !== this.sources[at].generation) await this.describeAgain();
+    else await this.apply(at, answer.changed);
+    if (at === this.settings.source) {
+      this.panel.showProgress(answer);
+      if (this.settings.state) this.redraw();
+    }
+    return answer.complete;
+  }
+
   seqOf(index) { return this.seqs?.get(index) ?? this.sources[index].seq; }
   setSeq(index, seq) { (this.seqs ||= new Map()).set(index, Math.max(seq, this.seqOf(index))); }
 
-  apply(changed) {
+  async apply(at, changed) {
     let image = false;
     for (const [, name, level, y0, x0, y1, x1] of changed) {
       if (name === "image") { image = true; continue; }
       for (const layer of this.layers.values()) {
-        if (layer.sourceIndex === this.settings.source && layer.labelIndex === Number(name)) layer.invalidate(level, [y0, x0, y1, x1]);
+        if (layer.sourceIndex === at && layer.labelIndex === Number(name)) layer.invalidate(level, [y0, x0, y1, x1]);
       }
-      this.heat.invalidate(this.settings.source, Number(name), level, [y0, x0, y1, x1]);
+      this.heat.invalidate(at, Number(name), level, [y0, x0, y1, x1]);
     }
-    if (image) this.paneA.show(this.source, this.settings.source, (this.channelQuery() || "?") + `&at=${this.seqOf(this.settings.source)}`);
+    if (image) { await this.followChannels(at); this.showImage(at); }
     if (changed.length) this.redraw();
   }
 
   async describeAgain() {
-    const before = this.source, name = this.label?.name;
+    const before = this.sources, was = this.source, name = this.label?.name, other = this.compareTarget();
     this.sources = await this.ask("api/describe");
-    this.seqs?.clear();
-    const index = this.source.labels.findIndex((one) => one.name === name);
-    this.settings.label = Math.max(0, index);
+    const anew = (at) => this.sources[at].generation !== before[at].generation;
+    for (const at of before.keys()) if (anew(at)) this.seqs?.delete(at);
+    // Other labels may have come before them: they are found again by name.
+    const find = (at, wanted) => this.sources[at].labels.findIndex((one) => one.name === wanted);
+    this.settings.label = Math.max(0, find(this.settings.source, name));
+    if (other) this.settings.with = `${other.sourceIndex}.${find(other.sourceIndex, other.info.name)}`;
     for (const key of this.layers.keys()) if (!this.sources.some((source, at) => key.startsWith(`${at}.`) && key.endsWith(`.${source.generation}`))) this.layers.delete(key);
     this.heat.forget();
-    if (this.source.has_image !== before.has_image || String(this.source.extent) !== String(before.extent)) this.selectSource(false);
+    if (anew(this.settings.source)) this.panel.buildChannels();
+    if (this.source.has_image !== was.has_image || String(this.source.extent) !== String(was.extent)) this.selectSource(false);
     else this.selectLabel();
     this.panel.fillSelects();
+    if (String(this.source.channels.map((one) => one.window)) !== String(was.channels.map((one) => one.window))) this.showImage(this.settings.source);
+    this.setCompare();
   }
 
   // --- hands -----------------------------------------------------------------------------------
@@ -395,6 +437,11 @@ class App {
     try { await navigator.clipboard.writeText(location.href); say("Link copied. It works on this computer while this view runs."); }
     catch { say("The link is in the address bar."); }
   }
+}
+
+// The windows in which channels are shown that nobody has chosen any for.
+function usualWindows(channels) {
+  return channels.slice(0, FIRST_CHANNELS).map((one, index) => windowText(index, ...one.window, one.color));
 }
 
 function pick(one) { return one ? { color: one.color, shown: one.shown } : {}; }

@@ -87,10 +87,24 @@ export class Pane {
     return { y: (height / 2 - top) / zoom, x: (width / 2 - left) / zoom, zoom };
   }
 
-  goTo({ y, x, zoom }, immediately = false) {
-    const viewport = this.viewer.viewport, size = viewport.getContainerSize(), width = this.extent[1];
-    const span = size.x / (zoom || this.place().zoom) / width, tall = span * size.y / size.x;
-    viewport.fitBounds(new OpenSeadragon.Rect(x / width - span / 2, y / width - tall / 2, span, tall), immediately);
+  // Go to a place, as far as a hand could: near the slide, within the limits of zoom, or at 1:1.
+  goTo(place, immediately = false) {
+    const viewport = this.viewer.viewport, size = viewport.getContainerSize(), [height, width] = this.extent;
+    const within = (value, least, most) => Math.min(most, Math.max(least, value)), one = size.x / width;
+    const zoom = within(place.zoom || this.place().zoom, Math.min(1, viewport.getMinZoom() * one), viewport.getMaxZoom() * one);
+    const inside = (value, side, screen) => within(value, -0.2 * screen / zoom, side + 0.2 * screen / zoom);
+    viewport.fitBounds(this.boundsAt({ y: inside(place.y, height, size.y), x: inside(place.x, width, size.x), zoom }), immediately);
+  }
+
+  // Show what another pane shows, wherever that is.
+  follow(place) {
+    this.viewer.viewport.fitBounds(this.boundsAt(place), true);
+  }
+
+  boundsAt({ y, x, zoom }) {
+    const size = this.viewer.viewport.getContainerSize(), width = this.extent[1];
+    const span = size.x / zoom / width, tall = span * size.y / size.x;
+    return new OpenSeadragon.Rect(x / width - span / 2, y / width - tall / 2, span, tall);
   }
 
   toImage(point) {

@@ -4,6 +4,13 @@ import { bytes, hex } from "./settings.js";
 
 const $ = (id) => document.getElementById(id);
 
+export const FIRST_CHANNELS = 8; // shown until somebody chooses
+
+// How a channel is shown, as the server reads it.
+export function windowText(index, low, high, color) {
+  return `${index}:${+low.toPrecision(6)}:${+high.toPrecision(6)}:${color}`;
+}
+
 let hideToast = 0;
 export function say(text) {
   $("toast").textContent = text;
@@ -142,12 +149,12 @@ export class Panel {
   buildChannels(reset = false) {
     const source = this.app.source, kept = new Map();
     if (!reset) for (const part of this.settings.channels.split(",").filter(Boolean)) { const [index, low, high, color, shown] = part.split(":"); kept.set(Number(index), { low: Number(low), high: Number(high), color, shown: shown !== "0" }); }
-    this.channels = source.channels.map((channel, index) => ({ ...channel, low: channel.window[0], high: channel.window[1], shown: index < 8, ...kept.get(index) }));
+    this.channels = source.channels.map((channel, index) => ({ ...channel, low: channel.window[0], high: channel.window[1], shown: index < FIRST_CHANNELS, ...kept.get(index) }));
     if (reset) this.settings.channels = "";
     $("channels-section").hidden = !this.channels.length;
     $("image-section").hidden = Boolean(this.channels.length) || !source.has_image;
     $("channels").replaceChildren(...this.channels.map((one) => {
-      const changed = () => { this.settings.channels = this.channels.map((c, i) => `${i}:${+c.low.toPrecision(6)}:${+c.high.toPrecision(6)}:${c.color}:${c.shown ? 1 : 0}`).join(","); this.app.channelsChanged(); };
+      const changed = () => { this.settings.channels = this.channels.map((c, i) => `${windowText(i, c.low, c.high, c.color)}:${c.shown ? 1 : 0}`).join(","); this.app.channelsChanged(); };
       const box = make("input", { type: "checkbox", checked: one.shown });
       box.addEventListener("change", () => { one.shown = box.checked; changed(); });
       const color = aria(make("input", { type: "color", value: `#${one.color}` }), `Colour of ${one.name}`);
@@ -164,7 +171,7 @@ export class Panel {
   }
 
   channelWindows() {
-    return this.channels.map((one, index) => [one, index]).filter(([one]) => one.shown).map(([one, index]) => `${index}:${+one.low.toPrecision(6)}:${+one.high.toPrecision(6)}:${one.color}`);
+    return this.channels.map((one, index) => [one, index]).filter(([one]) => one.shown).map(([one, index]) => windowText(index, one.low, one.high, one.color));
   }
 
   // --- a running job ---------------------------------------------------------------------------
@@ -212,14 +219,14 @@ export class Panel {
     on("compare-select", "change", (event) => { this.settings.with = event.target.value; app.setCompare(); app.save(); });
     for (const id of ["brightness", "contrast"]) on(id, "input", (event) => this.setImage(id, Number(event.target.value)));
     on("image-reset", "click", () => { for (const id of ["brightness", "contrast"]) { $(id).value = 100; this.setImage(id, 100); } });
-    on("channels-auto", "click", () => { this.buildChannels(true); app.channelsChanged(); });
+    on("channels-auto", "click", async () => { await app.askChannels(app.settings.source).catch(() => {}); this.buildChannels(true); app.channelsChanged(); });
     for (const id of ["units", "tiles", "state", "certificate", "scale", "navigator"]) {
       on(`layer-${id}`, "change", (event) => { this.settings[id] = event.target.checked ? 1 : 0; this.showNavigator(); app.redraw(); app.save(); });
     }
     on("goto", "submit", (event) => {
       event.preventDefault();
       const numbers = ($("goto-text").value.match(/-?\d+(?:\.\d+)?/g) || []).map(Number), [height, width] = app.source.extent;
-      if (numbers.length < 2 || numbers[0] < 0 || numbers[1] < 0 || numbers[0] >= height || numbers[1] >= width) { say(`Type y and x in px, for example ${Math.round(height / 2)}, ${Math.round(width / 2)}.`); return; }
+      if (numbers.length < 2 || numbers.length > 3 || numbers[0] < 0 || numbers[1] < 0 || numbers[0] >= height || numbers[1] >= width || numbers[2] <= 0) { say(`Type y and x in px, for example ${Math.round(height / 2)}, ${Math.round(width / 2)}.`); return; }
       app.goTo(numbers[0], numbers[1], numbers[2] || 1);
     });
     on("next-object", "click", () => app.stepObject("next"));

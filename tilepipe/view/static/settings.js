@@ -18,7 +18,7 @@ const number = "-?[\\d.]+(?:e[+-]?\\d+)?";
 
 // What a link may say; a part that a hand or a mail has spoilt is passed over.
 const allowed = {
-  zoom: (value) => value > 0, source: whole, label: whole,
+  y: between(-1e9, 1e9), x: between(-1e9, 1e9), zoom: between(1e-9, 1e9), source: whole, label: whole,
   mode: like(/^(fill|outline|off)$/), compare: like(/^(off|swipe|side)$/),
   colors: like(/^(\d+:[0-9a-f]{6}(,|$))*$/i),
   channels: like(new RegExp(`^(\\d+:${number}:${number}:[0-9a-f]{6}:[01](,|$))*$`, "i")),
@@ -29,7 +29,7 @@ const allowed = {
 export function fromHash(hash) {
   const read = { ...defaults };
   for (const [key, text] of new URLSearchParams(hash.replace(/^#/, ""))) {
-    if (!(key in defaults)) continue;
+    if (!Object.hasOwn(defaults, key)) continue;
     const plain = defaults[key], numeric = typeof plain === "number" || plain === null;
     const value = numeric ? Number(text) : text;
     if ((!numeric || Number.isFinite(value)) && (allowed[key]?.(value) ?? true)) read[key] = value;
