@@ -1,6 +1,7 @@
 """The bounded stream through a real Dask client in this process."""
 
 import asyncio
+import os
 import threading
 import time
 from collections import Counter
@@ -698,6 +699,17 @@ def test_what_is_started_here_listens_here_and_says_nothing(monkeypatch, capfd, 
     assert len(found) > len(how)
     assert {address for address, _ in found} == {"127.0.0.1"}
     assert "".join(capfd.readouterr()) == ""
+
+
+def test_processes_that_were_started_leave_the_environment_as_it_was(monkeypatch):
+    """Dask sets what they inherit here: a script's next program had one thread a library."""
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with connect("local", workers=1) as own:
+        seen = own.client.submit(lambda: dict(os.environ)).result(timeout=60)
+        assert (seen["OMP_NUM_THREADS"], seen["MKL_NUM_THREADS"]) == ("1", "3")
+    assert "OMP_NUM_THREADS" not in os.environ
+    assert os.environ["MKL_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize(

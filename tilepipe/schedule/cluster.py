@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tilepipe.errors import ScheduleError
 from tilepipe.malloc import one_arena
-from tilepipe.schedule.local import LANES, forget_handlers, local_cluster
+from tilepipe.schedule.local import LANES, forget_handlers, local_cluster, same_environment
 from tilepipe.schedule.versions import Sealed, ask_versions, version_here
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def connect(
         if scheduler == "local":
             one_arena()
             with ExitStack() as held:
+                held.enter_context(same_environment())
                 held.callback(forget_handlers)
                 cluster = local_cluster(workers, gpus, lanes)
                 held.callback(_close, cluster)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,27 @@ def _gpu_cluster(numbers: list[int], lanes: int, dashboard: str) -> Any:
         },
         silence_logs=logging.CRITICAL,
     )
+
+
+@contextmanager
+def same_environment() -> Iterator[None]:
+    """Leave this process's environment as it was.
+
+    What Dask has its worker processes inherit (one thread for each library) it sets here, and
+    leaves; what a script starts after a run would compute with one thread.
+    """
+    import dask
+
+    names = dask.config.get("distributed.nanny.pre-spawn-environ", {})
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def forget_handlers() -> None:
