@@ -52,6 +52,16 @@ def test_train_from_flags(folders):
     assert out.with_suffix(".png").is_file()
 
 
+def test_without_images_to_choose_by_no_metric_is_told(folders):
+    told = call(
+        "train", "--images", folders / "img", "--labels", folders / "lab",
+        "-o", folders / "w.safetensors", *SMALL, "--val-share", 0,
+    ).output  # fmt: skip
+    assert "3 images to learn from, 0 to choose by" in told
+    assert "metric" not in told
+    assert "nan" not in told
+
+
 def test_train_from_a_job_as_json(folders):
     (folders / "job.toml").write_text(
         'images = "img"\nlabels = "lab"\ntarget = "foreground"\nsteps = 9\nbase = 2\nbatch = 1\n'

@@ -194,7 +194,7 @@ class _Display:
             console=self.console,
         )
         self.task = self.progress.add_task("", total=1.0)
-        self.metric = float("nan")
+        self.metric = ""
         self.lines = _Lines(as_json=False)
 
     def __enter__(self) -> _Display:
@@ -212,7 +212,7 @@ class _Display:
             self.lines.show(event)
         if isinstance(event, Stepped):
             text = (
-                f"step {event.step}  loss {event.loss:.4f}  metric {self.metric:.4f}  "
+                f"step {event.step}  loss {event.loss:.4f}  {self.metric}"
                 f"{event.samples_per_s:.1f} samples/s"
             )
             self.progress.update(self.task, completed=event.progress, description=text)
@@ -222,8 +222,8 @@ class _Display:
                 f"{event.training} images to learn from, {event.validation} to choose by; "
                 f"{event.parameters} parameters; {event.device}, {event.precision}{resumed}"
             )
-        else:
-            self.metric = event.metric
+        elif event.scores:  # else there are no images to choose by
+            self.metric = f"metric {event.metric:.4f}  "
             kinds = "; ".join(
                 f"{score.kind or 'all'}: Dice {score.dice:.4f}"
                 + ("" if score.f1 is None else f", F1 {score.f1:.4f}")
