@@ -21,9 +21,12 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore
 
 from tilepipe.errors import StoreError
+from tilepipe.replaced import ARRAY_METADATA
 from tilepipe.spec import at_home
 from tilepipe.store.explain import explained
 from tilepipe.store.partial import PARTIAL, is_abandoned, partial_of
+
+_NODE_METADATA = (*ARRAY_METADATA, ".zgroup", ".zattrs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +290,7 @@ class LocalFiles:
                 if folder:
                     path.unlink(missing_ok=True)
                 return
+            _forget_arrays(path)
             for found in list(os.scandir(path)):
                 if found.name in keep:
                     continue
@@ -311,6 +315,20 @@ class LocalFiles:
     def zarr_store(self, *, read_only: bool) -> ZarrStore:
         """Return zarr's view of the folder."""
         return LocalStore(self.root, read_only=read_only)
+
+
+def _forget_arrays(folder: Path) -> None:
+    """Remove the metadata of the arrays under a folder before their chunks go.
+
+    Whoever reads one then knows that what is not there was not all 0 (``tilepipe.replaced``).
+    """
+    with os.scandir(folder) as scan:
+        below = [Path(found.path) for found in scan if found.is_dir(follow_symlinks=False)]
+    for one in below:
+        if any((one / name).is_file() for name in _NODE_METADATA):
+            _forget_arrays(one)
+            for name in ARRAY_METADATA:
+                (one / name).unlink(missing_ok=True)
 
 
 def _read_plain(path: Path, limit_bytes: int | None) -> bytes:
