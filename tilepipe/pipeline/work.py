@@ -202,6 +202,8 @@ class SlideWork:
             )
             damage = damage_told(store.journal(None, self.ticket.image_fingerprint), INGEST)
             self.summary["damaged_tiles"] = damage["n_damaged"]
+            # `finish` may have completed what a part, which ends after it, has seen unfinished.
+            image_done |= finished and record.get("state") == "done"
             state = "done" if image_done else "units failed" if not finished else "running"
             if (record.get("state"), record.get("damaged")) != (state, damage["damaged"]):
                 record.update(state=state, **damage)
@@ -249,7 +251,9 @@ class SlideWork:
                 "tissue": dict(skipped),
                 "mpix_per_s": self.summary["mpix_per_s"],
             }
-        if fresh or record.get("state") != self.state:  # a run that finds all done changes nothing
+        completed = self.state == "part done" and record.get("state") == "done"  # by `finish`
+        # A run that finds all done changes nothing.
+        if not completed and (fresh or record.get("state") != self.state):
             label.write_record({**record, **updated})
         if self.ticket.instances is not None:
             self.summary["instances"] = close_instances(
