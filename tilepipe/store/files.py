@@ -22,7 +22,7 @@ from zarr.storage import LocalStore
 
 from tilepipe.errors import StoreError
 from tilepipe.replaced import ARRAY_METADATA
-from tilepipe.spec import at_home
+from tilepipe.spec import at_home, resolved
 from tilepipe.store.explain import explained
 from tilepipe.store.partial import PARTIAL, is_abandoned, partial_of
 
@@ -125,7 +125,7 @@ def overlap(one: str, other: str) -> bool:
     if "://" in one.removeprefix("file://") or "://" in other.removeprefix("file://"):
         a, b = (location.rstrip("/") + "/" for location in (one, other))
         return a.startswith(b) or b.startswith(a)
-    roots = [Path(at_home(each.removeprefix("file://"))).resolve() for each in (one, other)]
+    roots = [resolved(at_home(each.removeprefix("file://"))) for each in (one, other)]
     return roots[0].is_relative_to(roots[1]) or roots[1].is_relative_to(roots[0])
 
 
@@ -152,8 +152,8 @@ class LocalFiles:
         path = self.root / key
         folder = path.parent
         if folder not in self._inside:
-            root = self.root.resolve()
-            if not folder.resolve().is_relative_to(root):
+            root = resolved(self.root)
+            if not resolved(folder).is_relative_to(root):
                 raise StoreError(
                     f"{self.location}: {key} lies behind a link that leaves the store; "
                     "remove the link"
@@ -169,7 +169,7 @@ class LocalFiles:
     def check_inside(self, key: str) -> None:
         """Raise StoreError if ``key`` itself leads out of the root."""
         path = self.path(key)
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        if not resolved(path).is_relative_to(resolved(self.root)):
             raise StoreError(
                 f"{self.location}: {key} is a link that leaves the store; remove the link"
             )
