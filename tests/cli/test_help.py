@@ -76,6 +76,20 @@ def test_a_full_disk_under_stdout_is_one_message(tmp_path, unbuffered):
     assert result.stderr == "Error: No space left on device\n"
 
 
+@pytest.mark.parametrize("command", ["run /s.tif -o /s.zarr", "inspect s.tif", "models"])
+def test_a_current_folder_that_was_removed_is_told(tmp_path, command):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f'rmdir ../gone && exec "$@" {command}'
+    result = subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-m", "tilepipe"],
+        cwd=gone, env={**os.environ, "PYTHONPATH": str(README.parent)},
+        stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "Error: the current folder cannot be found" in result.stderr
+
+
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-"])
 def test_closed_streams_change_nothing(tmp_path, closed):
     """Started by what gives it no stderr, every run failed before it had begun."""
