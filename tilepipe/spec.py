@@ -223,7 +223,7 @@ class JobSpec(BaseModel):
         values = read_toml(path)
         for key, value in values.items():
             if isinstance(value, str) and is_path(value) and _names_file(key, value):
-                values[key] = str((path.parent / at_home(value)).resolve())
+                values[key] = str(resolved(path.parent / at_home(value)))
         return cls.checked(overridden(values, flags), source=str(path))
 
     def replace(self, **changes: Any) -> JobSpec:
@@ -273,6 +273,14 @@ def at_home(path: str) -> str:
     A name that begins so and is no user's stays: files may be called ``~old.tif``.
     """
     return os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises where there is no such user
+
+
+def resolved(path: str | Path) -> Path:
+    """Return where a path leads once links are followed.
+
+    One that leads to itself is left there: whoever opens it says so, as of any file that cannot be.
+    """
+    return Path(os.path.realpath(path))
 
 
 def is_path(text: str) -> bool:

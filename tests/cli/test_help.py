@@ -101,6 +101,33 @@ def test_a_full_disk_under_stdout_is_one_message(tmp_path, unbuffered):
     assert result.stderr == "Error: No space left on device\n"
 
 
+@pytest.mark.parametrize("command", ["run /s.tif -o /s.zarr", "inspect s.tif", "models"])
+def test_a_current_folder_that_was_removed_is_told(tmp_path, command):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f'rmdir ../gone && exec "$@" {command}'
+    result = subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-m", "tilepipe"],
+        cwd=gone, env={**os.environ, "PYTHONPATH": str(README.parent)},
+        stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "Error: the current folder cannot be found" in result.stderr
+
+
+def test_a_configuration_of_dask_that_is_broken_is_told(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "s.tif")
+    (tmp_path / "dask.yaml").write_text("distributed: [1, 2\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "tilepipe", "ingest", "s.tif", "-o", "s.zarr"],
+        cwd=tmp_path, env={**os.environ, "DASK_CONFIG": str(tmp_path)},
+        stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "Error: Dask cannot read its configuration: " in result.stderr
+    assert f"{tmp_path}/dask.yaml" in result.stderr
+
+
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-"])
 def test_closed_streams_change_nothing(tmp_path, closed):
     """Started by what gives it no stderr, every run failed before it had begun."""

@@ -130,6 +130,16 @@ def test_a_part_of_many_slides_does_not_tell_that_they_are_done(folder, zygote, 
     assert [row["state"] for row in status(out).values()] == ["done"] * 2
 
 
+def test_a_link_that_leads_to_itself_stops_nobody(folder, zygote, flags, tmp_path):
+    link = tmp_path / "loop.tif"
+    link.symlink_to(link)
+    out = tmp_path / "out"
+    zygote.run("run", folder / "s00.tif", link, folder / "s01.tif", "-o", out, *flags, code=1)
+    rows = status(out)
+    assert [rows[f"s0{n}.tif"]["state"] for n in (0, 1)] == ["done", "done"]
+    assert "symbolic links" in rows["loop.tif"]["reason"]
+
+
 @pytest.mark.parametrize("by", ["arguments", "manifest"])
 def test_several_stores_are_segmented_where_they_lie(folder, zygote, flags, tmp_path, by):
     names = ["a/s00.zarr", "a/s01.ome.zarr"]

@@ -4,8 +4,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from tilepipe.cli.main import main
 from tilepipe.errors import StoreError
 from tilepipe.pipeline import prepare as prepare_room
 from tilepipe.pipeline.events import ignore
@@ -76,6 +78,27 @@ def test_a_killed_part_goes_on(
     zygote.run("run", slide, "-o", store, *flags, "--part", "1/2")
     zygote.run("finish", store, "--quiet")
     equal(store, reference)
+
+
+@pytest.mark.parametrize("more", [[], ["--instances"]], ids=["mask", "objects"])
+def test_a_part_that_ends_after_finish_takes_nothing_back(
+    zygote, slide, flags, tmp_path, monkeypatch, more
+):
+    store = tmp_path / "out.zarr"
+    close = SlideWork.close
+
+    def late(work, reason):
+        zygote.run("finish", store, "--quiet")
+        close(work, reason)
+
+    monkeypatch.setattr(SlideWork, "close", late)
+    command = ["run", slide, "-o", store, *flags, *more, "--part", "0/2", "--quiet"]
+    result = CliRunner().invoke(main, [str(arg) for arg in command])
+    assert result.exit_code == 0, result.output
+    found = open_store(str(store))
+    states = [found.label(name).read_record()["state"] for name in found.labels]
+    assert states == ["done"] * (1 + len(more))
+    assert found.read_record()["state"] == "done"
 
 
 def test_a_label_is_not_taken_away_from_those_that_write_parts_of_it(

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 
 from tilepipe.cli.main import main
 from tilepipe.errors import StoreError, VerifyError
-from tilepipe.infer import verify
+from tilepipe.infer import certify, verify
 from tilepipe.infer.recompute import places
 from tilepipe.notebook import open_result
 from tilepipe.pipeline.output import running
@@ -111,6 +112,29 @@ def test_a_certificate_that_cannot_be_kept_is_said_to_be_lost(store, monkeypatch
     assert "note: the certificate could not be kept beside the mask: waves.zarr: cannot" in said
     told = json.loads(tilepipe("verify", store, "--samples", "1", "--json", "-q").stdout)
     assert "No space left on device" in told["notes"][0]
+
+
+@pytest.mark.parametrize(("seed", "passes"), [(0, True), (1, True), (1, False)])
+def test_a_mask_that_is_begun_anew_meanwhile_gets_no_certificate(
+    store, slide, monkeypatch, seed, passes
+):
+    begun = label_of(store).read_record()["started"]
+
+    def compare(*_args, **_options):
+        monkeypatch.undo()
+        while time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) == begun:
+            time.sleep(0.05)
+        other = [*RANDOM, "--weights", f"random:{seed}", "--quiet", "--overwrite"]
+        tilepipe("run", slide, "-o", store, *other)
+        if not passes:
+            raise VerifyError("the places differ")
+        return []
+
+    monkeypatch.setattr(certify, "_compare", compare)
+    with pytest.raises(VerifyError, match="was begun anew by another job, or taken away"):
+        verify(str(store))
+    assert "verified" not in label_of(store).read_record()
+    verify(str(store))
 
 
 @pytest.mark.parametrize("array", ["labels/unet/0", "labels/unet/1", "0", "1"])

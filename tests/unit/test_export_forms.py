@@ -26,6 +26,7 @@ from tilepipe.export import (
 )
 from tilepipe.export.detail import busiest
 from tilepipe.export.report import write_report
+from tilepipe.export.sink import whole_path
 from tilepipe.infer import verify
 from tilepipe.slide import open_slide
 from tilepipe.spec import LabelClass
@@ -486,3 +487,15 @@ def test_an_ome_tiff_has_the_colours_of_its_channels(tmp_path):
     with tifffile.TiffFile(tmp_path / "four.ome.tif") as tif:
         written = re.findall(r'Color="(-?\d+)"', tif.ome_metadata)
     assert [int(one) for one in written] == [-16776961, 16711935, 65535, -8388353]
+
+
+def test_two_that_write_one_file_at_once_do_not_write_into_each_others(tmp_path):
+    path = tmp_path / "a.csv"
+    with whole_path(path) as first:
+        first.write_text("the first")
+        with whole_path(path) as second:
+            assert not second.exists()
+            second.write_text("the second, longer")
+        assert path.read_text() == "the second, longer"
+    assert path.read_text() == "the first"
+    assert list(tmp_path.iterdir()) == [path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -148,6 +149,19 @@ def test_damaged_chunk_is_filled_and_recorded(tmp_path):
     wanted = IMAGE.copy()
     wanted[:, 32:64, 32:64] = 255
     np.testing.assert_array_equal(got, wanted[:, 5:99, 5:88])
+
+
+@pytest.mark.parametrize("on_damage", ["error", "fill"])
+@pytest.mark.parametrize("how", ["anew", "gone"])
+def test_an_image_that_is_written_anew_while_it_is_read_is_told(tmp_path, on_damage, how):
+    path = write(tmp_path / "a.zarr", [IMAGE], "cyx")
+    with open_slide(path, on_damage=on_damage) as slide:
+        slide.read(Box(0, 0, 9, 9))
+        shutil.rmtree(path)  # its chunks would be read as 0
+        if how == "anew":
+            write(path, [255 - IMAGE], "cyx")
+        with pytest.raises(SlideError, match="was begun anew by another program, or taken away"):
+            slide.read(Box(0, 0, 9, 9))
 
 
 def test_fingerprint_sees_other_pixels_but_not_new_labels(tmp_path):

@@ -1,13 +1,14 @@
 import os
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 from zarr.storage import LocalStore
 
-from tilepipe.errors import StoreError
+from tilepipe.errors import MismatchError, StoreError
 from tilepipe.spec import default_classes
-from tilepipe.store import LocalFiles, checksum_of, create_store, open_store
+from tilepipe.store import Level, LocalFiles, checksum_of, create_store, open_store
 from tilepipe.tiling import Box
 from tilepipe.tiling.grid import Unit
 
@@ -19,7 +20,9 @@ def texture(shape, dtype, seed=0):
     return rng.integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
 
 
-def make(path, *, channels=3, dtype="uint8", extent=(300, 210), version="0.5", unit_px=128):
+def make(
+    path, *, channels=3, dtype="uint8", extent=(300, 210), version="0.5", unit_px=128, **options
+):
     return create_store(
         str(path),
         channels=channels,
@@ -30,6 +33,7 @@ def make(path, *, channels=3, dtype="uint8", extent=(300, 210), version="0.5", u
         ome_zarr=version,
         unit_px=unit_px,
         chunk_px=64,
+        **options,
     )
 
 
@@ -262,3 +266,52 @@ def test_a_unit_of_minus_zeros_is_stored(tmp_path, version):
     checksums = write_all(level, np.full((1, 300, 210), -0.0, np.float32))
     assert not list(level.not_stored())
     assert {(unit.iy, unit.ix): level.checksum(unit) for unit in level.grid} == checksums
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+@pytest.mark.parametrize("is_label", [True, False])
+def test_what_is_begun_anew_while_it_is_read_is_told(tmp_path, version, is_label):
+    path = tmp_path / "a.zarr"
+    store = make(path, version=version)
+
+    def begun() -> Level:
+        if not is_label:
+            return store.image(0)
+        label = store.create_label("m", classes=default_classes(2), unit_px=128, overwrite=True)
+        return label.level(0)
+
+    level = begun()
+    write_all(level, texture((*level.lead, *level.shape), "uint8"))
+    level.read(Box(0, 0, 9, 9))
+    os.utime(level._folder / ("zarr.json" if version == "0.5" else ".zarray"), ns=(1, 1))
+    with pytest.raises(MismatchError, match=r"begun anew by another process, or taken away, while"):
+        level.read(Box(0, 0, 9, 9))
+    store = make(path, version=version, overwrite=True)
+    begun().read(Box(0, 0, 9, 9))
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+@pytest.mark.parametrize("is_label", [True, False])
+def test_of_what_is_taken_away_no_chunk_goes_before_that_is_seen(
+    tmp_path, version, is_label, monkeypatch
+):
+    store = make(tmp_path / "a.zarr", version=version)
+    label = store.create_label("m", classes=default_classes(2), unit_px=128)
+    level = label.level(0) if is_label else store.image(0)
+    write_all(level, texture((*level.lead, *level.shape), "uint8"))
+    remove, seen = shutil.rmtree, []
+
+    def rmtree(folder, *args, **options):
+        whole = any(file.stat().st_size > 2000 for file in level._folder.rglob("*"))
+        with pytest.raises(MismatchError):
+            level.read(Box.of_shape(level.shape))
+        seen.append(whole)
+        monkeypatch.undo()
+        remove(folder, *args, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    if is_label:
+        store.files.delete_tree("labels/m")
+    else:
+        store.files.delete_tree("", keep=("zarr.json", ".zattrs", ".zgroup"))
+    assert seen == [True]

@@ -107,6 +107,21 @@ def test_a_new_label_is_described_again(running):
     assert [one["name"] for one in source.describe()["labels"]] == ["unet", "second"]
 
 
+def test_a_mask_that_the_same_job_made_anew_is_shown(running):
+    store, label, mask = running
+    record = label.read_record()
+    box = Box(0, 0, UNIT, UNIT)
+    label.write_record({**record, "started": "2026-01-01T00:00:00Z"})
+    write(store, label, mask, 0, 0, 0)
+    source = Source(store.location, ByteLRU(64 << 20))
+    assert np.array_equal(look(source).read(0, box), mask[box.slices])
+
+    again = store.create_label("unet", classes=default_classes(4), unit_px=UNIT, overwrite=True)
+    again.write_record({**record, "started": "2026-01-01T00:01:00Z"})
+    write(store, again, mask % 3 + 1, 0, 0, 0)
+    assert np.array_equal(look(source).read(0, box), mask[box.slices] % 3 + 1)
+
+
 def test_failed_units_are_told(running):
     store, label, _ = running
     source = Source(store.location, ByteLRU(1 << 20))

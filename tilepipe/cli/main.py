@@ -13,12 +13,13 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
-from tilepipe.errors import TilepipeError
+from tilepipe.errors import StoreError, TilepipeError
 from tilepipe.malloc import one_arena
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -83,6 +84,7 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Call the command; an interruption ends it with what comes next and exit code 130."""
+        check_folder()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -114,6 +116,20 @@ def open_closed_streams() -> None:
             handle = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(handle, True)  # for worker processes
             setattr(sys, name, os.fdopen(handle, mode))
+
+
+def check_folder() -> None:
+    """Raise StoreError where the folder that the command runs in was removed.
+
+    Each relative path would be found missing by itself, and torch's libraries end the process.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise StoreError(
+            f"the current folder cannot be found ({error.strerror}): it was removed, or made anew "
+            'under this shell; change into one that is there (cd "$PWD" if it was made anew)'
+        ) from error
 
 
 def stop_on_signals() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilepipe.errors import SpecError
-from tilepipe.spec import JobSpec, at_home, is_path
+from tilepipe.spec import JobSpec, at_home, is_path, resolved
 
 if TYPE_CHECKING:
     from tilepipe.pipeline.run import Request
@@ -88,7 +88,7 @@ def _place(location: str) -> list[str]:
     """Return the folders that lead to a location, however it is spelled."""
     if "://" in location:
         return location.rstrip("/").split("/")
-    return list(Path(at_home(location)).resolve().parts)
+    return list(resolved(at_home(location)).parts)
 
 
 def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Request]:
@@ -117,12 +117,12 @@ def _from_manifest(path: Path, output: str | None, spec: JobSpec) -> list[Reques
             name = slide
         elif "://" not in (name := name or default_output(slide)):
             target = Path(name)
-            inside = (folder / target).resolve()
-            if target.is_absolute() or not inside.is_relative_to(folder.resolve()):
+            inside = resolved(folder / target)
+            if target.is_absolute() or not inside.is_relative_to(resolved(folder)):
                 raise SpecError(
                     f"{path}: line {number}: output {name!r} leaves the output folder {folder}"
                 )
-            if inside in (folder.resolve(), folder.resolve() / status_name(spec)):
+            if inside in (resolved(folder), resolved(folder) / status_name(spec)):
                 raise SpecError(
                     f"{path}: line {number}: output {name!r} is where the table of all slides "
                     "goes; give it another name"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,7 +45,8 @@ def whole_path(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise ExportError(f"{path}: exists already; pass --overwrite, or another --output")
     if not path.parent.is_dir():
         raise ExportError(f"{path}: its folder {path.parent} does not exist; create it first")
-    part = path.with_name(f".{path.name}.partial")
+    # Of its own: what two processes write to one name at once would be in one file.
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         yield part
         part.replace(path)

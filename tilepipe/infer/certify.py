@@ -117,9 +117,10 @@ def verify(
     try:
         certificate = _verify(store, found, record, samples, slide, weights, tell, started_s)
     except VerifyError as error:
-        _keep(location, name, {"passed": False, "date": _now(), "reason": str(error)[:2000]})
+        failed = {"passed": False, "date": _now(), "reason": str(error)[:2000]}
+        _keep(location, name, failed, of=record)
         raise
-    if why := _keep(location, name, certificate.to_json()):
+    if why := _keep(location, name, certificate.to_json(), of=record):
         note = f"the certificate could not be kept beside the mask: {why}"
         return replace(certificate, notes=(*certificate.notes, note))
     return certificate
@@ -313,11 +314,23 @@ def _made_by_tilepipe(store: Store) -> tuple[str, ...]:
     return tuple(n for n in store.labels if "settings" in store.label(n).read_record())
 
 
-def _keep(location: str, name: str, certificate: dict[str, Any]) -> str | None:
-    """Store the certificate beside the label, or return why not: verify only needs to read."""
+def _keep(
+    location: str, name: str, certificate: dict[str, Any], *, of: Mapping[str, Any]
+) -> str | None:
+    """Store the certificate beside the label, or return why not: verify only needs to read.
+
+    Raises VerifyError where the label is no more the one whose record is ``of``: what was found of
+    that holds for no other.
+    """
     try:
-        label = open_store(location, writable=True).label(name)
-        label.write_record({**label.read_record(), "verified": certificate})
+        store = open_store(location, writable=True)
+        now = store.label(name).read_record() if name in store.labels else {}
+        if any(now.get(key) != of.get(key) for key in ("fingerprint", "started")):
+            raise VerifyError(
+                f"{location}: label {name} was begun anew by another job, or taken away, while it "
+                "was verified; verify it again when that is done"
+            )
+        store.label(name).write_record({**now, "verified": certificate})
     except (StoreError, OSError) as error:
         return str(error)
     return None

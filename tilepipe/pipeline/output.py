@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from tilepipe.errors import MismatchError, StoreError
 from tilepipe.packages import version_of
 from tilepipe.pipeline.job import fingerprint
 from tilepipe.slide import Slide
-from tilepipe.spec import JobSpec
+from tilepipe.spec import JobSpec, resolved
 from tilepipe.store import Store, create_store, open_files, open_store, what_is_at
 from tilepipe.tiling import round_up
 
@@ -83,7 +84,7 @@ def _locked(location: str, what: str, lock: Callable[[int], T]) -> Iterator[T]:
     The file goes with its last lock: of every output that was ever written one would stay.
     """
     local = location.removeprefix("file://")
-    place = location.rstrip("/") if is_remote(local) else str(Path(local).resolve())
+    place = location.rstrip("/") if is_remote(local) else str(resolved(local))
     name = hashlib.sha256(os.fsencode(f"{place}|{what}")).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"tilepipe-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -226,6 +227,7 @@ def open_image(
             "mpp_source": slide.mpp_source,
             "notes": list(slide.notes),
             "versions": versions(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "state": "running",
         }
     )

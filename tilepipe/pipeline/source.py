@@ -12,7 +12,7 @@ from tilepipe.pipeline.stored import StoredImage, check_whole
 from tilepipe.slide import Slide, open_slide
 from tilepipe.slide.pixels import exact_dtype
 from tilepipe.slide.tissue import Image
-from tilepipe.spec import JobSpec, at_home
+from tilepipe.spec import JobSpec, at_home, resolved
 from tilepipe.store import Store, open_files, open_store, overlap, what_is_at
 from tilepipe.tiling import Shape
 from tilepipe.tiling.grid import level_extents
@@ -141,7 +141,7 @@ def default_output(slide: str) -> str:
 def _same(one: str, other: str) -> bool:
     if is_remote(one) or is_remote(other):
         return one.rstrip("/") == other.rstrip("/")
-    return Path(one).resolve() == Path(other).resolve()
+    return resolved(one) == resolved(other)
 
 
 def resolve_level(source: Source, spec: JobSpec) -> int:

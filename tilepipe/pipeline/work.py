@@ -255,7 +255,7 @@ class SlideWork:
                 store,
                 self.ticket.label,
                 self.ticket.instances_fingerprint,
-                state=state,
+                state=self.state,
                 units={
                     name: self.summary["units"][name]
                     for name in ("find objects", "join objects", "instances", "instance pyramid")

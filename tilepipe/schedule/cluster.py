@@ -91,10 +91,18 @@ def connect(
     TLS material for ``tls://`` comes from Dask's own configuration
     (``DASK_DISTRIBUTED__COMM__TLS__*`` or its YAML files).
 
-    Raises ScheduleError if no scheduler answers or it has no worker.
+    Raises ScheduleError if no scheduler answers or it has no worker, or if Dask's configuration
+    cannot be read.
     """
-    import dask
-    from distributed import Client
+    try:
+        import dask
+        from distributed import Client
+    except (ValueError, OSError) as error:  # it reads all of its files as it is imported
+        said = " ".join(str(error).split())
+        raise ScheduleError(
+            f"Dask cannot read its configuration: {said}; mend that file, or name another folder "
+            "in DASK_CONFIG"
+        ) from error
 
     # A lost worker is told once, by us; the library's tracebacks would bury the message.
     for name in (

@@ -16,6 +16,7 @@ import numpy as np
 
 from tilepipe.blosc import HEADER_BYTES, frame_bytes, is_blosc
 from tilepipe.errors import DamageError, SlideError, no_image_said
+from tilepipe.replaced import mark_of
 from tilepipe.slide.channels import default_channels
 from tilepipe.slide.damage import Damage, DamagedTile
 from tilepipe.slide.fingerprint import fingerprint_folder
@@ -104,6 +105,8 @@ class OmeZarrSlide:
         self.dtype = exact_dtype(path, first.dtype, first.dtype.itemsize * 8, notes)
         self.channels = 1 if self._c is None else int(first.shape[self._c])
         self._arrays = self._true_levels(arrays, notes)
+        self._folders = [Path(path) / array.path for array in self._arrays]
+        self._marks = [mark_of(folder) for folder in self._folders]
         self._check_chunks()
         self.notes = tuple(notes)
         self.levels = tuple(self._level_info(array) for array in self._arrays)
@@ -176,13 +179,31 @@ class OmeZarrSlide:
         return PixelSize(None, "unknown: the OME-Zarr axes have no length unit; pass --slide-mpp")
 
     def read(self, box: Box, *, level: int = 0) -> Pixels:
-        """Pixels (c, y, x) of ``box``, level px; DamageError where a chunk cannot be decoded."""
+        """Pixels (c, y, x) of ``box``, level px; DamageError where a chunk cannot be decoded.
+
+        SlideError where another program has begun the image anew since it was opened.
+        """
         check_read(self, box, level)
+        pixels = self._read_or_fill(box, level)
+        self._check_same(level)
+        return pixels
+
+    def _check_same(self, level: int) -> None:
+        """Raise SlideError if what was just read may be of another array, or of none."""
+        if mark_of(self._folders[level]) != self._marks[level]:
+            raise SlideError(
+                f"{self.path}: level {level} was begun anew by another program, or taken away, "
+                "while it was read; what is done is of the image as it was: restore that and run "
+                "the same command again, or begin anew with --overwrite once it stays as it is"
+            )
+
+    def _read_or_fill(self, box: Box, level: int) -> Pixels:
         try:
             return self._read_stored(box, level)
         except MemoryError:  # this machine's to lack, not the chunk's
             raise
         except Exception as error:
+            self._check_same(level)
             said = " ".join(str(error).split())[:200] or type(error).__name__
             if self._on_damage == "fill":
                 return self._read_around(box, level)

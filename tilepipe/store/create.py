@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 
 from tilepipe.errors import StoreError
-from tilepipe.spec import at_home
+from tilepipe.spec import at_home, resolved
 from tilepipe.store.attributes import (
     StoreFacts,
     find_version,
@@ -193,8 +193,8 @@ def _around(location: str) -> Iterator[str]:
         bucket, *parts = location.removeprefix("s3://").rstrip("/").split("/")
         yield from ("/".join(["s3:/", bucket, *parts[:n]]) for n in range(len(parts) - 1, 0, -1))
     else:
-        path = Path(at_home(location.removeprefix("file://")))
-        yield from (str(parent) for parent in path.resolve().parents)
+        path = resolved(at_home(location.removeprefix("file://")))
+        yield from (str(parent) for parent in path.parents)
 
 
 def _make_room(files: Files, *, overwrite: bool) -> None:

@@ -21,9 +21,12 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore
 
 from tilepipe.errors import StoreError
-from tilepipe.spec import at_home
+from tilepipe.replaced import ARRAY_METADATA
+from tilepipe.spec import at_home, resolved
 from tilepipe.store.explain import explained
 from tilepipe.store.partial import PARTIAL, is_abandoned, partial_of
+
+_NODE_METADATA = (*ARRAY_METADATA, ".zgroup", ".zattrs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ def overlap(one: str, other: str) -> bool:
     if "://" in one.removeprefix("file://") or "://" in other.removeprefix("file://"):
         a, b = (location.rstrip("/") + "/" for location in (one, other))
         return a.startswith(b) or b.startswith(a)
-    roots = [Path(at_home(each.removeprefix("file://"))).resolve() for each in (one, other)]
+    roots = [resolved(at_home(each.removeprefix("file://"))) for each in (one, other)]
     return roots[0].is_relative_to(roots[1]) or roots[1].is_relative_to(roots[0])
 
 
@@ -149,8 +152,8 @@ class LocalFiles:
         path = self.root / key
         folder = path.parent
         if folder not in self._inside:
-            root = self.root.resolve()
-            if not folder.resolve().is_relative_to(root):
+            root = resolved(self.root)
+            if not resolved(folder).is_relative_to(root):
                 raise StoreError(
                     f"{self.location}: {key} lies behind a link that leaves the store; "
                     "remove the link"
@@ -166,7 +169,7 @@ class LocalFiles:
     def check_inside(self, key: str) -> None:
         """Raise StoreError if ``key`` itself leads out of the root."""
         path = self.path(key)
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        if not resolved(path).is_relative_to(resolved(self.root)):
             raise StoreError(
                 f"{self.location}: {key} is a link that leaves the store; remove the link"
             )
@@ -291,6 +294,7 @@ class LocalFiles:
                 if folder:
                     path.unlink(missing_ok=True)
                 return
+            _forget_arrays(path)
             for found in list(os.scandir(path)):
                 if found.name in keep:
                     continue
@@ -315,6 +319,20 @@ class LocalFiles:
     def zarr_store(self, *, read_only: bool) -> ZarrStore:
         """Return zarr's view of the folder."""
         return LocalStore(self.root, read_only=read_only)
+
+
+def _forget_arrays(folder: Path) -> None:
+    """Remove the metadata of the arrays under a folder before their chunks go.
+
+    Whoever reads one then knows that what is not there was not all 0 (``tilepipe.replaced``).
+    """
+    with os.scandir(folder) as scan:
+        below = [Path(found.path) for found in scan if found.is_dir(follow_symlinks=False)]
+    for one in below:
+        if any((one / name).is_file() for name in _NODE_METADATA):
+            _forget_arrays(one)
+            for name in ARRAY_METADATA:
+                (one / name).unlink(missing_ok=True)
 
 
 def _read_plain(path: Path, limit_bytes: int | None) -> bytes:

@@ -16,7 +16,8 @@ from zarr.abc.store import Store as ZarrStore
 
 from tilepipe.blosc import is_blosc
 from tilepipe.buffers import empty
-from tilepipe.errors import StoreError, TilepipeError
+from tilepipe.errors import MismatchError, StoreError, TilepipeError
+from tilepipe.replaced import mark_of
 from tilepipe.store.explain import explained, reason_of
 from tilepipe.store.files import Files, LocalFiles
 from tilepipe.store.guards import CheckedReads, WholeWrites
@@ -75,6 +76,8 @@ class Level:
         self._recent = recent
         self._target: zarr.Array[Any] | None = None
         files.check_inside(key)
+        self._folder = files.path(key) if isinstance(files, LocalFiles) else None
+        self._mark = mark_of(self._folder) if self._folder is not None else None
         reads = CheckedReads(files.zarr_store(read_only=True), files.location)
         self._array = self._open(reads, mode="r")
         reads.blosc = is_blosc(self._array)
@@ -168,7 +171,8 @@ class Level:
         """Return the pixels of ``box``, (c, y, x) of an image, (y, x) of a label.
 
         The array may be shared with other readers: do not change it. Raises StoreError, naming
-        array and box, for a box outside the level and for damage.
+        array and box, for a box outside the level and for damage; MismatchError where another
+        process has begun the array anew since it was opened (on a local disk).
         """
         if not Box.of_shape(self.shape).contains(box) or box.area == 0:
             raise StoreError(
@@ -205,15 +209,25 @@ class Level:
         except MemoryError:
             raise
         except Exception as error:
+            self._check_same()
             reason = reason_of(error).removeprefix(f"{self._files.location}: ")
             raise StoreError(
                 f"{self._files.location}: array {self.key} cannot be read at {box}: {reason}; "
                 "the data there is damaged or out of reach: restore it, or write the store anew "
                 "with --overwrite"
             ) from error
+        self._check_same()
         if pixels.dtype != self.dtype:
             pixels = pixels.astype(self.dtype)
         return pixels if self._is_label or pixels.ndim == 3 else pixels[np.newaxis]
+
+    def _check_same(self) -> None:
+        """Raise MismatchError if what was just read may be of another array, or of none."""
+        if self._folder is not None and mark_of(self._folder) != self._mark:
+            raise MismatchError(
+                f"{self._files.location}: array {self.key} was begun anew by another process, or "
+                "taken away, while it was read; give the command again when that is done"
+            )
 
     def write_unit(self, unit: Unit, pixels: NDArray[Any]) -> str:
         """Write a whole unit, (c, y, x) or (y, x) of ``unit.box``; return its checksum.

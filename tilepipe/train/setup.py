@@ -14,7 +14,7 @@ from tilepipe.errors import TrainError
 from tilepipe.infer.backends import gpu_count
 from tilepipe.models import Normalisation
 from tilepipe.models.registry import check_build
-from tilepipe.spec import LabelClass, default_classes
+from tilepipe.spec import LabelClass, default_classes, resolved
 from tilepipe.train.images import Pair, find_pairs, read_kinds, read_names, split
 from tilepipe.train.spec import TrainSpec
 from tilepipe.train.targets import BORDER_CLASSES, FOREGROUND_CLASSES
@@ -61,10 +61,10 @@ def _check_kinds(spec: TrainSpec, pairs: Sequence[Pair]) -> None:
 
 def check_outputs(spec: TrainSpec, pairs: Sequence[Pair]) -> None:
     """Raise TrainError where a training would write over or among its input, or over no file."""
-    inputs = {path.resolve() for pair in pairs for path in (pair.image, pair.labels)}
-    inputs |= {path.resolve() for path in (spec.kinds, spec.exclude) if path is not None}
+    inputs = {resolved(path) for pair in pairs for path in (pair.image, pair.labels)}
+    inputs |= {resolved(path) for path in (spec.kinds, spec.exclude) if path is not None}
     for what, path in _outputs(spec):
-        if path.resolve() in inputs:
+        if resolved(path) in inputs:
             raise TrainError(
                 f"{path}: the {what} would be written over this input; choose another -o"
             )
@@ -72,7 +72,7 @@ def check_outputs(spec: TrainSpec, pairs: Sequence[Pair]) -> None:
             raise TrainError(f"{path}: the {what} cannot be written: that is not a regular file")
     curve = curve_path(spec)
     for folder in (spec.images, spec.val):
-        if folder is not None and curve.parent.resolve() == folder.resolve():
+        if folder is not None and resolved(curve.parent) == resolved(folder):
             raise TrainError(
                 f"{curve}: the curve would lie among the images, and be taken for one when the "
                 "training goes on; choose another -o"

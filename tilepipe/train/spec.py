@@ -18,6 +18,7 @@ from tilepipe.spec import (
     overridden,
     plain_options,
     read_toml,
+    resolved,
     unlike,
 )
 from tilepipe.train.augment import AugmentSpec
@@ -173,7 +174,7 @@ class TrainSpec(BaseModel):
             if isinstance(values.get(key), str):
                 if not is_path(values[key]):
                     raise SpecError(f"{path}: {key}: no file can have such a name")
-                values[key] = (path.parent / at_home(values[key])).resolve()
+                values[key] = resolved(path.parent / at_home(values[key]))
         return cls.checked(overridden(values, flags), source=str(path))
 
     def to_json(self) -> dict[str, Any]:

@@ -45,13 +45,17 @@ class Source:
     def _read_signature(self) -> tuple[Store, str]:
         """Open the store and tell what its description depends on."""
         store = open_store(self.location)
-        parts: list[Any] = [store.read_record().get("state"), store.has_image]
+        root = store.read_record()
+        parts: list[Any] = [root.get("state"), root.get("started"), store.has_image]
         for name in store.labels:
             record = store.label(name).read_record()
             parts.append(
                 [
                     name,
-                    *(record.get(key) for key in ("state", "fingerprint", "plan", "verified")),
+                    *(
+                        record.get(key)
+                        for key in ("state", "started", "fingerprint", "plan", "verified")
+                    ),
                 ]
             )
         return store, json.dumps(parts, default=str, sort_keys=True)

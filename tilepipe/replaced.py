@@ -1,0 +1,28 @@
+"""Whether an array on a local disk is still the one that was opened.
+
+What is not stored of an array reads as its fill value. So of one that is taken away while it is
+read the rest would be background, and of one made anew in its place the rest is another job's.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+ARRAY_METADATA = ("zarr.json", ".zarray")
+"""What makes a folder an array; whoever takes an array away removes it first."""
+Mark = tuple[int, int] | None
+
+
+def mark_of(array: Path) -> Mark:
+    """Return when the metadata of an array were written, and how long they are; None: not there.
+
+    Metadata are written once, as the array is made. Not their inode: some network file systems
+    number their files anew.
+    """
+    for name in ARRAY_METADATA:
+        with suppress(OSError):
+            facts = os.stat(array / name)  # noqa: PTH116 - once a read
+            return facts.st_mtime_ns, facts.st_size
+    return None
