@@ -13,7 +13,6 @@ from tilepipe.pipeline import prepare as prepare_room
 from tilepipe.pipeline.events import ignore
 from tilepipe.pipeline.job import SEGMENT
 from tilepipe.pipeline.output import running
-from tilepipe.pipeline.run import Request, run_one
 from tilepipe.pipeline.work import SlideWork
 from tilepipe.spec import JobSpec
 from tilepipe.store import open_store
@@ -34,26 +33,6 @@ def test_three_parts_at_once_then_finish(zygote, slide, flags, reference, equal,
     equal(store, reference)
     assert open_store(str(store)).label("unet").read_record()["state"] == "done"
     assert open_store(str(store)).read_record()["state"] == "done"
-
-
-def test_a_part_that_ends_after_finish_leaves_the_mask_done(zygote, slide, tmp_path, monkeypatch):
-    """Begun too early, ``finish`` does the units of the parts that are still at work, too."""
-    store = tmp_path / "out.zarr"
-    real = SlideWork.close
-
-    def close(self, reason):
-        zygote.run("finish", store, "--quiet")
-        real(self, reason)
-
-    monkeypatch.setattr(SlideWork, "close", close)
-    spec = JobSpec(
-        model="unet", weights="random:0", base=2, unit=256, tune=False, part="0/2", instances=True
-    )
-    assert run_one(Request(str(slide), str(store), spec)).state == "part done"
-    opened = open_store(str(store))
-    assert opened.read_record()["state"] == "done"
-    for name in ("unet", "unet-instances"):
-        assert opened.label(name).read_record()["state"] == "done"
 
 
 @pytest.mark.parametrize("order", [(1, 2, 0), (2, 1)])
