@@ -6,6 +6,10 @@ import re
 
 import pytest
 
+from tilepipe import models
+from tilepipe.models.seeded import fill_seeded
+from tilepipe.pipeline.run import Request, run_many
+from tilepipe.spec import JobSpec, default_classes
 from tilepipe.store import open_store
 
 GOOD = [f"s{n:02}" for n in range(20) if n not in (4, 11)]
@@ -231,3 +235,35 @@ def test_a_bill_of_many_slides_names_those_that_would_fail(folder, zygote, flags
     bills = json.loads(line)
     assert ["error" in one for one in bills] == [False, True, False]
     assert not (tmp_path / "out").exists()
+
+
+def test_slides_of_one_network_load_it_once(folder, tmp_path, monkeypatch):
+    """And anew where another file lies in its place by now."""
+    loads = []
+
+    def load(spec, *, image_channels):
+        loads.append(spec.weights)
+        return real(spec, image_channels=image_channels)
+
+    real = models.model_for
+    monkeypatch.setattr(models, "model_for", load)
+    weights = tmp_path / "w.safetensors"
+    spec = JobSpec(model="unet", weights=str(weights), tune=False, unit=128, device="cpu")
+    networks = []
+    for seed in (0, 1):
+        net = models.build("unet", in_channels=3, classes=2, base=2, depth=1)
+        fill_seeded(net, seed)
+        models.save_checkpoint(
+            weights, net, name="unet", arguments={"base": 2, "depth": 1},
+            classes=default_classes(2), normalisation=models.Normalisation(),
+        )  # fmt: skip
+        requests = [
+            Request(str(folder / f"s{n:02}.tif"), str(tmp_path / f"{seed}-{n}.zarr"), spec)
+            for n in (0, 1, 2, 3, 5, 6)
+        ]
+        assert all(result.ok for result in run_many(requests))
+        assert len(loads) == 1 + seed
+        records = [open_store(r.output).label("unet").read_record() for r in requests]
+        networks.append({record["asked"]["network"] for record in records})
+    assert [len(found) for found in networks] == [1, 1]
+    assert networks[0] != networks[1]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from tilepipe.errors import PlanError, TilepipeError
 from tilepipe.pipeline.context import on_worker, share, slide_level
@@ -116,7 +118,11 @@ def _load(source: Source, spec: JobSpec) -> Model:
     from tilepipe.models import model_for
 
     channels = source.channels
-    model = model_for(spec, image_channels=channels)
+    # Slides one after another have one network; a job that is done holds it no more.
+    place = (spec.model, spec.weights, spec.classes, spec.base, spec.options, channels,
+             _file_mark(spec.model), _file_mark(spec.weights))  # fmt: skip
+    model = _in_use.get(repr(place)) or model_for(spec, image_channels=channels)
+    _in_use[repr(place)] = model
     as_luminance = source.image.rgb and model.luminance
     if channels not in (1, model.in_channels) and not as_luminance:
         raise PlanError(
@@ -124,6 +130,21 @@ def _load(source: Source, spec: JobSpec) -> Model:
             f"{model.in_channels}; use weights trained on {channels} channels"
         )
     return model
+
+
+_in_use: WeakValueDictionary[str, Model] = WeakValueDictionary()
+"""By all that it was loaded by; nobody changes a Model."""
+
+
+def _file_mark(name: str | None) -> tuple[int, int, int] | None:
+    """Return what tells a file of weights from another in its place; None: it names no file."""
+    if name is None:
+        return None
+    try:
+        facts = Path(name).stat()
+    except (OSError, ValueError):
+        return None
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino
 
 
 def _settings(source: Source, spec: JobSpec, model: Model, level: int) -> Settings:
