@@ -15,6 +15,18 @@ ARRAY_METADATA = ("zarr.json", ".zarray")
 Mark = tuple[int, int] | None
 
 
+SETTLED_S = 5.0
+"""A time may still change so much after a file was written: file servers set their own when it is
+closed, some systems keep whole or even seconds of what they told until then."""
+
+
+def is_another(now: Mark, then: Mark) -> bool:
+    """Tell whether two marks are of two arrays, or the array of ``then`` is gone."""
+    if now is None or then is None:
+        return now != then
+    return now[1] != then[1] or abs(now[0] - then[0]) > SETTLED_S * 1e9
+
+
 def mark_of(array: Path) -> Mark:
     """Return when the metadata of an array were written, and how long they are; None: not there.
 

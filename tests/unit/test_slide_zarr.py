@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,8 +157,14 @@ def test_damaged_chunk_is_filled_and_recorded(tmp_path):
 @pytest.mark.parametrize("how", ["anew", "gone"])
 def test_an_image_that_is_written_anew_while_it_is_read_is_told(tmp_path, on_damage, how):
     path = write(tmp_path / "a.zarr", [IMAGE], "cyx")
+    metadata = Path(path) / "0" / "zarr.json"
     with open_slide(path, on_damage=on_damage) as slide:
+        # A file server may set its own time, or round it, once the file is closed.
+        settled_ns = metadata.stat().st_mtime_ns // 10**9 * 10**9
+        os.utime(metadata, ns=(settled_ns, settled_ns))
         slide.read(Box(0, 0, 9, 9))
+    os.utime(metadata, ns=(settled_ns - 60 * 10**9,) * 2)
+    with open_slide(path, on_damage=on_damage) as slide:
         shutil.rmtree(path)  # its chunks would be read as 0
         if how == "anew":
             write(path, [255 - IMAGE], "cyx")

@@ -16,7 +16,7 @@ import numpy as np
 
 from tilepipe.blosc import HEADER_BYTES, frame_bytes, is_blosc
 from tilepipe.errors import DamageError, SlideError, no_image_said
-from tilepipe.replaced import mark_of
+from tilepipe.replaced import is_another, mark_of
 from tilepipe.slide.channels import default_channels
 from tilepipe.slide.damage import Damage, DamagedTile
 from tilepipe.slide.fingerprint import fingerprint_folder
@@ -190,7 +190,7 @@ class OmeZarrSlide:
 
     def _check_same(self, level: int) -> None:
         """Raise SlideError if what was just read may be of another array, or of none."""
-        if mark_of(self._folders[level]) != self._marks[level]:
+        if is_another(mark_of(self._folders[level]), self._marks[level]):
             raise SlideError(
                 f"{self.path}: level {level} was begun anew by another program, or taken away, "
                 "while it was read; what is done is of the image as it was: restore that and run "

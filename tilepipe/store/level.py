@@ -17,7 +17,7 @@ from zarr.abc.store import Store as ZarrStore
 from tilepipe.blosc import is_blosc
 from tilepipe.buffers import empty
 from tilepipe.errors import MismatchError, StoreError, TilepipeError
-from tilepipe.replaced import mark_of
+from tilepipe.replaced import is_another, mark_of
 from tilepipe.store.explain import explained, reason_of
 from tilepipe.store.files import Files, LocalFiles
 from tilepipe.store.guards import CheckedReads, WholeWrites
@@ -223,7 +223,7 @@ class Level:
 
     def _check_same(self) -> None:
         """Raise MismatchError if what was just read may be of another array, or of none."""
-        if self._folder is not None and mark_of(self._folder) != self._mark:
+        if self._folder is not None and is_another(mark_of(self._folder), self._mark):
             raise MismatchError(
                 f"{self._files.location}: array {self.key} was begun anew by another process, or "
                 "taken away, while it was read; give the command again when that is done"
