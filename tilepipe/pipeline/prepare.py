@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -12,30 +12,20 @@ from tilepipe.pipeline.choice import Segmentation, choose
 from tilepipe.pipeline.context import forget
 from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.instances import instances_of, open_instances
-from tilepipe.pipeline.job import (
-    FIND,
-    INGEST,
-    JOIN,
-    LABEL_REDUCE,
-    OBJECT_REDUCE,
-    PAINT,
-    REDUCE,
-    SEGMENT,
-    Ticket,
-    fingerprint,
-    is_whole,
-)
+from tilepipe.pipeline.job import INGEST, REDUCE, SEGMENT, Ticket, fingerprint
 from tilepipe.pipeline.lanes import lanes_of, recent_bytes, slack_bytes
 from tilepipe.pipeline.mask import open_mask
 from tilepipe.pipeline.output import exclusive, open_image, running
+from tilepipe.pipeline.recorded import OF_MASK, OF_PAINTED, Journals, recorded_units
 from tilepipe.pipeline.source import Source, absolute, open_source, portable
 from tilepipe.pipeline.stages import Layout, build_stages
 from tilepipe.pipeline.stored import Lost, content_of, lost_of_label, lost_units
 from tilepipe.pipeline.tissue import Find, keep_tissue, look_for_tissue, tissue_share
 from tilepipe.schedule import Stage
 from tilepipe.spec import JobSpec
-from tilepipe.store import Journal, Store, leased
+from tilepipe.store import Store, leased
 from tilepipe.store.layout import downsampled
+from tilepipe.tiling import Box
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +35,7 @@ class Job:
     source: Source
     ticket: Ticket
     stages: list[Stage]
-    recorded: dict[int, Iterable[int]]
+    recorded: dict[int, list[int]]
     store: Store
     segmentation: Segmentation | None
     held: ExitStack
@@ -138,130 +128,53 @@ def _open_job(
     trace: bool,
     on_event: OnEvent,
 ) -> Job:
-    lost: Lost = {}
-    if source.slide is not None:
-        device = chosen.settings.device if chosen is not None else "cpu"
-        image = open_image(
-            source.slide, source.output, spec,
-            device=device, overwrite=spec.overwrite, sole=sole, check_turn=check_turn,
-        )  # fmt: skip
-        store, mark, unit_px = image.store, image.fingerprint, image.unit_px
-        lost = lost_units(store, mark)
-        copied = not spec.in_place and (not image.complete or bool(lost))
-    else:
-        assert source.store is not None
-        store, mark = source.store, fingerprint(**content_of(source.store))
-        unit_px, copied = 0, False
-    _warn_of(lost, "the image", source, on_event)
-    if chosen is not None and copied and chosen.settings.plan.unit_px != unit_px:
-        raise MismatchError(
-            f"{source.output}: its image is to be completed in units of {unit_px} px, but the mask "
-            f"asks for {chosen.settings.plan.unit_px}; complete it first with `tilepipe ingest "
-            f"{argument(source.name)} -o {argument(source.output)}`, then give this command again"
-        )
+    begun = _begin(source, spec, chosen, sole=sole, check_turn=check_turn, on_event=on_event)
+    store = begun.store
     forget(absolute(source.output))  # as tickets, and so contexts, call it
     if sole:
         store.clean_partial()
-    extents = source.extents
-    tile = source.slide.levels[0].tile if source.slide is not None else None
-    unit_px = chosen.settings.plan.unit_px if chosen is not None else unit_px
     lanes = lanes_of(spec, chosen.settings if chosen is not None else None)
-    in_strips = source.slide is not None and tile is None
-    layout = Layout(
-        image=extents if copied else (),
-        # As many levels as the image: a reader of OME-Zarr 0.5 refuses a label with fewer.
-        label=downsampled(extents[chosen.level], len(extents)) if chosen is not None else (),
-        unit_px=unit_px,
-        level=chosen.level if chosen is not None else 0,
-        plan=chosen.settings.plan if chosen is not None else None,
-        gate=chosen is not None and spec.cgm == "slide" and chosen.model.has_gate,
-        # Strips lie under a whole row of units: those go in reading order.
-        band=0
-        if in_strips
-        else _band(source, unit_px, recent_bytes(spec, lanes), _channels(spec, chosen)),
-        objects_halo_px=Rule.of_classes(chosen.model.classes).halo_px
-        if chosen is not None and spec.instances
-        else None,
-    )
-    label_mark = ""
+    layout = _layout_of(source, spec, chosen, begun, lanes)
+    journals = Journals(store.journal(None, begun.mark))
+    objects: str | None = None
+    gone: dict[str, Lost] = {INGEST: begun.lost, REDUCE: begun.lost}
     if chosen is not None:
         label_mark, begins = open_mask(
-            source, store, spec, chosen, mark, sole=alone, check_turn=check_turn
+            source, store, spec, chosen, begun.mark, sole=alone, check_turn=check_turn
         )
+        journals = replace(journals, mask=store.journal(chosen.name, label_mark))
         if tissue is not None:
-            mask = keep_tissue(store, chosen.name, tissue, anew=begins)
-            on_event(Note(source.name, mask.note))
-            if not mask.mask.any():
-                on_event(Warned(source.name, f"{mask.note}: shows no tissue, so nothing at all is "
-                                "segmented; look at the mask, or leave --tissue out"))  # fmt: skip
-            share = tissue_share(
-                mask, plan=chosen.settings.plan, downsample=source.downsample(chosen.level)
-            )
+            share = _share_of_tissue(source, store, chosen, tissue, anew=begins, on_event=on_event)
             layout = replace(layout, share=share)
-    stages = build_stages(layout)
-    objects: str | None = None
-    object_mark = ""
-    if chosen is not None and spec.instances:
-        objects = instances_of(chosen.name)
-        object_mark = open_instances(
-            store,
-            store.label(chosen.name),
-            mask_fingerprint=label_mark,
-            overwrite=spec.overwrite and begins,
-            check_turn=check_turn,
-        )
-    recorded: dict[int, Iterable[int]] = {}
-    gone: dict[str, Lost] = {INGEST: lost, REDUCE: lost}
-    image_journal = store.journal(None, mark)
-    label_journal = store.journal(chosen.name, label_mark) if chosen is not None else None
-    object_journal = store.journal(objects, object_mark) if objects is not None else None
-    for name, kept, made_by in (
-        (chosen.name if chosen is not None else None, label_journal, (SEGMENT, LABEL_REDUCE)),
-        (objects, object_journal, (PAINT, OBJECT_REDUCE)),
-    ):
-        if name is not None and kept is not None:
-            missing = lost_of_label(store.label(name), kept, made_by)
-            gone.update(dict.fromkeys(made_by, missing))
-            _warn_of(missing, f"label {name}", source, on_event)
-    for number, stage in enumerate(stages):
-        journal: Journal | None = label_journal
-        if stage.name in (INGEST, REDUCE):
-            journal = image_journal
-        elif stage.name in (FIND, JOIN, PAINT, OBJECT_REDUCE):
-            journal = object_journal
-        assert journal is not None
-        if stage.name in (FIND, JOIN) and gone.get(PAINT, {}).get(0):
-            recorded[number] = []  # what they found is kept until all objects are painted only
-            continue
-        rows, columns = stage.grid.shape
-        recorded[number] = [
-            stage.grid.index(iy, ix)
-            for (iy, ix), record in journal.recorded(stage.name, stage.level).items()
-            if iy < rows
-            and ix < columns
-            and (iy, ix) not in gone.get(stage.name, {}).get(stage.level, ())
-            and is_whole(
-                record.facts,
-                probabilities=spec.probabilities and stage.name in (SEGMENT, LABEL_REDUCE),
+        if spec.instances:
+            objects = instances_of(chosen.name)
+            object_mark = open_instances(
+                store,
+                store.label(chosen.name),
+                mask_fingerprint=label_mark,
+                overwrite=spec.overwrite and begins,
+                check_turn=check_turn,
             )
-        ]
-    warms = any(
-        stage.name == SEGMENT and len(list(recorded[number])) < len(stage.grid)
+            journals = replace(journals, objects=store.journal(objects, object_mark))
+        for label, made_by in ((chosen.name, OF_MASK), (objects, OF_PAINTED)):
+            if label is not None:
+                lost = lost_of_label(store.label(label), journals.of(made_by[0]), made_by)
+                gone.update(dict.fromkeys(made_by, lost))
+                _warn_of(lost, f"label {label}", source, on_event)
+    stages = build_stages(layout)
+    recorded = recorded_units(stages, journals, gone, probabilities=spec.probabilities)
+    warms = chosen is not None and any(
+        stage.name == SEGMENT and len(recorded[number]) < len(stage.grid)
         for number, stage in enumerate(stages)
     )
     if warms and chosen is not None and spec.scheduler == "local":
-        from tilepipe.infer.backends import device_here
-
-        try:
-            device_here(chosen.settings.device, spec.device)
-        except ModelError as error:  # told once, not by every unit
-            raise ModelError(f"{source.output}: {error}") from error
+        _check_device(source, spec, chosen)
     ticket = Ticket(
         slide=absolute(source.slide.path) if source.slide is not None else None,
         output=absolute(source.output),
         stages=tuple((stage.name, stage.level) for stage in stages),
-        image_fingerprint=mark,
-        label_fingerprint=label_mark,
+        image_fingerprint=journals.image.fingerprint,
+        label_fingerprint=journals.mask.fingerprint if journals.mask is not None else "",
         label=chosen.name if chosen is not None else None,
         level=layout.level,
         spec=portable(spec).to_json(),
@@ -270,18 +183,124 @@ def _open_job(
         network=chosen.model.identity if chosen is not None else "",
         trace=trace,
         instances=objects,
-        instances_fingerprint=object_mark,
+        instances_fingerprint=journals.objects.fingerprint if journals.objects is not None else "",
         slack_bytes=slack_bytes(spec, chosen.forward_bytes if chosen is not None else 0, lanes),
         recent_bytes=recent_bytes(spec, lanes),
-        shared_tiles=spec.in_place
-        or tile is None
-        or any(layout.unit_px % px or px > layout.unit_px for px in tile),
+        shared_tiles=spec.in_place or _shares_tiles(source, layout.unit_px),
         warms=warms,
     )
-    for journal in filter(None, (image_journal, label_journal, object_journal)):
-        for reason in journal.rejected:
-            on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
+    for reason in journals.rejected:
+        on_event(Warned(source.name, f"journal record not believed, unit done again: {reason}"))
     return Job(source, ticket, stages, recorded, store, chosen, held)
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """An output with its image: there already, or about to be copied."""
+
+    store: Store
+    mark: str
+    """Fingerprint of the image."""
+    unit_px: int
+    """Of the image that is copied; 0 where the store was there."""
+    copied: bool
+    """Whether units of the image are to be written."""
+    lost: Lost
+
+
+def _begin(
+    source: Source,
+    spec: JobSpec,
+    chosen: Segmentation | None,
+    *,
+    sole: bool,
+    check_turn: Callable[[], None],
+    on_event: OnEvent,
+) -> _Begun:
+    """Create the output or take it up; MismatchError where its image is in other units."""
+    if source.slide is None:
+        assert source.store is not None
+        return _Begun(source.store, fingerprint(**content_of(source.store)), 0, False, {})
+    device = chosen.settings.device if chosen is not None else "cpu"
+    image = open_image(
+        source.slide, source.output, spec,
+        device=device, overwrite=spec.overwrite, sole=sole, check_turn=check_turn,
+    )  # fmt: skip
+    lost = lost_units(image.store, image.fingerprint)
+    _warn_of(lost, "the image", source, on_event)
+    copied = not spec.in_place and (not image.complete or bool(lost))
+    if chosen is not None and copied and chosen.settings.plan.unit_px != image.unit_px:
+        raise MismatchError(
+            f"{source.output}: its image is to be completed in units of {image.unit_px} px, but "
+            f"the mask asks for {chosen.settings.plan.unit_px}; complete it first with `tilepipe "
+            f"ingest {argument(source.name)} -o {argument(source.output)}`, then give this "
+            "command again"
+        )
+    return _Begun(image.store, image.fingerprint, image.unit_px, copied, lost)
+
+
+def _layout_of(
+    source: Source, spec: JobSpec, chosen: Segmentation | None, begun: _Begun, lanes: int
+) -> Layout:
+    extents = source.extents
+    image = extents if begun.copied else ()
+    kept_bytes = recent_bytes(spec, lanes)
+    # Strips lie under a whole row of units: those go in reading order.
+    in_strips = source.slide is not None and source.slide.levels[0].tile is None
+    if chosen is None:
+        band = 0 if in_strips else _band(source, begun.unit_px, kept_bytes, 0)
+        return Layout(image, (), begun.unit_px, 0, None, band=band)
+    plan, classes = chosen.settings.plan, chosen.model.classes
+    channels = len(classes) - 1 if spec.probabilities else 0
+    return Layout(
+        image=image,
+        # As many levels as the image: a reader of OME-Zarr 0.5 refuses a label with fewer.
+        label=downsampled(extents[chosen.level], len(extents)),
+        unit_px=plan.unit_px,
+        level=chosen.level,
+        plan=plan,
+        gate=spec.cgm == "slide" and chosen.model.has_gate,
+        band=0 if in_strips else _band(source, plan.unit_px, kept_bytes, channels),
+        objects_halo_px=Rule.of_classes(classes).halo_px if spec.instances else None,
+    )
+
+
+def _share_of_tissue(
+    source: Source,
+    store: Store,
+    chosen: Segmentation,
+    tissue: Find,
+    *,
+    anew: bool,
+    on_event: OnEvent,
+) -> Callable[[Box], float]:
+    """Keep the tissue's mask with the label; return how much of a box the network is run on."""
+    found = keep_tissue(store, chosen.name, tissue, anew=anew)
+    on_event(Note(source.name, found.note))
+    if not found.mask.any():
+        on_event(Warned(source.name, f"{found.note}: shows no tissue, so nothing at all is "
+                        "segmented; look at the mask, or leave --tissue out"))  # fmt: skip
+    downsample = source.downsample(chosen.level)
+    return tissue_share(found, plan=chosen.settings.plan, downsample=downsample)
+
+
+def _check_device(source: Source, spec: JobSpec, chosen: Segmentation) -> None:
+    """Raise ModelError if the device of a job that is gone on with is not here.
+
+    Told once, not by every unit.
+    """
+    from tilepipe.infer.backends import device_here
+
+    try:
+        device_here(chosen.settings.device, spec.device)
+    except ModelError as error:
+        raise ModelError(f"{source.output}: {error}") from error
+
+
+def _shares_tiles(source: Source, unit_px: int) -> bool:
+    """Tell whether tiles of the slide lie under several units."""
+    tile = source.slide.levels[0].tile if source.slide is not None else None
+    return tile is None or any(unit_px % px or px > unit_px for px in tile)
 
 
 def _warn_of(lost: Lost, what: str, source: Source, on_event: OnEvent) -> None:
@@ -290,13 +309,8 @@ def _warn_of(lost: Lost, what: str, source: Source, on_event: OnEvent) -> None:
                         "and are gone; they are made again"))  # fmt: skip
 
 
-def _channels(spec: JobSpec, chosen: Segmentation | None) -> int:
-    """Count the channels of the probabilities that a job makes."""
-    return len(chosen.model.classes) - 1 if chosen is not None and spec.probabilities else 0
-
-
 def _band(source: Source, unit_px: int, kept_bytes: int, channels: int) -> int:
-    """Columns of units whose neighbours are still in memory when they are needed: an even number.
+    """Return columns of units whose neighbours are still in memory when needed: an even number.
 
     A row of the band waits for the one below it and is seen by that, too: three rows are held, and
     what was read ahead. Masks, and ``channels`` of probabilities, lie beside them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -38,7 +38,7 @@ class SlideWork:
         self.ticket: Ticket = job.ticket
         self.dag = Dag(job.stages)
         wanted = part_of(job, part) if part is not None else None
-        recorded = job.recorded
+        recorded: Mapping[int, Iterable[int]] = job.recorded
         if wanted is not None and job.ticket.spec.get("overwrite"):
             recorded = {
                 number: set(units) - wanted[number] if job.stages[number].name == SEGMENT else units
