@@ -8,6 +8,7 @@ import pytest
 
 from tilepipe import models
 from tilepipe.models.seeded import fill_seeded
+from tilepipe.pipeline import networks
 from tilepipe.pipeline.run import Request, run_many
 from tilepipe.spec import JobSpec, default_classes
 from tilepipe.store import open_store
@@ -235,6 +236,26 @@ def test_a_bill_of_many_slides_names_those_that_would_fail(folder, zygote, flags
     bills = json.loads(line)
     assert ["error" in one for one in bills] == [False, True, False]
     assert not (tmp_path / "out").exists()
+
+
+def test_slides_of_other_sizes_build_their_network_once(make_slide, tmp_path, monkeypatch):
+    """Four are open at a time; with room for two networks each was built twice."""
+    built = []
+
+    def build(ticket, *args):
+        built.append(ticket.output)
+        return real(ticket, *args)
+
+    real = networks._build
+    monkeypatch.setattr(networks, "_build", build)
+    spec = JobSpec(model="unet", weights="random:0", base=2, tune=False, device="cpu")
+    requests = []
+    for n in range(10):
+        slide = make_slide(tmp_path / f"{n}.tif", shape=(150 + 32 * n, 200), seed=n)
+        requests.append(Request(str(slide), str(tmp_path / f"{n}.zarr"), spec))
+    assert all(result.ok for result in run_many(requests))
+    assert sorted(built) == sorted(request.output for request in requests)
+    assert len(networks._engines) <= 4
 
 
 def test_slides_of_one_network_load_it_once(folder, tmp_path, monkeypatch):

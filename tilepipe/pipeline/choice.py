@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from tilepipe.errors import PlanError, TilepipeError
-from tilepipe.pipeline.context import on_worker, share, slide_level
+from tilepipe.pipeline.context import on_worker, slide_level
 from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.job import fingerprint
+from tilepipe.pipeline.networks import share
 from tilepipe.pipeline.output import unit_for
 from tilepipe.pipeline.source import (
     Source,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -10,13 +9,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
-from tilepipe import buffers, malloc
-from tilepipe.errors import ModelError, SlideError, StoreError, TilepipeError, UnfitError
+from tilepipe import buffers
+from tilepipe.errors import SlideError, StoreError, TilepipeError, UnfitError
 from tilepipe.pipeline.instances import Objects
 from tilepipe.pipeline.job import GATE, Ticket
 from tilepipe.pipeline.lanes import waiting_bytes
+from tilepipe.pipeline.networks import engine_of, network_key
 from tilepipe.pipeline.output import is_remote
 from tilepipe.pipeline.tissue import read_tissue
 from tilepipe.slide import Read, Slide, TissueMask, open_slide, reads_shown
@@ -25,8 +24,7 @@ from tilepipe.store import Journal, Label, RecentUnits, Store, open_store
 from tilepipe.tiling import Box, TilePlan
 
 if TYPE_CHECKING:
-    from tilepipe.infer import Engine, Settings
-    from tilepipe.models import Model
+    from tilepipe.infer import Engine
 
 SEGMENTS_BYTES = 128 << 20
 """Decoded tiles that a slide keeps for units whose tiles overlap."""
@@ -54,6 +52,8 @@ class Context:
         self.users = 0
         """Units that are being done with it."""
         self.is_dropped = False
+        self.network = ""
+        """Key of the network that its units use."""
         self._opening = threading.Lock()
         self._labels: dict[str, Label] = {}
         self._slide: Slide | None = None
@@ -121,10 +121,13 @@ class Context:
     def engine(self) -> Engine:
         """The network on its device, shared by the jobs of this process that use the same one."""
         from tilepipe.infer import Settings
+        from tilepipe.infer.backends import device_here
 
         settings = Settings.from_json(self.ticket.settings)
         with _needed():
-            return _engine(self.ticket, self.spec, settings)
+            device = device_here(settings.device, self.spec.device)
+            self.network = network_key(self.ticket, device)
+            return engine_of(self.network, self.ticket, settings, device, networks_in_use)
 
     def gate(self) -> float | None:
         """By how much the first pass says that something is on the slide; None without one.
@@ -228,11 +231,7 @@ def slide_level(slide: Slide, level: int) -> int:
 
 
 _contexts: OrderedDict[tuple[str | None, ...], Context] = OrderedDict()
-_engines: OrderedDict[str, Engine] = OrderedDict()
-_loaded: WeakValueDictionary[str, Model] = WeakValueDictionary()
-"""By what makes a network that and no other."""
 _lock = threading.Lock()
-_engine_lock = threading.Lock()
 
 
 @contextmanager
@@ -264,13 +263,10 @@ def context_of(ticket: Ticket) -> Iterator[Context]:
                 context.close()
 
 
-def share(model: Model) -> None:
-    """Let the units that are done in this process use the network that their job was planned with.
-
-    Drawing random weights takes seconds (2.2 at base 64), in which a device would have nothing to
-    do, and a second copy the memory of the first.
-    """
-    _loaded[model.identity] = model
+def networks_in_use() -> set[str]:
+    """Return the keys of the networks of all that this process holds of jobs."""
+    with _lock:
+        return {context.network for context in _contexts.values()}
 
 
 def forget(output: str) -> None:
@@ -285,51 +281,3 @@ def _drop(key: tuple[str | None, ...]) -> None:
     context.is_dropped = True
     if not context.users:
         context.close()
-
-
-def _engine(ticket: Ticket, spec: JobSpec, settings: Settings) -> Engine:
-    from tilepipe.infer import Engine
-    from tilepipe.infer.backends import device_here
-    from tilepipe.models import load_model
-
-    device = device_here(settings.device, spec.device)
-    key = repr((spec.model, spec.weights, spec.classes, spec.base, spec.options, ticket.in_channels,
-                ticket.network, ticket.settings, spec.probabilities, device))  # fmt: skip
-    with _engine_lock:
-        if key not in _engines:
-            malloc.suit(settings.backend)
-            model = _loaded.get(ticket.network) or load_model(
-                spec.model,
-                weights=spec.weights,
-                in_channels=ticket.in_channels,
-                classes=spec.classes,
-                base=spec.base,
-                options=spec.options,
-            )
-            if model.identity != ticket.network:
-                raise ModelError(
-                    f"{spec.weights or spec.model}: is not the network here that the job was "
-                    "planned with: the file was changed, or is another one on this machine; put "
-                    "the same everywhere and give the command again"
-                )
-            is_first = not _engines
-            while len(_engines) >= 2:  # the job that ends and the one that begins
-                _engines.popitem(last=False)
-            _engines[key] = Engine(
-                model,
-                plan=settings.plan,
-                device=device,
-                precision=settings.precision,
-                backend=settings.backend,
-                batch=settings.batch,
-                threads=settings.threads,
-                cgm=settings.cgm if settings.cgm == "tile" else "off",
-                probabilities=spec.probabilities,
-                trims=settings.trims,
-            )
-            if is_first:
-                # torch leaves half a million objects that stay: no collection need look at them
-                # again. Once: what has ended since then, and waits to be collected, would stay.
-                gc.freeze()
-        _engines.move_to_end(key)
-        return _engines[key]
