@@ -242,9 +242,9 @@ def test_slides_of_other_sizes_build_their_network_once(make_slide, tmp_path, mo
     """Four are open at a time; with room for two networks each was built twice."""
     built = []
 
-    def build(ticket, *args):
+    def build(spec, ticket, *args):
         built.append(ticket.output)
-        return real(ticket, *args)
+        return real(spec, ticket, *args)
 
     real = networks._build
     monkeypatch.setattr(networks, "_build", build)

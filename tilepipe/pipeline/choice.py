@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 from tilepipe.errors import PlanError, TilepipeError
 from tilepipe.pipeline.context import on_worker, slide_level
 from tilepipe.pipeline.events import Note, OnEvent, Warned
 from tilepipe.pipeline.job import fingerprint
-from tilepipe.pipeline.networks import share
+from tilepipe.pipeline.networks import network_for
 from tilepipe.pipeline.output import unit_for
 from tilepipe.pipeline.source import (
     Source,
@@ -64,7 +62,6 @@ def choose(source: Source, spec: JobSpec, on_event: OnEvent) -> Segmentation:
     from tilepipe.infer import Settings
 
     model = _load(source, spec)
-    share(model)
     if model.in_channels != source.channels:
         text = "colours, shown to the network as luminance"
         if source.channels == 1:
@@ -116,14 +113,8 @@ def settings_there(slide: str, output: str, spec: dict[str, Any]) -> dict[str, A
 
 def _load(source: Source, spec: JobSpec) -> Model:
     """Load the network; PlanError if it does not take the image's channels."""
-    from tilepipe.models import model_for
-
     channels = source.channels
-    # Slides one after another have one network; a job that is done holds it no more.
-    place = (spec.model, spec.weights, spec.classes, spec.base, spec.options, channels,
-             _file_mark(spec.model), _file_mark(spec.weights))  # fmt: skip
-    model = _in_use.get(repr(place)) or model_for(spec, image_channels=channels)
-    _in_use[repr(place)] = model
+    model = network_for(spec, channels)
     as_luminance = source.image.rgb and model.luminance
     if channels not in (1, model.in_channels) and not as_luminance:
         raise PlanError(
@@ -131,21 +122,6 @@ def _load(source: Source, spec: JobSpec) -> Model:
             f"{model.in_channels}; use weights trained on {channels} channels"
         )
     return model
-
-
-_in_use: WeakValueDictionary[str, Model] = WeakValueDictionary()
-"""By all that it was loaded by; nobody changes a Model."""
-
-
-def _file_mark(name: str | None) -> tuple[int, int, int] | None:
-    """Return what tells a file of weights from another in its place; None: it names no file."""
-    if name is None:
-        return None
-    try:
-        facts = Path(name).stat()
-    except (OSError, ValueError):
-        return None
-    return facts.st_size, facts.st_mtime_ns, facts.st_ino
 
 
 def _settings(source: Source, spec: JobSpec, model: Model, level: int) -> Settings:

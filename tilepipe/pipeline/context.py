@@ -126,8 +126,10 @@ class Context:
         settings = Settings.from_json(self.ticket.settings)
         with _needed():
             device = device_here(settings.device, self.spec.device)
-            self.network = network_key(self.ticket, device)
-            return engine_of(self.network, self.ticket, settings, device, networks_in_use)
+            self.network = network_key(self.spec, self.ticket, device)
+            return engine_of(
+                self.network, self.spec, self.ticket, settings, device, networks_in_use
+            )
 
     def gate(self) -> float | None:
         """By how much the first pass says that something is on the slide; None without one.
