@@ -94,6 +94,76 @@ def test_without_the_pipeline_itself(monkeypatch, tmp_path):
     json.dumps(found)
 
 
+def _turns(pipelines, bares, *, rounds, seconds=1.0):
+    """Run ``_in_turns`` on figures that are known."""
+    now, speeds, asked = [0.0], iter(pipelines), iter(bares)
+
+    def pipeline():
+        now[0] += seconds
+        speed = next(speeds)
+        return {"mpix_per_s": speed, "cold_mpix_per_s": speed / 2, "peak_rss_bytes": int(speed),
+                "settings": {"precision": "bf16"}}  # fmt: skip
+
+    def bare(precision):
+        assert precision == "bf16"
+        return next(asked)
+
+    told: list[str] = []
+    found = room._in_turns(pipeline, bare, rounds=rounds, tell=told.append, clock=lambda: now[0])
+    return *found, told
+
+
+def test_of_rounds_in_turns_the_fastest_counts_and_all_are_told():
+    main, turns, told = _turns([4.0, 9.0, 7.0], [11.0, 6.0, 12.0], rounds=3)
+    assert main["mpix_per_s"] == 9.0
+    assert [turn["pipeline_mpix_per_s"] for turn in turns] == [4.0, 9.0, 7.0]
+    assert [turn["bare_mpix_per_s"] for turn in turns] == [11.0, 6.0, 12.0]
+    assert told[1].endswith("round 2 of 3")
+
+
+def test_a_pipeline_that_takes_a_minute_is_run_once():
+    _, turns, _ = _turns([4.0], [11.0], rounds=3, seconds=61.0)
+    assert len(turns) == 1
+
+
+def test_one_round_is_not_called_one_of_one():
+    _, _, told = _turns([4.0], [11.0], rounds=1)
+    assert told == ["the whole pipeline"]
+
+
+def test_the_bare_network_timed_again_is_its_best_tile_and_counts(monkeypatch):
+    model = load_model("unet", weights="random:0", base=2)
+    settings = choose_settings(
+        model, extent=(300, 300), dtype=np.dtype(np.uint8), channels=3,
+        spec=JobSpec(weights="random:0", base=2, tile=252, backend="torch", precision="fp32",
+                     tune=False),
+        read=lambda box: np.zeros((3, *box.shape), np.uint8),
+    )  # fmt: skip
+    speeds = [
+        bare.Speed("torch", "fp32", 204, 1, 2.0), bare.Speed("torch", "fp32", 252, 1, 3.0),
+        bare.Speed("torch", "bf16", 316, 1, 9.0),
+    ]  # fmt: skip
+
+    def time_it(model, plan, name, precision, *_):
+        return bare.Speed(name, precision, plan.input_px, 1, 5.0)
+
+    monkeypatch.setattr(bare, "_time", time_it)
+    assert room._bare_again(model, settings, np.dtype(np.uint8), speeds, "fp32") == 5.0
+    assert speeds[-1] == bare.Speed("torch", "fp32", 252, 1, 5.0)
+    assert room._best(speeds, "fp32").mpix_per_s == 5.0
+
+
+def test_each_round_makes_its_store_anew(monkeypatch, tmp_path):
+    """Else the second would find all done."""
+    out = tmp_path / "out.zarr"
+    out.mkdir()
+    (out / "left").touch()
+    monkeypatch.setattr(room.sys, "executable", "false")
+    with pytest.raises((ScheduleError, OSError)):
+        room._pipeline(tmp_path / "slide.tif", out, JobSpec(), (64, 64), None)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("name", ["account.xyz", "nowhere/account.png"])
 def test_a_plot_that_has_no_place_is_told_before_anything_is_measured(monkeypatch, tmp_path, name):
     monkeypatch.setattr(room, "bench", lambda *_, **__: pytest.fail("measured"))
