@@ -32,7 +32,7 @@ from tilepipe.tiling import TilePlan
 if TYPE_CHECKING:
     from tilepipe.infer.settings import Settings
 
-AIMS_PX = {"cpu": (384, 768, 1024, 1344, 2048), "cuda": (1024, 2048, 4096)}
+AIMS_PX = {"cpu": (384, 512, 768, 1024, 1344, 2048), "cuda": (1024, 2048, 4096)}
 """Cores that are tried."""
 BUDGET_S = 8.0
 MOST_S = 15.0
