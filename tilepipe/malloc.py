@@ -48,9 +48,15 @@ def give_large_back() -> bool:
 
     By itself it stops doing so after the first such block is freed, and units of several threads
     then tear holes into its heap: two worker processes on an 8192 px slide held 1.96 GB instead
-    of 1.63. Returns False where there is no glibc.
+    of 1.63. It also undoes ``keep_memory``, which a job on torch leaves behind in its process.
+    Returns False where there is no glibc.
     """
-    return _mallopt((_M_MMAP_THRESHOLD, 4 << 20))
+    return _mallopt(
+        (_M_MMAP_MAX, 1 << 16),
+        (_M_MMAP_THRESHOLD, 4 << 20),
+        (_M_TRIM_THRESHOLD, 128 << 10),
+        (_M_TOP_PAD, 0),
+    )
 
 
 def suit(backend: str) -> bool:

@@ -488,6 +488,31 @@ print(faults() - before)
     assert int(out) < 8000
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_large_blocks_are_given_back_after_a_job_that_kept_them():
+    code = """
+import numpy as np
+from tilepipe.malloc import give_large_back, keep_memory
+def resident():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status")
+                if line.startswith("VmRSS"))
+def hole(size):
+    # Freed below one that is still held: in malloc's heap it stays, and is used again if it fits.
+    block, above = np.ones(size, np.uint8), np.ones(8 << 20, np.uint8)
+    before = resident()
+    del block
+    return before - resident()
+keep_memory()
+kept = hole(96 << 20)
+give_large_back()
+print(kept, hole(160 << 20))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, given_back = map(int, done.stdout.split())
+    assert kept < 8 << 20
+    assert given_back > 144 << 20
+
+
 @pytest.mark.parametrize(
     ("limit", "stat", "free"),
     [
