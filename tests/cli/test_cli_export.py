@@ -122,6 +122,22 @@ def test_classes_whose_names_have_commas(store, tmp_path):
     assert kept() == set(names[1:])
 
 
+def test_a_name_of_several_classes_keeps_them_all(store, tmp_path):
+    own = tmp_path / "own.zarr"
+    shutil.copytree(store, own)
+    background, *cells = default_classes(3)
+    classes = [background, *(LabelClass(name="cell", color=one.color) for one in cells)]
+    opened = open_store(str(own), writable=True)
+    label = opened.create_label("twice", classes=classes, unit_px=512)
+    mask = np.zeros((300, 400), dtype=np.uint8)
+    mask[10:20, 10:20], mask[30:40, 10:20] = 1, 2
+    label.level(0).write_unit(label.level(0).grid.unit(0, 0), mask)
+    out = tmp_path / "cells.csv"
+    answer = run("export", own, "--to", "csv", "--label", "twice", "-o", out, "--classes", "cell")
+    assert answer.exit_code == 0, answer.output
+    assert [row["class_id"] for row in csv.DictReader(out.open())] == ["1", "2"]
+
+
 def test_objects_are_kept_by_their_numbers(store, tmp_path):
     own = shutil.copytree(store, tmp_path / "own.zarr")
     opened = open_store(str(own), writable=True)

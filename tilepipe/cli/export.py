@@ -161,18 +161,20 @@ def _kept(label: Label, texts: tuple[str, ...]) -> frozenset[int] | None:
         return _numbers(label, ",".join(texts))
     # A label of others need not name every class it holds.
     open_ids = not label.read_record()
-    by_name = {one.name: value for value, one in enumerate(label.classes)}
-    kept = set()
+    by_name: dict[str, set[int]] = {}  # several classes may have one name
+    for value, one in enumerate(label.classes):
+        by_name.setdefault(one.name, set()).add(value)
+    kept: set[int] = set()
     parts: list[str] = []
     for text in texts:  # a name may have commas: what is one as it stands is not taken apart
         parts += [text] if text.strip() in by_name else text.split(",")
     for part in (one.strip() for one in parts):
         if part in by_name:
-            kept.add(by_name[part])
+            kept |= by_name[part]
         elif part.isdecimal() and (open_ids or int(part) < len(label.classes)):
             kept.add(int(part))
         else:
-            known = ", ".join(f"{value} {name}" for name, value in by_name.items())
+            known = ", ".join(f"{value} {one.name}" for value, one in enumerate(label.classes))
             raise ExportError(f"{label.name}: no class {part!r}; there are: {known}")
     return frozenset(kept)
 
