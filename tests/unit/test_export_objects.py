@@ -313,6 +313,18 @@ def test_csv_and_its_totals(tmp_path):
         assert float(total["area_mm2"]) == pytest.approx(area * 0.25e-6, abs=1e-6)
 
 
+def test_totals_that_are_there_are_not_replaced_unasked(tmp_path):
+    level, classes = ArrayLevel(MASKS["blobs"]), default_classes(3)
+    path = tmp_path / "objects.csv.gz"
+    totals_beside(path).write_text("of objects.csv")
+    with pytest.raises(ExportError, match=r"objects\.totals\.csv: exists already"):
+        write_csv(path, level, classes)
+    assert totals_beside(path).read_text() == "of objects.csv"
+    assert list(tmp_path.iterdir()) == [totals_beside(path)]
+    write_csv(path, level, classes, overwrite=True)
+    assert totals_beside(path).read_text().startswith("class_id,")
+
+
 def test_every_column_of_the_tables(tmp_path):
     """A mask of half the slide's resolution: px of the slide, µm² of its own px."""
     mask = MASKS["blobs"]

@@ -62,7 +62,12 @@ def write_csv(
     def um2(area_px: int) -> str:
         return "" if um2_per_px is None else f"{area_px * um2_per_px:.4f}"
 
-    with text_sink(path, overwrite=overwrite) as file:
+    totals_path = totals_beside(path)
+    # Both from the start: what may not be replaced is found before the mask is read.
+    with (
+        text_sink(path, overwrite=overwrite) as file,
+        text_sink(totals_path, overwrite=overwrite) as beside,
+    ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow((*OBJECT_COLUMNS, PROBABILITY_COLUMN) if probability else OBJECT_COLUMNS)
         for found in (iter_instances if instances else iter_objects)(
@@ -97,9 +102,7 @@ def write_csv(
             total = totals.setdefault(value, [0, 0])
             total[0] += 1
             total[1] += found.area_px
-    totals_path = totals_beside(path)
-    with text_sink(totals_path, overwrite=True) as file:
-        table = csv.writer(file, lineterminator="\n")
+        table = csv.writer(beside, lineterminator="\n")
         table.writerow(TOTAL_COLUMNS)
         for value in sorted(totals):
             objects, area_px = totals[value]
