@@ -128,6 +128,19 @@ def test_ome_tiff_of_channels(tmp_path):
         write_ome_tiff(tmp_path / "no.ome.tif", store, compression="jpeg")
 
 
+def test_the_last_px_of_a_jpeg_are_not_darker(tmp_path):
+    store = create_store(
+        str(tmp_path / "glass.zarr"), channels=3, dtype="uint8", extent=(201, 301), mpp=None,
+        channel_names=(), channel_colors=(), rgb=True, unit_px=512,
+    )  # fmt: skip
+    glass = np.full((3, 201, 301), 240, dtype=np.uint8)
+    write_pyramid([store.image(0)], reduce_image, glass)
+    write_ome_tiff(tmp_path / "glass.ome.tif", store, compression="jpeg")
+    written = tifffile.imread(tmp_path / "glass.ome.tif")
+    assert written.shape == (201, 301, 3)
+    assert abs(written.astype(int) - 240).max() <= 1
+
+
 def test_names_that_xml_has_no_characters_for(tmp_path):
     store = create_store(
         str(tmp_path / "b\udcffd\x02.zarr"),

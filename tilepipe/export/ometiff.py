@@ -21,6 +21,8 @@ from tilepipe.store import Level, Store, channel_colors
 from tilepipe.tiling import Box
 
 Compression = Literal["deflate", "lzw", "jpeg", "none"]
+Fill = Literal["constant", "edge"]
+"""What a tile has beyond the level: 0, or its last px once more."""
 _NARROWED = {"int64": np.int32, "uint64": np.uint32, "float16": np.float32}
 """What OME-TIFF has no name for, and as what it is written; an id that does not fit is an error."""
 _CODECS = {"deflate": "zlib", "lzw": "lzw", "jpeg": "jpeg", "none": None}
@@ -69,6 +71,8 @@ def write_ome_tiff(
     }
     if compression == "jpeg":
         options["compressionargs"] = {"level": 90}
+    # JPEG mixes neighbours: beside black, the last px of a slide would be darker.
+    fill: Fill = "edge" if compression == "jpeg" else "constant"
     if label is not None and levels[0].dtype == np.uint8:
         options |= {"photometric": "palette", "colormap": palette(classes)}
     dtype = np.dtype(_NARROWED.get(levels[0].dtype.name, levels[0].dtype))
@@ -80,7 +84,7 @@ def write_ome_tiff(
                 lead, last = ((planes,) if planes else ()), ((3,) if rgb else ())
                 first = index == 0
                 tiff.write(
-                    _tiles(level, rgb=rgb, planes=planes, dtype=dtype, told=told),
+                    _tiles(level, rgb=rgb, planes=planes, dtype=dtype, fill=fill, told=told),
                     shape=(*lead, *level.shape, *last),
                     dtype=dtype,
                     subifds=len(levels) - 1 if first else None,
@@ -111,9 +115,9 @@ def _chain_levels(path: Path) -> None:
 
 
 def _tiles(
-    level: Level, *, rgb: bool, planes: int, dtype: np.dtype[Any], told: Count
+    level: Level, *, rgb: bool, planes: int, dtype: np.dtype[Any], fill: Fill, told: Count
 ) -> Iterator[NDArray[Any]]:
-    """Tiles in file order, filled up to the full size with 0 at the far borders."""
+    """Tiles in file order, filled up to the full size at the far borders."""
     whole = Box.of_shape(level.shape)
     for plane in range(max(planes, 1)):
         for box in whole.split((TILE_PX, TILE_PX)):
@@ -123,9 +127,8 @@ def _tiles(
             elif planes:
                 pixels = pixels[plane]
             if box.shape != (TILE_PX, TILE_PX):
-                filled = np.zeros((TILE_PX, TILE_PX, *pixels.shape[2:]), dtype=pixels.dtype)
-                filled[: box.shape[0], : box.shape[1]] = pixels
-                pixels = filled
+                beyond = [(0, TILE_PX - side) for side in box.shape] + [(0, 0)] * rgb
+                pixels = np.pad(pixels, beyond, mode=fill)
             told.add(box.area)  # nobody comes back after the last one
             yield np.ascontiguousarray(pixels)
 
