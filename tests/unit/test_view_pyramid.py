@@ -14,6 +14,7 @@ from tilepipe.view.cache import ByteLRU
 from tilepipe.view.objects import find_object
 from tilepipe.view.render import Window, compose_rgb, parse_windows, to_gzip
 from tilepipe.view.source import Source
+from tilepipe.view.units import tracker_of
 
 SIDE, UNIT = 2100, 512
 MARK = "f" * 16
@@ -105,6 +106,39 @@ def test_a_new_label_is_described_again(running):
     look(source)
     assert source.generation == generation + 1
     assert [one["name"] for one in source.describe()["labels"]] == ["unet", "second"]
+
+
+def test_what_is_read_while_the_journal_is_looked_at_is_not_kept_as_all_there_is(running):
+    store, label, mask = running
+    source = Source(store.location, ByteLRU(64 << 20))
+    pyramid = look(source)
+    whole = Box(0, 0, SIDE, SIDE)
+    note = pyramid.tracker._note
+
+    def read_as_well(level, iy, ix):
+        note(level, iy, ix)
+        pyramid.read(0, whole)
+
+    pyramid.tracker._note = read_as_well
+    box = write(store, label, mask, 0, 1, 2)
+    assert np.array_equal(look(source).read(0, whole)[box.slices], mask[box.slices])
+
+
+def test_a_description_is_not_told_as_the_next_while_that_is_made(running, monkeypatch):
+    store, _, _ = running
+    source = Source(store.location, ByteLRU(1 << 20))
+    generation, told = source.generation, []
+
+    def describe_as_well(*given, **named):
+        told.append(source.describe())
+        return tracker_of(*given, **named)
+
+    monkeypatch.setattr("tilepipe.view.source.tracker_of", describe_as_well)
+    store.create_label("second", classes=default_classes(2), unit_px=UNIT)
+    look(source)
+    assert told
+    assert {(one["generation"], len(one["labels"])) for one in told} == {(generation, 1)}
+    assert source.generation == generation + 1
 
 
 def test_a_mask_that_the_same_job_made_anew_is_shown(running):

@@ -61,8 +61,8 @@ class Source:
         return store, json.dumps(parts, default=str, sort_keys=True)
 
     def _build(self, store: Store, signature: str) -> None:
-        self.generation += 1
-        key = (self.location, self.generation)
+        generation = self.generation + 1
+        key = (self.location, generation)
         root_record = store.read_record()
         image: ShownPyramid | None = None
         if store.has_image:
@@ -114,6 +114,8 @@ class Source:
         self.store, self.image, self.labels = store, image, labels
         self.left_out = left_out
         self._signature = signature
+        # Last: who reads it meanwhile, and what was there before, asks again.
+        self.generation = generation
 
     def look(self) -> None:
         """See what a running job has done since; at most every 0.4 s."""

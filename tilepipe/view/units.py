@@ -59,9 +59,11 @@ class UnitTracker:
                 if level and before.all():
                     continue
                 now = self._listed(level, grid)
+                # Before the versions: a block that is made meanwhile without a unit would be kept
+                # as that of the version that has it.
+                self._done[level] = now
                 for iy, ix in np.argwhere(now != before).tolist():
                     self._note(level, iy, ix)
-                self._done[level] = now
 
     def _listed(self, level: int, grid: Grid) -> NDArray[np.bool_]:
         now = np.zeros(grid.shape, dtype=bool)
