@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -126,6 +127,26 @@ def test_ome_tiff_of_channels(tmp_path):
         assert '"c1"' in tiff.ome_metadata
     with pytest.raises(ExportError, match="JPEG is for 8-bit RGB"):
         write_ome_tiff(tmp_path / "no.ome.tif", store, compression="jpeg")
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(3, "uint8"), (3, "uint16"), (2, "uint16")])
+def test_a_picture_is_drawn_in_bands(tmp_path, monkeypatch, channels, dtype):
+    rgb = channels == 3
+    store, _, _ = build(tmp_path / "slide.zarr", channels=channels, dtype=dtype, rgb=rgb)
+    label = store.label("unet")
+    # The store's own metadata are read with a large buffer, of whatever picture.
+    monkeypatch.setattr("tilepipe.export.image.channel_colors", lambda _: ("ff0000", "00ff00"))
+    at_once = [render_view(store, label, outline=outline) for outline in (False, True)]
+    monkeypatch.setattr("tilepipe.export.image._DRAWN_PX", 1 << 15)
+    tracemalloc.start()
+    try:
+        in_bands = [render_view(store, label, outline=outline) for outline in (False, True)]
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(map(np.array_equal, at_once, in_bands))
+    # Of floats alone, colours at once would take 36 bytes per px.
+    assert most < 34 * SIDES[0] * SIDES[1]
 
 
 def test_the_last_px_of_a_jpeg_are_not_darker(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +21,8 @@ Show = Literal["overlay", "mask", "image"]
 _BLANK = 236
 _BAND_PX = 1 << 24
 """Of a level, read at once."""
+_DRAWN_PX = 1 << 20
+"""Of a picture, drawn at once."""
 
 
 def render_view(
@@ -69,12 +71,22 @@ def render_view(
         return picture
     levels = label.whole_levels()
     ids = _sampled(_coarsest(levels, factor), asked, factor, picture.shape[:2])
-    colors, alpha = _color_table(label, ids)
-    strength = alpha * (1.0 if show == "mask" else opacity)
-    if outline:
-        strength *= _edges(ids)
-    blended = picture + (colors.astype(np.float32) - picture) * strength[..., None]
-    return (blended + 0.5).clip(0, 255).astype(np.uint8)
+    drawn = _edges(ids) if outline else None
+    for rows in _row_bands(ids.shape):
+        colors, alpha = _color_table(label, ids[rows])
+        strength = alpha * (1.0 if show == "mask" else opacity)
+        if drawn is not None:
+            strength *= drawn[rows]
+        below = picture[rows]
+        blended = below + (colors.astype(np.float32) - below) * strength[..., None]
+        picture[rows] = (blended + 0.5).clip(0, 255).astype(np.uint8)
+    return picture
+
+
+def _row_bands(shape: Sequence[int]) -> Iterator[slice]:
+    """Rows of a picture (y, x) that are drawn at once: floats take ten times what bytes do."""
+    step = max(1, _DRAWN_PX // shape[1])
+    return (slice(y0, y0 + step) for y0 in range(0, shape[0], step))
 
 
 def _image_levels(store: Store) -> list[Level]:
@@ -98,19 +110,30 @@ def _fitting(
 
 
 def _rgb(pixels: NDArray[Any], store: Store) -> UInt8:
+    picture = np.empty((*pixels.shape[1:], 3), dtype=np.uint8)
     if store.rgb and pixels.shape[0] >= 3:
         rgb = np.moveaxis(pixels[:3], 0, -1)
         if rgb.dtype == np.uint8:
             return np.ascontiguousarray(rgb)
         top = 65535.0 if rgb.dtype == np.uint16 else 1.0
-        return (np.nan_to_num(rgb.astype(np.float32)) * (255 / top)).clip(0, 255).astype(np.uint8)
-    total = np.zeros((*pixels.shape[1:], 3), dtype=np.float32)
-    for plane, color in zip(pixels[:8], channel_colors(store), strict=False):
-        finite = np.nan_to_num(plane.astype(np.float32))
-        low, high = np.percentile(finite, [0.5, 99.7])
-        share = ((finite - low) / max(float(high - low), 1e-9)).clip(0, 1)
-        total += share[..., None] * np.asarray([*bytes.fromhex(color)], np.float32)
-    return total.clip(0, 255).astype(np.uint8)
+        for rows in _row_bands(picture.shape):
+            picture[rows] = (_finite(rgb[rows]) * (255 / top)).clip(0, 255).astype(np.uint8)
+        return picture
+    shown = [
+        (plane, np.percentile(_finite(plane), [0.5, 99.7]), [*bytes.fromhex(color)])
+        for plane, color in zip(pixels[:8], channel_colors(store), strict=False)
+    ]
+    for rows in _row_bands(picture.shape):
+        total = np.zeros(picture[rows].shape, dtype=np.float32)
+        for plane, (low, high), color in shown:
+            share = ((_finite(plane[rows]) - low) / max(float(high - low), 1e-9)).clip(0, 1)
+            total += share[..., None] * np.asarray(color, np.float32)
+        picture[rows] = total.clip(0, 255).astype(np.uint8)
+    return picture
+
+
+def _finite(plane: NDArray[Any]) -> NDArray[np.float32]:
+    return np.nan_to_num(plane.astype(np.float32))
 
 
 def _coarsest(levels: Sequence[Level], factor: int) -> Level:
@@ -167,14 +190,14 @@ def class_tables(classes: Sequence[LabelClass]) -> tuple[UInt8, NDArray[np.float
     return table[:, :3], np.divide(table[:, 3], 255, dtype=np.float32)
 
 
-def _edges(ids: NDArray[Any]) -> NDArray[np.float32]:
+def _edges(ids: NDArray[Any]) -> NDArray[np.bool_]:
     edge = np.zeros(ids.shape, dtype=bool)
     down, right = ids[1:] != ids[:-1], ids[:, 1:] != ids[:, :-1]
     edge[1:] |= down
     edge[:-1] |= down
     edge[:, 1:] |= right
     edge[:, :-1] |= right
-    return edge.astype(np.float32)
+    return edge
 
 
 def to_png(picture: UInt8) -> bytes:
