@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import tracemalloc
 from types import SimpleNamespace
@@ -533,3 +534,17 @@ def test_two_that_write_one_file_at_once_do_not_write_into_each_others(tmp_path)
         assert path.read_text() == "the second, longer"
     assert path.read_text() == "the first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    for place in (pipe, folder):
+        with (
+            pytest.raises(ExportError, match=f"{place.name}: is there and no file"),
+            whole_path(place, overwrite=True) as part,
+        ):
+            part.write_text("an export")
+    assert pipe.is_fifo()
+    assert sorted(tmp_path.iterdir()) == [folder, pipe]

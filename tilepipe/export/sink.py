@@ -39,8 +39,12 @@ def check_place(store: Store, path: Path) -> None:
 def whole_path(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a path beside ``path`` to write to; it takes the name only if all went well.
 
-    Raises ExportError if ``path`` exists and ``overwrite`` is false, or cannot be written.
+    Raises ExportError if ``path`` exists and ``overwrite`` is false, is a folder or a device, or
+    cannot be written.
     """
+    # A file would take the place of /dev/null, for all programs of the computer.
+    if path.exists() and not path.is_file():
+        raise ExportError(f"{path}: is there and no file; name another --output")
     if path.exists() and not overwrite:
         raise ExportError(f"{path}: exists already; pass --overwrite, or another --output")
     if not path.parent.is_dir():
