@@ -313,6 +313,16 @@ def test_csv_and_its_totals(tmp_path):
         assert float(total["area_mm2"]) == pytest.approx(area * 0.25e-6, abs=1e-6)
 
 
+@pytest.mark.parametrize("region_px", [4, 64])
+def test_ids_of_64_bits_are_told_as_they_are(region_px):
+    ids = (1, 2**40 + 1, 2**63 + 5, 2**64 - 1)
+    mask = np.zeros((9, 20), dtype=np.uint64)
+    for place, value in enumerate(ids):
+        mask[1:8, 5 * place : 5 * place + 4] = value
+    found = iter_instances(ArrayLevel(mask), region_px=region_px)
+    assert sorted((one.value, one.area_px) for one in found) == [(value, 28) for value in ids]
+
+
 def test_totals_that_are_there_are_not_replaced_unasked(tmp_path):
     level, classes = ArrayLevel(MASKS["blobs"]), default_classes(3)
     path = tmp_path / "objects.csv.gz"

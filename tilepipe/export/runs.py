@@ -24,7 +24,7 @@ class Regions:
 
     ids: NDArray[np.int32]
     """(y, x): region number of each pixel, 0 for background."""
-    values: Ints
+    values: NDArray[np.integer[Any]]
     """(n,) class id (or instance id) of each region."""
     areas_px: Ints
     """(n,)"""
@@ -53,7 +53,9 @@ def find_regions(mask: NDArray[Any]) -> Regions:
     np.not_equal(mask[:, 1:], mask[:, :-1], out=starts[:, 1:])
     first = np.flatnonzero(starts)
     run_of_pixel = np.cumsum(starts, dtype=np.int32).reshape(mask.shape) - np.int32(1)
-    run_value = mask.reshape(-1)[first].astype(np.int64)
+    # Ids that 63 bits do not hold stay as they are: as int64 they would be below 0.
+    wide = np.uint64 if mask.dtype == np.uint64 else np.int64
+    run_value = mask.reshape(-1)[first].astype(wide)
     run_y, run_x0 = np.divmod(first, width)
     run_x1 = np.append(first[1:], mask.size) - run_y * width
 
@@ -73,7 +75,7 @@ def find_regions(mask: NDArray[Any]) -> Regions:
     lookup[solid] = region_of_run + 1
     y, x0, x1 = run_y[solid], run_x0[solid], run_x1[solid]
     length = x1 - x0
-    values = np.zeros(n, dtype=np.int64)
+    values = np.zeros(n, dtype=wide)
     values[region_of_run] = run_value[solid]
     sums = np.stack(
         [
