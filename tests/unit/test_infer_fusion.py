@@ -73,6 +73,14 @@ def test_what_onednn_does_not_have_stays_as_it_is(monkeypatch):
     assert isinstance(block[0], ConvBlock)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_overflows_in_float16_is_seen_in_the_sums(name):
+    _, quick, pixels = networks(name, "fp16", dtype=np.float32)
+    with torch.inference_mode():
+        assert torch.isfinite(quick(pixels)[1]).all()
+        assert not torch.isfinite(quick(pixels * 1e9)[1]).any()
+
+
 def test_an_operator_that_computes_something_else_is_not_used(monkeypatch):
     monkeypatch.setattr(FusedConv, "forward", lambda self, x: self.conv(x))  # forgets the ReLU
     assert not can_fuse.__wrapped__(torch.float32)
