@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import os
 from pathlib import Path
 
 import numpy as np
@@ -610,3 +611,13 @@ def test_pairs_that_cannot_be_learnt_from_are_named_at_the_start(folders):
         open_pair(pairs[1])
     with pytest.raises(TrainError, match=r"b\.png: has \(40, 52\)"):
         check_pair(pairs[1], channels=3, n_classes=None)
+
+
+def test_names_that_are_no_utf8_are_split_and_hashed(tmp_path: Path) -> None:
+    paths = [tmp_path / os.fsdecode(name) for name in (b"a\xff.npy", b"b.npy")]
+    for path in paths:
+        path.write_bytes(b"")
+    pairs = [Pair(path.stem, path, path) for path in paths]
+    rest, held = split(pairs, share=0.5, seed=0)
+    assert len(rest) == len(held) == 1
+    assert data_hash(pairs[:1]) != data_hash(pairs[1:])

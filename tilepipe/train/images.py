@@ -245,7 +245,7 @@ def split(
     for kind in sorted({pair.kind for pair in pairs}):
         names = sorted(pair.name for pair in pairs if pair.kind == kind)
         # Order by a hash of name and seed: adding an image does not reshuffle the others.
-        names.sort(key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).hexdigest())
+        names.sort(key=lambda name: hashlib.sha256(_as_bytes(f"{seed}/{name}")).hexdigest())
         count = round(share * len(names))
         if share > 0 and len(names) > 1:
             count = max(1, min(count, len(names) - 1))
@@ -254,15 +254,20 @@ def split(
     return rest, tuple(pair for pair in pairs if pair.name in held)
 
 
+def _as_bytes(text: str) -> bytes:
+    """Return the bytes of what file names are part of, which need not be UTF-8."""
+    return text.encode(errors="surrogateescape")
+
+
 def data_hash(pairs: Sequence[Pair]) -> str:
     """sha256 over names and bytes of all files of the pairs (names and sizes for folders)."""
     digest = hashlib.sha256()
     for pair in pairs:
         for path in (pair.image, pair.labels):
-            digest.update(f"{pair.name}\0".encode())
+            digest.update(_as_bytes(f"{pair.name}\0"))
             if path.is_dir():
                 for part in sorted(path.rglob("*")):
-                    digest.update(f"{part.relative_to(path)} {part.stat().st_size}\0".encode())
+                    digest.update(_as_bytes(f"{part.relative_to(path)} {part.stat().st_size}\0"))
             else:
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
