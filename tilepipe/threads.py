@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,20 +18,26 @@ def cores() -> int:
 
 
 def several_at_once(
-    work: Callable[[_Item], _Result], items: Iterable[_Item], *, at_once: int, name: str
-) -> Iterator[_Result]:
+    work: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    *,
+    at_once: int,
+    name: str,
+    ahead: int | None = None,
+) -> Generator[_Result]:
     """Yield ``work(item)`` of every item, in their order, from ``at_once`` threads.
 
     Raises what the first item, in their order, raises; what has not begun by then is left. No more
-    than two items for every thread are begun and not yet taken, so memory is bounded, and an
-    interpreter that ends waits for no more.
+    than ``ahead`` (that many) items beyond the one that is taken are asked for, so memory is
+    bounded, and an interpreter that ends waits for no more.
     """
+    ahead = at_once if ahead is None else ahead
     under_way: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(at_once, thread_name_prefix=name) as pool:
         try:
             for item in items:
                 under_way.append(pool.submit(work, item))
-                if len(under_way) > at_once:
+                if len(under_way) > ahead:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()

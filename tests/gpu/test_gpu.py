@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from tilepipe.cli.main import main
 from tilepipe.infer import Account, Engine
@@ -20,6 +21,10 @@ from tilepipe.infer.plans import plan_for
 from tilepipe.models import load_model
 from tilepipe.spec import JobSpec
 from tilepipe.tiling import Box
+from tilepipe.train.ahead import batches
+from tilepipe.train.augment import AugmentSpec
+from tilepipe.train.dataset import Samples, Teaching
+from tilepipe.train.images import find_pairs
 
 HAS_GPU = torch.cuda.is_available()
 pytestmark = [
@@ -196,3 +201,26 @@ def test_a_job_from_slide_to_verified_mask(small_slide, tmp_path):
     assert 0 < facts["account"]["device_busy"] <= 1
     checked = runner.invoke(main, ["verify", str(out), "--json"])
     assert checked.exit_code == 0, checked.output
+
+
+def test_samples_made_ahead_are_those_that_one_thread_makes(tmp_path):
+    for folder, values in (("img", 256), ("lab", 3)):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            drawn = np.random.default_rng(number).integers(0, values, (300, 400), dtype=np.uint8)
+            Image.fromarray(drawn).save(tmp_path / folder / f"{number}.png")
+    samples = Samples(
+        find_pairs(tmp_path / "img", tmp_path / "lab"),
+        teaching=Teaching(target="classes", n_classes=3, weighted=True),
+        channels=3, input_px=252, output_px=68, augment=AugmentSpec(),
+    )  # fmt: skip
+    asked = {"first": 5, "size": 4, "device": torch.device(DEVICE)}
+    alone, ahead = (batches(samples, **asked, threads=threads) for threads in (0, 6))
+    busy = torch.randn(4096, 4096, device=DEVICE)
+    for _ in range(20):
+        busy = busy @ busy / 64  # the network's stream is behind while samples change hands
+        wanted, found = next(alone), next(ahead)
+        for one, other in ((wanted.images, found.images), (wanted.targets, found.targets)):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+        torch.testing.assert_close(wanted.weights, found.weights, rtol=0, atol=1e-5)
+    ahead.close()

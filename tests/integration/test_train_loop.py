@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ from tilepipe.pipeline.run import Request, run_one
 from tilepipe.spec import JobSpec
 from tilepipe.store import open_store
 from tilepipe.tiling import Box
-from tilepipe.train import loop
+from tilepipe.train import ahead, loop
 from tilepipe.train.augment import NO_AUGMENT, AugmentSpec
 from tilepipe.train.events import Started, Stepped, Validated
 from tilepipe.train.images import open_pair
@@ -175,6 +176,26 @@ def test_a_resumed_training_knows_the_weights_it_kept(folders):
     assert result.metric == kept["metric"]
 
 
+def test_samples_made_ahead_give_the_same_weights(folders, monkeypatch):
+    whole, parts = (spec_of(folders, out=folders / f"{name}.safetensors") for name in "ab")
+    train(whole)
+    begun = []
+
+    def by_threads(*args, first, threads, **options):
+        assert threads == 0
+        begun.append(first)
+        return ahead.batches(*args, first=first, threads=3, **options)
+
+    monkeypatch.setattr(loop, "batches", by_threads)
+    with pytest.raises(Killed):
+        train(parts, on_event=kill_after(3))
+    train(parts, resume=True)
+    assert begun == [0, 2]
+    wanted, got = load_file(whole.out), load_file(parts.out)
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert not [one for one in threading.enumerate() if one.name.startswith("tilepipe-sample")]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_resumed_weights_equal_uninterrupted_ones(folders, optimizer):
     settings = {"optimizer": optimizer, "lr": 0.001, "momentum": 0.9}
@@ -319,9 +340,9 @@ def test_validations_take_a_fifth_of_the_time_at_the_most(folders, monkeypatch):
     clock = [0.0]
     step, validate = loop.Training.step, loop.Training.validate
 
-    def slow_step(self, **given):
+    def slow_step(self, batch, **given):
         clock[0] += 1
-        return step(self, **given)
+        return step(self, batch, **given)
 
     def slow_validate(self, lr):
         clock[0] += 30
@@ -393,9 +414,9 @@ def test_half_precision_scales_gradients_on_a_processor_too(folders, monkeypatch
     scales = []
     step = loop.Training.step
 
-    def noted(self, **settings):
+    def noted(self, batch, **settings):
         scales.append(self.scaler.get_scale())
-        return step(self, **settings)
+        return step(self, batch, **settings)
 
     monkeypatch.setattr(loop.Training, "step", noted)
     train(spec_of(folders, precision="fp16", steps=1))
@@ -608,7 +629,7 @@ def test_a_batch_that_torch_refuses_says_what_next(folders, monkeypatch):
     with pytest.raises(TrainError, match="try a larger --batch or --output-px"):
         train(spec_of(folders, **changes))
 
-    def full(self, **settings):
+    def full(self, batch, **settings):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
 
     monkeypatch.setattr(loop.Training, "step", full)

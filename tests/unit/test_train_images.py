@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tilepipe.spec import default_classes
 from tilepipe.store import create_store
 from tilepipe.tiling import Box, read_mirrored
 from tilepipe.train import dataset, images
+from tilepipe.train.ahead import batches
 from tilepipe.train.augment import NO_AUGMENT, AugmentSpec
 from tilepipe.train.dataset import Samples, Teaching
 from tilepipe.train.ids import read_labels
@@ -115,19 +117,54 @@ def make_samples(folders, **changes):
 CPU = torch.device("cpu")
 
 
+def batch_of(samples, step, size):
+    return next(batches(samples, first=step, size=size, device=CPU, threads=0))
+
+
 def test_batches_are_a_function_of_seed_and_step(folders):
-    first, again = (make_samples(folders).batch(7, 3, CPU) for _ in range(2))
+    first, again = (batch_of(make_samples(folders), 7, 3) for _ in range(2))
     assert first.images.shape == (3, 3, 48, 48)
     assert first.targets.shape == first.weights.shape == (3, 24, 24)
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.weights, again.weights)
-    assert not torch.equal(first.images, make_samples(folders).batch(8, 3, CPU).images)
-    assert not torch.equal(first.images, make_samples(folders, seed=5).batch(7, 3, CPU).images)
+    assert not torch.equal(first.images, batch_of(make_samples(folders), 8, 3).images)
+    assert not torch.equal(first.images, batch_of(make_samples(folders, seed=5), 7, 3).images)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_threads_make_the_samples_that_one_makes(folders, monkeypatch, large):
+    if large:
+        monkeypatch.setattr(images, "IN_MEMORY_PX", 10)
+    under_way, most = [], []
+
+    def taught(self, labels, targets, make=Teaching.weights):
+        under_way.append(1)
+        most.append(len(under_way))
+        time.sleep(0.02)
+        under_way.pop()
+        return make(self, labels, targets)
+
+    monkeypatch.setattr(Teaching, "weights", taught)
+    alone = make_samples(folders)
+    all_wanted = [batch_of(alone, step, 3) for step in range(3, 11)]
+    before = torch.get_num_threads()
+    made = batches(make_samples(folders), first=3, size=3, device=CPU, threads=4)
+    try:
+        for wanted in all_wanted:
+            batch = next(made)
+            assert torch.equal(batch.images, wanted.images)
+            assert torch.equal(batch.targets, wanted.targets)
+            assert torch.equal(batch.weights, wanted.weights)
+    finally:
+        made.close()
+        torch.set_num_threads(before)
+    # A whole image's weights take many times its bytes: of these one at a time.
+    assert max(most) > 1 if large else max(most) == 1
 
 
 def test_unvaried_sample_is_image_and_target_at_one_place(folders):
     samples = make_samples(folders, augment=NO_AUGMENT, input_px=44, output_px=20)
-    batch = samples.batch(0, 6, CPU)
+    batch = batch_of(samples, 0, 6)
     pair = find_pairs(*folders)[0]
     labels = open_raster(pair.labels, ids=True).read(Box(0, 0, 40, 52))[0]
     targets = TEACH.targets(labels)
@@ -150,9 +187,9 @@ def test_images_too_large_to_keep_give_the_same_samples(folders, monkeypatch, ta
     teaching = Teaching(target=target, n_classes=3, weighted=True)
     for path in folders[1].iterdir():
         write(folders[1], path.stem, np.minimum(np.asarray(Image.open(path)), 2))
-    kept = make_samples(folders, teaching=teaching).batch(3, 16, CPU)
+    kept = batch_of(make_samples(folders, teaching=teaching), 3, 16)
     monkeypatch.setattr(images, "IN_MEMORY_PX", 10)
-    read = make_samples(folders, teaching=teaching).batch(3, 16, CPU)
+    read = batch_of(make_samples(folders, teaching=teaching), 3, 16)
     torch.testing.assert_close(kept.images, read.images, atol=1e-4, rtol=0)
     assert torch.equal(kept.targets, read.targets)
     torch.testing.assert_close(kept.weights, read.weights, atol=1e-3, rtol=0)
@@ -184,9 +221,9 @@ def test_cells_that_a_sample_cuts_are_taught_as_the_whole(tmp_path, monkeypatch,
     write(tmp_path / "lab", "a", labels)
     asked = {"augment": NO_AUGMENT, "teaching": teaching, "output_px": 48}
     folders = tmp_path / "img", tmp_path / "lab"
-    kept = make_samples(folders, **asked).batch(0, 64, CPU)
+    kept = batch_of(make_samples(folders, **asked), 0, 64)
     monkeypatch.setattr(images, "IN_MEMORY_PX", 10)
-    read = make_samples(folders, **asked).batch(0, 64, CPU)
+    read = batch_of(make_samples(folders, **asked), 0, 64)
     assert torch.equal(kept.targets, read.targets)
     if teaching.weighted:
         torch.testing.assert_close(kept.weights, read.weights, atol=1e-3, rtol=0)
@@ -208,11 +245,11 @@ def test_a_sample_costs_what_it_reads_and_not_its_image(tmp_path, monkeypatch):
 
     monkeypatch.setattr(dataset, "to_share", counted)
     folders = tmp_path / "img", tmp_path / "lab"
-    cut = make_samples(folders, **asked).batch(0, 32, CPU)
+    cut = batch_of(make_samples(folders, **asked), 0, 32)
     # 48 px, zoomed and turned, and what vectors of 10 px add to both sides.
     assert max(max(shape) for shape in taken) < 48 * 1.2 * 2**0.5 + 2 * 40
     monkeypatch.setattr(dataset, "_cut", lambda whole, *_: (whole, (0, 0), (0, 0)))
-    whole = make_samples(folders, **asked).batch(0, 32, CPU)
+    whole = batch_of(make_samples(folders, **asked), 0, 32)
     assert max(taken) == (3, 300, 410)
     torch.testing.assert_close(cut.images, whole.images, atol=2e-3, rtol=0)
     torch.testing.assert_close(cut.weights, whole.weights, atol=1e-2, rtol=0)
@@ -229,7 +266,7 @@ def test_images_that_were_read_are_not_held_open(folders, keep_bytes):
 
     before = rasters()  # what failed in other tests is held by them
     samples = make_samples(folders, keep_bytes=keep_bytes)
-    samples.batch(0, 12, CPU)
+    batch_of(samples, 0, 12)
     assert rasters() <= before
 
 
@@ -253,7 +290,7 @@ def test_files_are_closed_with_what_was_read_of_them(tmp_path):
 def test_class_weights_of_any_size_have_their_say(folders, class_weights):
     """Such as one over how many px a class has: fp16 holds neither these nor 1e5."""
     teach = dataclasses.replace(TEACH, class_weights=class_weights, w0=0.0)
-    batch = make_samples(folders, augment=NO_AUGMENT, teaching=teach).batch(0, 4, CPU)
+    batch = batch_of(make_samples(folders, augment=NO_AUGMENT, teaching=teach), 0, 4)
     wanted = torch.tensor(class_weights)[batch.targets]
     torch.testing.assert_close(batch.weights, wanted, rtol=1e-2, atol=1e-5 * class_weights[2])
 
@@ -265,7 +302,7 @@ def test_kind_weights_choose(folders):
         pairs, teaching=TEACH, channels=3, input_px=24, output_px=24, augment=NO_AUGMENT,
         kind_weights={"a": 0, "c": 0},
     )  # fmt: skip
-    only_b.batch(0, 5, CPU)
+    batch_of(only_b, 0, 5)
     assert set(only_b._kept) == {1}
     with pytest.raises(TrainError, match="no image has a chance"):
         Samples(pairs, teaching=TEACH, channels=3, input_px=24, output_px=24,
@@ -275,7 +312,7 @@ def test_kind_weights_choose(folders):
 def test_wrong_files_are_named(folders, tmp_path):
     write(folders[1], "a", np.zeros((40, 50), np.uint16))
     with pytest.raises(TrainError, match=r"a\.png: has \(40, 52\) px .*a\.png have \(40, 50"):
-        make_samples(folders).batch(0, 9, CPU)
+        batch_of(make_samples(folders), 0, 9)
     with pytest.raises(TrainError, match="labels are of the image's size"):
         load(find_pairs(*folders)[0], channels=3)
     bad = tmp_path / "bad.png"
@@ -284,7 +321,7 @@ def test_wrong_files_are_named(folders, tmp_path):
         open_raster(bad)
     write(folders[1], "a", np.random.default_rng(0).integers(0, 9, (40, 52, 3), dtype=np.uint8))
     with pytest.raises(TrainError, match="labels of 3 channels"):
-        make_samples(folders).batch(0, 9, CPU)
+        batch_of(make_samples(folders), 0, 9)
 
 
 def whole(raster):
@@ -533,7 +570,7 @@ def test_training_and_validation_see_the_numbers_of_a_float_image(folders, dtype
     values = (rng.random((1, 40, 52)) * 200 - 100).astype(dtype)
     pairs = write_floats(folders, values)
     settings = {"channels": 1, "input_px": 40, "output_px": 40, "augment": NO_AUGMENT}
-    sample = Samples(pairs, teaching=TEACH, **settings).batch(0, 1, CPU).images[0, 0].numpy()
+    sample = batch_of(Samples(pairs, teaching=TEACH, **settings), 0, 1).images[0, 0].numpy()
     share, _ = load(pairs[0], channels=1)
     np.testing.assert_array_equal(share, values.astype(np.float32))
     assert any(
@@ -549,7 +586,7 @@ def test_varied_float_samples_are_neither_constant_nor_cut_off(folders, scale, o
         write_floats(folders, values), teaching=TEACH, channels=1, input_px=40, output_px=40,
         augment=AugmentSpec(blur_px=0),
     )  # fmt: skip
-    drawn = samples.batch(0, 8, CPU).images
+    drawn = batch_of(samples, 0, 8).images
     spread = drawn.std((1, 2, 3)) / values.std()
     assert 0.4 < float(spread.min()) <= float(spread.max()) < 2
     assert float((drawn.mean((1, 2, 3)) - values.mean()).abs().max()) < scale
@@ -563,7 +600,7 @@ def test_varied_samples_of_a_camera_of_few_bits_show_what_it_saw(folders):
         write_floats(folders, values), teaching=TEACH, channels=1, input_px=40, output_px=40,
         augment=AugmentSpec(blur_px=0),
     )  # fmt: skip
-    drawn = samples.batch(0, 64, CPU).images * 65535
+    drawn = batch_of(samples, 0, 64).images * 65535
     spread = drawn.std((1, 2, 3)) / values.std()
     assert 0.4 < float(spread.min()) <= float(spread.max()) < 2
     assert float((drawn.mean((1, 2, 3)) - values.mean()).abs().max()) < 1500

@@ -8,6 +8,7 @@ leaves the image it is mirrored, exactly as in inference.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,18 +79,6 @@ class Teaching:
         return reach + CELL_PX if self.target == "classes" and self.weighted else reach
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one step learns from."""
-
-    images: Tensor
-    """(B, C, S, S) float32: shares of full scale, or floats as they are."""
-    targets: Tensor
-    """(B, O, O) int64 class ids."""
-    weights: Tensor | None
-    """(B, O, O) float32."""
-
-
 @dataclass(frozen=True)
 class _Kept:
     image: NDArray[Any]
@@ -99,7 +88,7 @@ class _Kept:
 
 
 class Samples:
-    """Draws batches from annotated images."""
+    """Draws samples from annotated images."""
 
     def __init__(
         self,
@@ -124,25 +113,20 @@ class Samples:
         self.seed = seed
         self._keep_bytes = keep_bytes
         self._kept: dict[int, _Kept] = {}
+        self._lock = threading.Lock()
         self._rasters: dict[int, tuple[Raster, Raster]] = {}
         chances = [(kind_weights or {}).get(pair.kind, 1.0) for pair in pairs]
         if min(chances) < 0 or sum(chances) <= 0:
             raise TrainError(f"kind weights {kind_weights}: no image has a chance")
         self._chances = torch.tensor(chances, dtype=torch.float64)
 
-    def batch(self, step: int, size: int, device: torch.device) -> Batch:
-        """Draw the batch of ``step``."""
-        drawn = [self._sample(step, place, device) for place in range(size)]
-        weights = [weight for _, _, weight in drawn if weight is not None]
-        return Batch(
-            images=torch.stack([image for image, _, _ in drawn]),
-            targets=torch.stack([target for _, target, _ in drawn]),
-            weights=torch.stack(weights) if weights else None,
-        )
-
-    def _sample(
+    def sample(
         self, step: int, place: int, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Make the sample at one place of the batch of one step; from any thread.
+
+        Returns (C, S, S) float32, (O, O) int64 class ids, and (O, O) float32 weights or None.
+        """
         generator = torch.Generator()
         generator.manual_seed(((self.seed * 1_000_003 + step) * 4_099 + place) % (1 << 62))
         index = int(torch.multinomial(self._chances, 1, generator=generator))
@@ -195,19 +179,21 @@ class Samples:
 
     def _whole(self, index: int) -> _Kept | None:
         """Return a whole pair, kept while there is room; None of a large one."""
-        if index not in self._kept:
-            image, labels = self._open(index)
-            if not image.in_memory:
-                return None
-            box = Box.of_shape(image.extent)
-            pixels = np.ascontiguousarray(read_pixels(image, box))
-            taught = self._teach(read_labels(labels, box), source=labels.path)
-            kept = _Kept(pixels, span_of(pixels), *taught)
-            self._keep_bytes -= kept.image.nbytes + 5 * kept.targets.nbytes
-            if self._keep_bytes < 0:
-                return kept
-            self._kept[index] = kept
-        return self._kept[index]
+        # One at a time: a border term holds many times the bytes of its image while it is made.
+        with self._lock:
+            if index not in self._kept:
+                image, labels = self._open(index)
+                if not image.in_memory:
+                    return None
+                box = Box.of_shape(image.extent)
+                pixels = np.ascontiguousarray(read_pixels(image, box))
+                taught = self._teach(read_labels(labels, box), source=labels.path)
+                kept = _Kept(pixels, span_of(pixels), *taught)
+                self._keep_bytes -= kept.image.nbytes + 5 * kept.targets.nbytes
+                if self._keep_bytes < 0:
+                    return kept
+                self._kept[index] = kept
+            return self._kept[index]
 
     def _part(
         self, image: Raster, labels: Raster, coordinates: Tensor, inner: Tensor

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from tilepipe.errors import TrainError
 from tilepipe.infer.plans import usual_halo
 from tilepipe.models import Net, build, locality_of, save_checkpoint
+from tilepipe.train.ahead import Batch, batches, threads_for
 from tilepipe.train.budget import Budget
 from tilepipe.train.curve import draw_curve
 from tilepipe.train.dataset import Samples, Teaching
@@ -180,7 +182,32 @@ class Training:
     def run(self) -> TrainResult:
         """Step until the budget is used; validate on the way and at the end."""
         counters = self.counters
-        started_s = time.monotonic() - counters.elapsed_s
+        drawn = batches(
+            self.samples,
+            first=counters.step,
+            size=self.spec.batch,
+            device=self.device,
+            threads=threads_for(self.device),
+        )
+        with closing(drawn):
+            self._learn(drawn, started_s=time.monotonic() - counters.elapsed_s)
+        # The time may be up between a step and the next look at the clock: what was learnt since
+        # the last validation may be the best.
+        if counters.loss_count or not self._has_kept:
+            self.validate(rate(self.spec, 1.0))
+        self.state_path.unlink(missing_ok=True)
+        return TrainResult(
+            weights=self.spec.out,
+            sha256=counters.sha256,
+            steps=counters.step,
+            elapsed_s=counters.elapsed_s,
+            metric=counters.best,
+            best_step=counters.best_step,
+            scores=counters.scores,
+        )
+
+    def _learn(self, drawn: Iterator[Batch], *, started_s: float) -> None:
+        counters = self.counters
         saved_s = time.monotonic()
         next_validation = self.budget.next_validation(self.progress(counters.elapsed_s))
         while (progress := self.progress(time.monotonic() - started_s)) < 1.0:
@@ -189,7 +216,7 @@ class Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             with told(self.spec.batch, self.samples.input_px):
-                loss = self.step(freeze=progress >= self.spec.freeze_norm)
+                loss = self.step(next(drawn), freeze=progress >= self.spec.freeze_norm)
             counters.step += 1
             counters.loss_sum += loss
             counters.loss_count += 1
@@ -213,24 +240,9 @@ class Training:
                 counters.elapsed_s = time.monotonic() - started_s
                 self.save()
                 saved_s = time.monotonic()
-        # The time may be up between a step and the next look at the clock: what was learnt since
-        # the last validation may be the best.
-        if counters.loss_count or not self._has_kept:
-            self.validate(rate(self.spec, 1.0))
-        self.state_path.unlink(missing_ok=True)
-        return TrainResult(
-            weights=self.spec.out,
-            sha256=counters.sha256,
-            steps=counters.step,
-            elapsed_s=counters.elapsed_s,
-            metric=counters.best,
-            best_step=counters.best_step,
-            scores=counters.scores,
-        )
 
-    def step(self, *, freeze: bool = False) -> float:
+    def step(self, batch: Batch, *, freeze: bool = False) -> float:
         """Learn from one batch; return its loss. ``freeze``: norms use running statistics."""
-        batch = self.samples.batch(self.counters.step, self.spec.batch, self.device)
         self.net.train()
         if freeze:
             for part in self.net.modules():
