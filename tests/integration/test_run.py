@@ -15,6 +15,8 @@ import tifffile
 import torch
 import zarr
 from click.testing import CliRunner
+from ome_zarr.io import parse_url
+from ome_zarr.reader import Reader
 
 from tilepipe.cli.main import main
 from tilepipe.infer.backends import OutOfDeviceMemoryError, TorchCpuBackend
@@ -206,6 +208,29 @@ def test_the_bill_compresses_as_the_store_does(tmp_path):
     tilepipe("run", slide, "-o", out, *RANDOM, "--json")
     taken = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     assert told == pytest.approx(taken, rel=0.2)
+
+
+def test_an_image_of_12_bits_is_no_black_one_in_viewers(tmp_path):
+    """Viewers take their contrast from the store; of 12 bits 0 to 65535 shows a sixteenth."""
+    image = np.random.default_rng(0).integers(200, 4096, (700, 800), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", image, tile=(256, 256))
+    half, whole = tmp_path / "half.zarr", tmp_path / "whole.zarr"
+
+    def limits(store):
+        nodes = list(Reader(parse_url(str(store)))())
+        (found,) = (
+            one.metadata["contrast_limits"] for one in nodes if "channel_names" in one.metadata
+        )
+        return found
+
+    tilepipe("ingest", tmp_path / "a.tif", "-o", whole, "-q")
+    ((black, white),) = limits(whole)
+    assert 200 <= black < 300 < 4000 < white <= 4095
+    tilepipe("run", tmp_path / "a.tif", "-o", half, *RANDOM, "--unit", "512", "--part", "0/2", "-q")
+    assert limits(half) == [[0, 65535]]
+    tilepipe("finish", half, "-q")
+    ((black, white),) = limits(half)
+    assert 200 <= black < 300 < 4000 < white <= 4095
 
 
 def test_another_job_in_the_same_output_is_refused_with_the_ways_out(done, small_slide, tmp_path):

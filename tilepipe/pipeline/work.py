@@ -18,7 +18,7 @@ from tilepipe.pipeline.stages import stage_word
 from tilepipe.schedule import Dag, Outcome
 from tilepipe.schedule.local import LANES
 from tilepipe.spec import distinct_names
-from tilepipe.store import Journal
+from tilepipe.store import Journal, fit_windows
 
 MOST_FAILURES_LISTED = 100
 MOST_DAMAGE_LISTED = 1000
@@ -203,6 +203,8 @@ class SlideWork:
             state = "done" if image_done else "units failed" if not finished else "running"
             told = {"state": state, **damage}
             if any(record.get(key) != value for key, value in told.items()):
+                if state == "done":
+                    fit_windows(store)
                 store.write_record({**record, **told})
         elif store.has_image:  # of what was copied before, its record tells
             self.summary["damaged_tiles"] = store.read_record().get("n_damaged", 0)

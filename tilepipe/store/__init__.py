@@ -12,6 +12,7 @@ from tilepipe.store.open import open_store
 from tilepipe.store.recent import RecentUnits
 from tilepipe.store.reduce import reduce_image, reduce_label
 from tilepipe.store.store import Store
+from tilepipe.store.windows import Shades, fit_windows, shades_of
 
 __all__ = [
     "EXPORTED",
@@ -24,11 +25,13 @@ __all__ = [
     "Probabilities",
     "RecentUnits",
     "Record",
+    "Shades",
     "Store",
     "channel_colors",
     "check_free",
     "checksum_of",
     "create_store",
+    "fit_windows",
     "image_codec",
     "leased",
     "open_files",
@@ -36,5 +39,6 @@ __all__ = [
     "overlap",
     "reduce_image",
     "reduce_label",
+    "shades_of",
     "what_is_at",
 ]

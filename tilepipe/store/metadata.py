@@ -102,7 +102,6 @@ def omero(
     rgb: bool,
 ) -> dict[str, Any]:
     """Return the ``omero`` block: per channel its name, colour (RRGGBB) and display window."""
-    low, high = (0.0, 1.0) if dtype.kind == "f" else (0.0, float(np.iinfo(dtype).max))
     channels = []
     for index, name in enumerate(names):
         given = colors[index] if index < len(colors) else None
@@ -112,13 +111,19 @@ def omero(
                     "label": name,
                     "active": True,
                     "color": _hex(given) or _default_color(index, len(names), rgb=rgb),
-                    "window": Window(min=low, max=high, start=low, end=high),
+                    "window": Window(**window_of(dtype)),
                 }
             )
         )
     block = _json(Omero(channels=channels))
     model = "greyscale" if len(names) == 1 else "color"
     return {**block, "rdefs": {"defaultT": 0, "defaultZ": 0, "model": model}}
+
+
+def window_of(dtype: np.dtype[Any]) -> dict[str, float]:
+    """Return the display window of all that a dtype holds; of floats, 0 to 1."""
+    high = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
+    return {"min": 0.0, "max": high, "start": 0.0, "end": high}
 
 
 def _hex(color: str | None) -> str | None:
