@@ -78,6 +78,29 @@ def test_every_form(store, form, suffix, told):
     assert run("export", store, "--to", form, "--label", "one", "--overwrite").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("form", "given", "text"),
+    [
+        (
+            "geojson",
+            ["--region", "0,0,9,9"],
+            "--region is for --to png; leave it out of --to geojson",
+        ),
+        ("png", ["--image"], "--image is for --to ome-tiff;"),
+        ("ome-tiff", ["--classes", "1"], "--classes is for --to geojson and --to csv;"),
+        ("csv", ["--simplify", "0"], "--simplify is for --to geojson;"),
+        ("ome-zarr-0.4", ["--size", "100"], "--size is for --to png;"),
+    ],
+)
+def test_an_option_of_another_form_is_not_left_alone(store, tmp_path, form, given, text):
+    """Who asks for a region gets no file of everything instead."""
+    out = tmp_path / "out"
+    answer = run("export", store, "--to", form, "--label", "one", "-o", out, *given)
+    assert answer.exit_code == 2
+    assert text in answer.output
+    assert not out.exists()
+
+
 def test_classes_by_name_or_id(store, tmp_path):
     out = tmp_path / "two.csv"
     answer = run(

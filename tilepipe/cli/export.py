@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from tilepipe.cli import options
 from tilepipe.cli.masks import check_masks
@@ -22,6 +23,15 @@ _SUFFIXES = {
     "png": ".png",
     "csv": ".csv",
     "ome-zarr-0.4": "-0.4.zarr",
+}
+
+_ONLY_FOR = {
+    "as_image": ("ome-tiff",),
+    "classes": ("geojson", "csv"),
+    "object_type": ("geojson",),
+    "simplify": ("geojson",),
+    "compression": ("ome-tiff",),
+    **dict.fromkeys(("region", "longest_px", "show", "opacity", "outline"), ("png",)),
 }
 
 
@@ -97,6 +107,7 @@ def command(store: str, form: str, output: str | None, **options_given: Any) -> 
     GeoJSON has one feature per object, pixel-exact, joined across tile borders; a name ending in
     .geojson.gz is compressed.
     """
+    _check_options(click.get_current_context(), form)
     from tilepipe.cli.steps import progress
     from tilepipe.errors import ExportError
     from tilepipe.export.sink import check_place
@@ -116,6 +127,16 @@ def command(store: str, form: str, output: str | None, **options_given: Any) -> 
     elif not options_given["quiet"]:
         facts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in told.items())
         click.echo(f"{target}: {facts}")
+
+
+def _check_options(context: click.Context, form: str) -> None:
+    """Raise UsageError for an option of another form: left alone, all was exported for a region."""
+    for option in context.command.params:
+        forms = _ONLY_FOR.get(option.name or "", (form,))
+        is_given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if form not in forms and is_given:
+            wanted = " and ".join(f"--to {name}" for name in forms)
+            raise click.UsageError(f"{option.opts[0]} is for {wanted}; leave it out of --to {form}")
 
 
 def _check(store: Store, form: str, given: dict[str, Any]) -> None:
