@@ -266,3 +266,26 @@ def test_a_blosc_chunk_that_was_cut_off_is_damage(tmp_path, version, left):
     with open_slide(path) as slide:
         np.testing.assert_array_equal(slide.read(box), IMAGE)
     np.testing.assert_array_equal(open_store(str(path)).image(0).read(box), IMAGE)
+
+
+def test_a_shard_that_is_an_empty_file_is_damage(tmp_path):
+    """So a machine that lost its power leaves files; zarr read fill value."""
+    path = tmp_path / "a.zarr"
+    write(path, [IMAGE], "cyx")
+    group = zarr.open_group(path, mode="a")
+    group.create_array("0", data=IMAGE, chunks=(1, 32, 32), shards=(3, 64, 64), overwrite=True)
+    (path / "0" / "c" / "0" / "1" / "0").write_bytes(b"")
+    box = Box(0, 0, 100, 90)
+    with open_slide(path) as slide, pytest.raises(DamageError, match="c/0/1/0 is an empty file"):
+        slide.read(box)
+    with open_slide(path, on_damage="fill") as slide:
+        got = slide.read(box)
+        wanted = [(64, 0, 96, 32), (64, 32, 96, 64), (96, 0, 100, 32), (96, 32, 100, 64)]
+        assert [tile.box for tile in slide.damage] == [Box(*sides) for sides in wanted]
+    right = IMAGE.copy()
+    right[:, 64:, :64] = 255
+    np.testing.assert_array_equal(got, right)
+    (path / "0" / "c" / "0" / "1" / "0").unlink()  # a shard of fill value is left out
+    right[:, 64:, :64] = 0
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(box), right)

@@ -217,7 +217,7 @@ class OmeZarrSlide:
         index[self._y], index[self._x] = box.slices
         if self._c is not None:
             index[self._c] = slice(None)
-        self._check_frames(self._arrays[level], box)
+        self._check_files(self._arrays[level], box)
         pixels = np.asarray(self._arrays[level][tuple(index)])
         kept = [axis for axis in self._axes if axis in "cyx"]
         order = [kept.index(axis) for axis in "cyx" if axis in kept]
@@ -226,27 +226,30 @@ class OmeZarrSlide:
             pixels = pixels[np.newaxis]
         return np.ascontiguousarray(pixels.astype(self.dtype, copy=False))
 
-    def _check_frames(self, array: Any, box: Box) -> None:
-        """Raise ValueError if a chunk under ``box`` was cut off.
+    def _check_files(self, array: Any, box: Box) -> None:
+        """Raise ValueError if a shard under ``box`` is an empty file, or a chunk was cut off.
 
-        Blosc decodes what lies in memory behind such a frame. Others find it themselves, and of a
-        shard the index is gone.
+        An empty shard is fill value to zarr, and Blosc decodes what lies in memory behind a frame
+        that was cut off. Others find it themselves: of a shard that was cut off the index is gone.
         """
-        if not is_blosc(array):
+        if array.shards is None and not is_blosc(array):
             return
+        stored = array.shards or array.chunks
         spans = [range(1)] * len(self._axes)
         for axis, low, high in ((self._y, box.y0, box.y1), (self._x, box.x0, box.x1)):
-            spans[axis] = range(low // array.chunks[axis], -(-high // array.chunks[axis]))
+            spans[axis] = range(low // stored[axis], -(-high // stored[axis]))
         if self._c is not None:
-            spans[self._c] = range(-(-self.channels // array.chunks[self._c]))
+            spans[self._c] = range(-(-self.channels // stored[self._c]))
         for place in itertools.product(*spans):
             name = array.metadata.encode_chunk_key(place)
             with (
                 contextlib.suppress(FileNotFoundError),  # all of it has the fill value
                 (Path(self.path) / array.path / name).open("rb") as file,
             ):
-                wanted = frame_bytes(file.read(HEADER_BYTES))
                 found = os.fstat(file.fileno()).st_size
+                wanted = 1 if array.shards is not None else frame_bytes(file.read(HEADER_BYTES))
+                if found == 0:
+                    raise ValueError(f"{name} is an empty file")
                 if found < wanted:
                     raise ValueError(f"chunk {name} was cut off, it has {found} of {wanted} bytes")
 
