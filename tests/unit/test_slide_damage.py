@@ -160,6 +160,36 @@ def test_sparse_bits_are_what_the_file_calls_no_data(tmp_path, no_data):
     assert (got[:, 64:] == int(no_data)).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "no_data", "read"),
+    [
+        ("int8", "7", 7),
+        ("int16", "32767", 32767),
+        ("int16", "300", 300),
+        ("int16", "40000", 32767),
+        ("uint16", "65535.0", 65535),
+        ("uint8", "-9999", 0),
+        ("uint8", "1.5", 2),
+        ("uint8", "nan", 0),
+        ("uint8", "none", 0),
+        ("float32", "0,5", 0.5),
+        ("float32", "-1.7976931348623157e+308", -np.inf),
+        ("float32", "nan", np.nan),
+    ],
+)
+def test_sparse_tiles_are_what_the_file_calls_no_data(tmp_path, dtype, no_data, read):
+    """As GDAL reads these very files; the library takes 32767 of int16 for 0."""
+    path = tmp_path / "a.tif"
+    image = np.ones((64, 128), dtype)
+    tifffile.imwrite(path, image, tile=(64, 64), extratags=[(42113, 2, None, no_data, True)])
+    set_entry(path, 324, 1, 0)
+    set_entry(path, 325, 1, 0)
+    with open_slide(path) as slide:
+        got = slide.read(Box(0, 0, 64, 128))[0]
+    assert (got[:, :64] == 1).all()
+    np.testing.assert_array_equal(got[:, 64:], np.full((64, 64), read, got.dtype))
+
+
 def test_an_offset_without_bytes_is_damage(tmp_path):
     path = tmp_path / "a.tif"
     write(path, compression="zlib")

@@ -6,10 +6,10 @@ slide's cache. Raw strips are not decoded at all: the rows of the box are read w
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -289,17 +289,30 @@ class PagePixels:
 
 
 def _no_data(keyframe: Any) -> Any:
-    """Return the value of what is not stored, as the file says it; else 0."""
-    if keyframe.dtype != np.bool_:
-        return keyframe.nodata
-    # Any text is true to the library, "0" as well.
-    return str(keyframe.tags.valueof(_GDAL_NODATA, "0")).strip() == "1"
+    """Return the value of what is not stored, as the file says it and GDAL reads it; else 0.
+
+    Not the library's: to that any text is true of bits, and int16 has no 300.
+    """
+    text = str(keyframe.tags.valueof(_GDAL_NODATA, "0")).strip().replace(",", ".")
+    dtype = np.dtype(keyframe.dtype)
+    if dtype == np.bool_:
+        return text == "1"
+    try:
+        value = float(text)
+    except ValueError:
+        return 0
+    if dtype.kind not in "iu":
+        with np.errstate(over="ignore"):
+            return np.asarray(value).astype(dtype)[()]
+    limits = np.iinfo(dtype)
+    # Rounded, and the nearest that the dtype has.
+    return 0 if math.isnan(value) else math.floor(min(max(value, limits.min), limits.max) + 0.5)
 
 
 def _asked_bytes(error: MemoryError) -> int:
     """Return what numpy could not get, 0 where it was not numpy that asked."""
     shape, dtype = getattr(error, "shape", None), getattr(error, "dtype", None)
-    return prod(shape) * np.dtype(dtype).itemsize if shape is not None else 0
+    return math.prod(shape) * np.dtype(dtype).itemsize if shape is not None else 0
 
 
 def _first_line(error: Exception) -> str:
