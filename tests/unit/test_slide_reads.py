@@ -267,3 +267,24 @@ def test_three_greys_in_a_jpeg_are_no_colours(tmp_path, photometric, interleave)
         assert not slide.rgb
     assert np.abs(pixels.astype(int) - theirs).max() <= 1
     assert np.abs(pixels.astype(int) - image).max() <= 3
+
+
+@pytest.mark.parametrize("compression", ["lzw", "packbits", "zlib", "zstd"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("predictor", [False, True])
+def test_a_last_strip_may_have_all_its_rows(tmp_path, compression, planar, predictor):
+    """GDAL writes it so where it fills what was never written; decoders had too little room."""
+    path = tmp_path / "a.tif"
+    image = texture((64, 90, 3))
+    options = {"compression": compression, "predictor": predictor, "rowsperstrip": 16}
+    stored = image if planar == "contig" else np.moveaxis(image, -1, 0)
+    tifffile.imwrite(path, stored, photometric="rgb", planarconfig=planar, **options)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages[0].tags["ImageLength"].overwrite(57)
+    with open_slide(path) as slide:
+        assert slide.levels[0].shape == (57, 90)
+        got = slide.read(Box(0, 0, 57, 90))
+        last = slide.read(Box(50, 3, 56, 80))
+    wanted = np.moveaxis(image[:57], -1, 0)
+    np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_array_equal(last, wanted[:, 50:56, 3:80])
