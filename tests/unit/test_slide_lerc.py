@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import tifffile
 
 from tilepipe.slide import open_slide
 from tilepipe.tiling import Box
@@ -78,3 +79,11 @@ def test_numbers(tmp_path, dtype, order, count):
     theirs = written(tmp_path / "a.tif", image, ENDIANNESS=order)
     np.testing.assert_array_equal(theirs, image)
     same(tmp_path / "a.tif", image)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_differences_of_neighbours_are_added_up(tmp_path, dtype):
+    """Only tifffile writes them into LERC."""
+    image = ((Y * 3 + X * 2) % 256).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", image, compression="lerc", predictor=True, tile=(32, 48))
+    same(tmp_path / "a.tif", image[None])

@@ -274,7 +274,7 @@ class PagePixels:
                 f"holds an image of {declared[0]} x {declared[1]} px (y, x), "
                 f"the tile is {self.side[0]} x {self.side[1]}",
             )
-        if code == LERC:
+        if code == LERC and int(keyframe.predictor) == 1:  # only tifffile writes it with another
             swapped = not self.stored_dtype.isnative
             return decode_lerc(data, samples=self.samples_each, swapped=swapped)
         try:
