@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import tifffile
 
-from tilepipe.errors import SlideError
+import tilepipe
+from tilepipe.errors import SlideError, TilepipeError
 from tilepipe.slide import open_slide
 from tilepipe.tiling import Box
 
@@ -59,6 +62,12 @@ def spread(folder):
     return folder / "a.ome.tif"
 
 
+def change(path):
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
 def test_channels_in_two_files(tmp_path):
     path = spread(tmp_path)
     with open_slide(path) as slide:
@@ -66,13 +75,40 @@ def test_channels_in_two_files(tmp_path):
         assert slide.channel_colors == ("00FF00", None)
         np.testing.assert_array_equal(slide.read(Box(0, 0, 200, 300)), IMAGE[:2])
         first = slide.fingerprint()
-    data = bytearray((tmp_path / "b.ome.tif").read_bytes())
-    data[-5] ^= 1
-    (tmp_path / "b.ome.tif").write_bytes(data)
+    change(tmp_path / "b.ome.tif")
     with open_slide(path) as slide:
         changed = slide.fingerprint()
     assert changed["sha256"] == first["sha256"]
     assert changed["parts"] != first["parts"]
+
+
+def test_another_file_of_the_set_that_is_replaced_before_a_worker_opens_it(tmp_path, monkeypatch):
+    import tilepipe.pipeline.context as room
+
+    path = spread(tmp_path)
+    opened = room.open_slide
+
+    def replaced(*args, **settings):
+        change(tmp_path / "b.ome.tif")
+        return opened(*args, **settings)
+
+    monkeypatch.setattr(room, "open_slide", replaced)
+    with pytest.raises(TilepipeError, match="is another file than the one that this job was"):
+        tilepipe.ingest(path, tmp_path / "a.zarr")
+
+
+def test_a_set_that_was_copied_is_the_slide_of_its_store(tmp_path):
+    from tilepipe.infer.checks import slide_of
+
+    store = tilepipe.ingest(spread(tmp_path), tmp_path / "a.zarr")
+    os.utime(tmp_path / "b.ome.tif", (1, 1))
+    slide, said = slide_of(store.read_record(), None)
+    assert slide is not None, said
+    slide.close()
+    change(tmp_path / "b.ome.tif")
+    slide, said = slide_of(store.read_record(), None)
+    assert slide is None
+    assert said.startswith("replaced by another file")
 
 
 def test_a_file_of_the_set_is_missing(tmp_path):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import MismatchError, StoreError, TilepipeError, VerifyError
 from tilepipe.slide import Slide, open_slide
+from tilepipe.slide.fingerprint import content
 from tilepipe.steps import Count, Tell
 from tilepipe.store import (
     Journal,
@@ -163,15 +164,10 @@ def slide_of(record: Mapping[str, Any], path: str | None) -> tuple[Slide | None,
         return None, f"cannot be opened: {error}"
     kept = record.get("input")
     now = slide.fingerprint()
-    if isinstance(kept, dict) and path is None and _content(kept) != _content(now):
+    if isinstance(kept, dict) and path is None and content(kept) != content(now):
         slide.close()
         return None, f"replaced by another file ({where})"
     return slide, where
-
-
-def _content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a fingerprint stays when a file is copied or touched."""
-    return {key: value for key, value in fingerprint.items() if "mtime" not in key}
 
 
 def check_slide(store: Store, slide: Slide, *, tell: Tell) -> int:

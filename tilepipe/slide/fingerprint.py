@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def fingerprint_folder(folder: Path) -> dict[str, Any]:
         with (folder / name).open("rb") as file:
             digest.update(file.read(_PIECE_BYTES))
     return {"size": size, "n_files": len(files), "sha256": digest.hexdigest()}
+
+
+def content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a fingerprint stays when the files are copied or touched."""
+    return {
+        key: [content(part) if isinstance(part, Mapping) else part for part in value]
+        if key == "parts"
+        else value
+        for key, value in fingerprint.items()
+        if key != "mtime_ns"
+    }
 
 
 def _offsets(size: int) -> list[int]:
