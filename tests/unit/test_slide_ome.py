@@ -220,3 +220,20 @@ def test_channels_are_the_pages_in_turn_where_the_xml_leaves_out_which(tmp_path,
             box = Box(3, 5, 200 // step, 300 // step)
             expected = wanted[:, ::step, ::step][(slice(None), *box.slices)]
             np.testing.assert_array_equal(slide.read(box, level=number), expected)
+
+
+@pytest.mark.parametrize("how", ["cut off", "changed"])
+def test_a_damaged_xml_is_told(tmp_path, how):
+    """Three channels look like three images then, of which one is used."""
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, IMAGE, metadata={"axes": "CYX", "PhysicalSizeX": 0.3})
+    with open_slide(path) as slide:
+        assert slide.channels == 3
+        assert not any("damaged" in note for note in slide.notes)
+    data = path.read_bytes()
+    text = data[data.index(b"<?xml") : data.index(b"</OME>") + 6]
+    spoilt = text[:-60] + b" " * 60 if how == "cut off" else text.replace(b"<Pixels", b"xPixels")
+    path.write_bytes(data.replace(text, spoilt))
+    with open_slide(path) as slide:
+        assert slide.channels == 1
+        assert any(note.startswith("warning: its OME-XML is damaged") for note in slide.notes)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.errors import SlideError
-from tilepipe.slide.ome import channels_in_turn
+from tilepipe.slide.ome import channels_in_turn, is_damaged
 from tilepipe.tiling import Shape
 
 _STACKS = {
@@ -51,6 +51,11 @@ def choose_series(path: str, tiff: Any, notes: list[str]) -> Any:
         # The file may be one of a set that has an image in each.
         number = next((k for k, each in enumerate(series) if _is_in(tiff, each)), 0)
     elif series[0].kind in _PLAIN:
+        if is_damaged(tiff):
+            notes.append(
+                "warning: its OME-XML is damaged, so what it tells of channels, planes and µm/px "
+                "is not known; copy the file again"
+            )
         _check_imagej(path, tiff)
         number = next((k for k, each in enumerate(series) if _subfile(each) & 5 == 0), 0)
         if number > 0:

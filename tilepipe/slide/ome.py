@@ -32,6 +32,18 @@ def ome_image(series: Any) -> Element | None:
     return None
 
 
+def is_damaged(tiff: Any) -> bool:
+    """Tell whether a file holds an OME-XML that nobody can read, cut off or with changed bytes."""
+    text = tiff.pages.first.description
+    if not isinstance(text, str) or "<OME" not in text:
+        return False
+    try:
+        ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError):
+        return True
+    return False
+
+
 def channels_in_turn(series: Any) -> int:
     """Return how many channels an OME-XML tells of that leaves out which page holds which.
 
