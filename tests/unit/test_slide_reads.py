@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tilepipe.errors import SlideError
+from tilepipe.errors import DamageError, SlideError
 from tilepipe.slide import Slide, open_slide
 from tilepipe.slide.cache import SegmentCache
 from tilepipe.slide.tiff_open import open_tiff
@@ -288,3 +288,33 @@ def test_a_last_strip_may_have_all_its_rows(tmp_path, compression, planar, predi
     wanted = np.moveaxis(image[:57], -1, 0)
     np.testing.assert_array_equal(got, wanted)
     np.testing.assert_array_equal(last, wanted[:, 50:56, 3:80])
+
+
+@pytest.mark.parametrize("options", [{"photometric": "RGB", "alpha": "YES"}, {}], ids=str)
+@pytest.mark.parametrize("harm", [bytes(600), b"\xff\xd9", b"\x55\xff\x01\xff\xd5"])
+def test_damage_of_four_samples_in_a_jpeg_is_told(tmp_path, options, harm):
+    """Red, green, blue and infrared, say: the decoder that knows their colours says nothing."""
+    rasterio = pytest.importorskip("rasterio")
+    path = tmp_path / "a.tif"
+    image = np.moveaxis(texture((64, 128, 4)) // 4 + 60, -1, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(
+            path, "w", driver="GTiff", width=128, height=64, count=4, dtype="uint8",
+            compress="JPEG", tiled=True, blockxsize=64, blockysize=64, interleave="pixel",
+            **options,
+        ) as file:  # fmt: skip
+            file.write(image)
+        with rasterio.open(path) as file:
+            theirs = file.read()
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(whole(slide), theirs[: slide.channels])
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages[0].dataoffsets[1] + tiff.pages[0].databytecounts[1] // 2
+    data = bytearray(path.read_bytes())
+    data[at : at + len(harm)] = harm
+    path.write_bytes(data)
+    with open_slide(path) as slide:
+        slide.read(Box(0, 0, 64, 64))
+        with pytest.raises(DamageError, match=r"tile 1 .* cannot be decoded"):
+            whole(slide)

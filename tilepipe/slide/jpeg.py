@@ -21,6 +21,7 @@ _NO_TRANSFORM = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 _STANDALONE = {0x01, *range(0xD0, 0xDA)}
 # Baseline, extended and progressive Huffman, and arithmetic: what TurboJPEG decodes at 8 bits.
 _TURBO_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
+_SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
@@ -40,8 +41,13 @@ class Frame:
 
     @property
     def turbo(self) -> bool:
-        """TurboJPEG decodes it: 8 bits, not lossless, grey or three colours."""
-        return self.kind in _TURBO_FRAMES and self.precision == 8 and self.components in (1, 3)
+        """TurboJPEG decodes it to its samples: 8 bits, not lossless, grey or three colours."""
+        return self.checked and self.components in (1, 3)
+
+    @property
+    def checked(self) -> bool:
+        """TurboJPEG decodes it, whatever its colours are."""
+        return self.kind in _TURBO_FRAMES and self.precision == 8 and self.components in _SPACES
 
 
 def read_frame(data: bytes) -> Frame:
@@ -120,6 +126,17 @@ def check_structure(data: bytes) -> Frame:
     if data.rfind(_EOI, frame.scan_at) < 0:
         raise ValueError("no end-of-image marker: the stream is cut off")
     return frame
+
+
+def check_strict(stream: bytes, frame: Frame) -> None:
+    """Raise ValueError for any irregularity of a JPEG whose colours the lenient decoder knows."""
+    if not frame.checked:
+        return
+    try:
+        simplejpeg.decode_jpeg_header(stream)
+    except ValueError:
+        return  # a way to leave out colour that TurboJPEG does not know
+    simplejpeg.decode_jpeg(stream, colorspace=_SPACES[frame.components], strict=True)
 
 
 def decode_strict(stream: bytes, frame: Frame, *, untransformed: bool) -> NDArray[np.uint8]:

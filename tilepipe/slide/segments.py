@@ -255,9 +255,10 @@ class PagePixels:
                 f"holds a JPEG of {frame.height} x {frame.width} px (y, x), "
                 f"the tile is {self.side[0]} x {self.side[1]}",
             )
-        if not frame.turbo or frame.components != self.samples_each or self.dtype != np.uint8:
-            return None
-        if frame.components == 3 and keyframe.extrasamples and not self.several_greys:
+        extra = frame.components == 3 and keyframe.extrasamples and not self.several_greys
+        plain = frame.turbo and frame.components == self.samples_each and self.dtype == np.uint8
+        if extra or not plain:
+            jpeg.check_strict(stream, frame)
             return None
         return jpeg.decode_strict(stream, frame, untransformed=self.untransformed)
 
