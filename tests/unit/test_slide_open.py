@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from tilepipe.errors import SlideError
-from tilepipe.slide import open_slide
+from tilepipe.slide import open_slide, tiff_open
 from tilepipe.slide.openslide_input import is_installed, open_with_openslide
 from tilepipe.tiling import Box
 
@@ -247,3 +247,27 @@ def test_what_openslide_cannot_read_either(tmp_path):
     (tmp_path / "a.svs").write_bytes(b"II*\0" + bytes(100))
     with pytest.raises(SlideError, match="OpenSlide cannot read it"):
         open_with_openslide(str(tmp_path / "a.svs"), mpp=None, max_pixels=2**40)
+
+
+@pytest.mark.parametrize("harm", ["other pixels", "damage"])
+def test_a_slide_that_is_written_over_while_it_is_opened_is_told(tmp_path, monkeypatch, harm):
+    """Where its tiles lie was read before, its pixels would be read afterwards."""
+    path = tmp_path / "a.tif"
+    image = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
+    compression = "zlib" if harm == "damage" else None
+    tifffile.imwrite(path, image, tile=(32, 32), compression=compression)
+    meaning = tiff_open.read_meaning
+
+    def written(*args, **settings):
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size - 20)
+            file.write(bytes(20))
+        os.utime(path, (1, 1))  # clocks of files tick in milliseconds
+        return meaning(*args, **settings)
+
+    monkeypatch.setattr(tiff_open, "read_meaning", written)
+    with (
+        open_slide(path) as slide,
+        pytest.raises(SlideError, match="was changed by another program while it was read"),
+    ):
+        slide.read(Box(0, 0, 64, 64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +35,12 @@ class TiffLevel:
         return self.pages[0].shape
 
 
+def facts_of(descriptor: int) -> tuple[int, int]:
+    """Return size and time of an open file, which change when it is written to."""
+    found = os.fstat(descriptor)
+    return found.st_size, found.st_mtime_ns
+
+
 class TiffSlide:
     """A TIFF that was checked by ``open_tiff``; reads are thread-safe."""
 
@@ -53,6 +59,7 @@ class TiffSlide:
         on_damage: OnDamage,
         cache: SegmentCache,
         descriptors: Mapping[str, int],
+        facts: Sequence[tuple[int, int]],
     ) -> None:
         self.path = path
         self.format = kind
@@ -72,7 +79,7 @@ class TiffSlide:
         self.orientation = orientation
         self._on_damage = on_damage
         self._descriptors = dict(descriptors)
-        self._facts = self._look()
+        self._facts = list(facts)
         self._others = sorted(set(descriptors) - {str(Path(path).resolve())})
         self._lock = threading.Lock()
         self.levels = tuple(self._level_info(level) for level in levels)
@@ -100,22 +107,27 @@ class TiffSlide:
         if not self._descriptors:
             raise SlideError(f"{self.path}: was closed")
         stored = self.orientation.stored_box(box, self.levels[level].shape)
-        parts = [self._read_page(page, stored, level) for page in self._levels[level].pages]
-        # Afterwards: what was read before anything was written is of the file that was opened.
+        try:
+            parts = [self._read_page(page, stored, level) for page in self._levels[level].pages]
+        finally:
+            # Afterwards: what was read before anything was written is of the file that was opened.
+            self._check_same()
+        converted = [self._meaning.convert(part) for part in parts]
+        pixels = converted[0] if len(converted) == 1 else np.concatenate(converted)
+        return pixels if self.orientation.value == 1 else self.orientation.turn(pixels)
+
+    def _check_same(self) -> None:
+        """Raise SlideError if pixels that were just read, or are damaged, may be another file's."""
         if self._look() != self._facts:
             raise SlideError(
                 f"{self.path}: was changed by another program while it was read; what is done is "
                 "of the file as it was: restore that and run the same command again, or begin "
                 "anew with --overwrite once the file stays as it is"
             )
-        converted = [self._meaning.convert(part) for part in parts]
-        pixels = converted[0] if len(converted) == 1 else np.concatenate(converted)
-        return pixels if self.orientation.value == 1 else self.orientation.turn(pixels)
 
     def _look(self) -> list[tuple[int, int]]:
-        """Size and time of the files that are open; another file of the same name is not seen."""
-        facts = [os.fstat(descriptor) for descriptor in self._descriptors.values()]
-        return [(found.st_size, found.st_mtime_ns) for found in facts]
+        """Look at the files that are open; another file of the same name is not seen."""
+        return [facts_of(descriptor) for descriptor in self._descriptors.values()]
 
     def _read_page(self, page: PagePixels, box: Box, level: int) -> Pixels:
         def repair(stored: SegmentError) -> None:

@@ -20,7 +20,7 @@ from tilepipe.slide.mpp import PixelSize, read_mpp
 from tilepipe.slide.pixels import Orientation, read_meaning
 from tilepipe.slide.segments import PagePixels, SegmentError, damage_error
 from tilepipe.slide.tables import check_segments, first_missing
-from tilepipe.slide.tiff import TiffLevel, TiffSlide
+from tilepipe.slide.tiff import TiffLevel, TiffSlide, facts_of
 from tilepipe.slide.types import OnDamage, check_size
 
 CACHE_BYTES = 128 << 20
@@ -83,6 +83,7 @@ class _Opener:
         self.path, self.mpp, self.max_pixels, self.on_damage = path, mpp, max_pixels, on_damage
         self.cache = SegmentCache(cache_bytes)
         self.descriptors: dict[str, int] = {}
+        self.facts: list[tuple[int, int]] = []
         self.notes: list[str] = []
 
     def close(self) -> None:
@@ -140,6 +141,7 @@ class _Opener:
                 on_damage=self.on_damage,
                 cache=self.cache,
                 descriptors=self.descriptors,
+                facts=self.facts,
             )
         if slide.rgb and meaning.palette is None:
             for each in (page for level in levels for page in level.pages):
@@ -153,7 +155,10 @@ class _Opener:
 
     def _descriptor(self, source: str) -> int:
         if source not in self.descriptors:
-            self.descriptors[source] = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+            opened = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+            self.descriptors[source] = opened
+            # Before its structure is read, which pixels written later would not fit.
+            self.facts.append(facts_of(opened))
         return self.descriptors[source]
 
     def _level(self, series: Any, number: int, numbers: tuple[int, ...]) -> TiffLevel:
