@@ -26,6 +26,14 @@ def test_aperio(tmp_path):
     assert (slide.format, slide.mpp, slide.mpp_source) == ("svs", (0.499, 0.499), "Aperio MPP")
 
 
+@pytest.mark.parametrize(
+    ("value", "mpp"), [("0,2525", 0.2525), ("1,01", 1.01), (".25", 0.25), ("0.25,", 0.25)]
+)
+def test_aperio_with_a_decimal_comma(tmp_path, value, mpp):
+    slide = write(tmp_path / "a.svs", f"Aperio Image Library v11\n60x40 |MPP = {value}|Left = 2,5")
+    assert (slide.mpp, slide.mpp_source) == ((mpp, mpp), "Aperio MPP")
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "1e999", "."])
 def test_aperio_nonsense(tmp_path, value):
     text = f"Aperio Image Library v11\n60x40 |MPP = {value}|"

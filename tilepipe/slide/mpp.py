@@ -66,8 +66,12 @@ def _description(series: Any) -> str:
 
 
 def _from_svs(series: Any) -> PixelSize | None:
-    found = re.search(r"MPP\s*=\s*([0-9.eE+-]+)", _description(series))
-    return _checked(float(found[1]), float(found[1]), "Aperio MPP") if found else None
+    found = re.search(r"MPP\s*=\s*([0-9.,eE+-]+)", _description(series))
+    if found is None:
+        return None
+    # Some scanners write as their country does; OpenSlide reads it so, too.
+    size = float(found[1].rstrip(",").replace(",", "."))
+    return _checked(size, size, "Aperio MPP")
 
 
 def _from_ndpi(series: Any) -> PixelSize | None:
