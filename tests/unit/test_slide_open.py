@@ -271,3 +271,19 @@ def test_a_slide_that_is_written_over_while_it_is_opened_is_told(tmp_path, monke
         pytest.raises(SlideError, match="was changed by another program while it was read"),
     ):
         slide.read(Box(0, 0, 64, 64))
+
+
+@pytest.mark.skipif(not is_installed(), reason="needs the extra wsi")
+def test_openslide_reads_an_overview_where_it_is(tmp_path):
+    """It divides by one number for both sides; the corner was off by several px far out."""
+    y, x = np.mgrid[:200, :3000]
+    half = np.stack([x % 256, y, (x // 256) * 20], -1).astype(np.uint8)
+    options = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(np.zeros((401, 6001, 3), np.uint8), **options)
+        writer.write(half, subfiletype=1, **options)
+    with open_with_openslide(str(tmp_path / "a.tif"), mpp=None, max_pixels=2**40) as slide:
+        for box in (Box(0, 0, 50, 100), Box(100, 2830, 190, 2990)):
+            got = slide.read(box, level=1).astype(float)
+            wanted = np.moveaxis(half[box.slices], -1, 0)
+            assert np.abs(got - wanted)[:, 1:-1, 1:-1].max() <= 1

@@ -90,9 +90,9 @@ class OpenSlideSlide:
         check_read(self, box, level)
         if box.area == 0:
             return np.empty((3, *box.shape), np.uint8)
-        down_y, down_x = self.levels[level].downsample
-        # OpenSlide takes the corner in level-0 px.
-        corner = (round(box.x0 * down_x), round(box.y0 * down_y))
+        # OpenSlide takes the corner in level-0 px, and divides it by one number for both sides.
+        down = self._slide.level_downsamples[level]
+        corner = (round(box.x0 * down), round(box.y0 * down))
         try:
             with self._lock:
                 region = self._slide.read_region(corner, level, (box.shape[1], box.shape[0]))
