@@ -21,6 +21,7 @@ _NO_TRANSFORM = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 _STANDALONE = {0x01, *range(0xD0, 0xDA)}
 # Baseline, extended and progressive Huffman, and arithmetic: what TurboJPEG decodes at 8 bits.
 _TURBO_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
+_MOST_PX = 65500
 _SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
@@ -130,13 +131,45 @@ def check_structure(data: bytes) -> Frame:
 
 def check_strict(stream: bytes, frame: Frame) -> None:
     """Raise ValueError for any irregularity of a JPEG whose colours the lenient decoder knows."""
-    if not frame.checked:
+    known = stream if frame.checked else _of_one_component(stream, frame)
+    if known is None:
         return
     try:
-        simplejpeg.decode_jpeg_header(stream)
+        simplejpeg.decode_jpeg_header(known)
     except ValueError:
         return  # a way to leave out colour that TurboJPEG does not know
-    simplejpeg.decode_jpeg(stream, colorspace=_SPACES[frame.components], strict=True)
+    simplejpeg.decode_jpeg(known, colorspace=_SPACES.get(frame.components, "GRAY"), strict=True)
+
+
+def _of_one_component(stream: bytes, frame: Frame) -> bytes | None:
+    """Tell of two components as of one twice as wide; None where that is another stream.
+
+    TurboJPEG knows no two. Their blocks lie in turn: those of one component lie so, too, and its
+    pixels are wrong, but each code is read.
+    """
+    width = 16 * -(-frame.width // 8)
+    plain = frame.kind in (0xC0, 0xC1) and frame.precision == 8 and frame.components == 2
+    if not plain or width > _MOST_PX:
+        return None
+    segments = _segments(stream)
+    parts = [_SOI]
+    for kind, start, stop in segments:
+        part = stream[start:stop]
+        if kind == frame.kind:
+            if part[11] != 0x11 or part[14] != 0x11:  # one has fewer pixels
+                return None
+            part = b"".join((part[:2], b"\0\x0b", part[4:7], width.to_bytes(2), b"\1", part[10:13]))
+        elif kind == 0xDD:
+            interval = 2 * int.from_bytes(part[4:6])
+            if interval > 0xFFFF:
+                return None
+            part = part[:4] + interval.to_bytes(2)
+        elif kind == 0xDA:
+            if part[4] != 2 or part[6] != part[8]:  # apart, or with codes of their own
+                return None
+            part = b"".join((part[:2], b"\0\x08\1", part[5:7], part[9:12]))
+        parts.append(part)
+    return b"".join(parts) + stream[segments[-1][2] :]
 
 
 def decode_strict(stream: bytes, frame: Frame, *, untransformed: bool) -> NDArray[np.uint8]:
