@@ -610,11 +610,12 @@ def test_a_device_whose_bits_depend_on_the_shape_keeps_one(monkeypatch, tmp_path
         ({"device": "cuda:0"}, False),
         ({"cgm": "tile"}, False),
         ({"backend": "openvino"}, False),  # not looked at
+        ({"precision": "bf16"}, False),  # with AMX torch's bits depend on the shape
     ],
 )
 def test_who_may_trim_without_a_look(changes, may):
     model, plan = model_and_plan()
-    made = replace(Settings(plan, "cpu", "bf16", "torch", 1, 1), **changes)
+    made = replace(Settings(plan, "cpu", "fp32", "torch", 1, 1), **changes)
     assert shapes.may_trim(made, model, dtype=np.dtype(np.uint8), looks=False) is may
     blended = replace(made, plan=replace(plan, mode="blended"))
     assert not shapes.may_trim(blended, model, dtype=np.dtype(np.uint8), looks=True)

@@ -1,8 +1,8 @@
 """Does the shape of a tile change its bits? Seen once, on this device with this network.
 
-In float32 it did on no processor that was measured; in bf16 OpenVINO chooses its kernels by the
-shape where there is AMX, and last bits differ (``benchmarks/NOTES.md``). Where no bit differs, a
-tile may be as small as what it has to compute.
+In float32 it did on no processor that was measured; in bf16 OpenVINO and torch choose their kernels
+by the shape where there is AMX, and last bits differ (``benchmarks/NOTES.md``). Where no bit
+differs, a tile may be as small as what it has to compute.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ BUDGET_S = 12.0
 def may_trim(settings: Settings, model: Model, *, dtype: np.dtype[Any], looks: bool) -> bool:
     """Tell whether tiles smaller than the plan's compute the same bits.
 
-    torch's do on a processor (``tests/seams``). OpenVINO is looked at, once a machine and network,
-    if ``looks``. A GPU keeps the one shape it is set up for, a gate and blending need whole tiles.
+    torch's do in float32 on a processor (``tests/seams``). Other precisions and OpenVINO are looked
+    at, once a machine and network, if ``looks``. A GPU keeps the one shape it is set up for, a gate
+    and blending need whole tiles.
     """
     if settings.device != "cpu" or settings.plan.mode == "blended" or settings.cgm == "tile":
         return False
-    if settings.backend != "openvino":
+    if settings.backend == "torch" and settings.precision == "fp32":
         return True
     if not looks:
         return False
@@ -46,7 +47,7 @@ def may_trim(settings: Settings, model: Model, *, dtype: np.dtype[Any], looks: b
         device_name(settings.device),
         [model.name, dict(model.arguments), model.in_channels, model.n_outputs],
         [settings.precision, settings.backend, settings.threads, settings.batch, str(dtype)],
-        [version_of("openvino"), version_of("tilepipe")],
+        [version_of("torch"), version_of("openvino"), version_of("tilepipe")],
         settings.plan.input_px,
     )
     kept = read_cached(name)
