@@ -4,7 +4,9 @@ import json
 import random
 import time
 
+import numpy as np
 import pytest
+import tifffile
 
 from tilepipe.pipeline.run import Request, run_one
 from tilepipe.pipeline.work import SlideWork
@@ -73,6 +75,22 @@ def test_killed_after_its_last_unit_the_record_still_tells_of_all(slide, tmp_pat
     label.write_record({**record, "class_px": {"background": 1, "foreground": 0}})
     run()
     assert label.read_record()["class_px"] == record["class_px"]
+
+
+def test_a_run_that_goes_on_tells_of_the_numbers_of_the_whole_mask(tmp_path):
+    path, out = tmp_path / "heights.tif", tmp_path / "out.zarr"
+    heights = np.full((256, 512), 0.5, np.float32)
+    heights[:3, :5] = np.nan
+    tifffile.imwrite(path, heights)
+    spec = JobSpec(model="unet", weights="random:0", base=2, unit=256, tune=False)
+    assert run_one(Request(str(path), str(out), spec)).summary["not_finite_px"] == 15
+    for folder in ("segment", "label-reduce"):  # as if stopped before its last unit
+        for record in (out / "tilepipe" / "journal" / "unet" / folder).rglob("0.1.json"):
+            record.unlink()
+    summary = run_one(Request(str(path), str(out), spec)).summary
+    assert summary["units"]["segment"] == {"done": 2, "total": 2, "resumed": 1}
+    assert summary["not_finite_px"] == 15
+    assert summary["units_redone_fp32"] == 0
 
 
 def test_a_killed_ingest_goes_on(zygote, slide, equal, records, tmp_path, wait_until):

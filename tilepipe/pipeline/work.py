@@ -26,6 +26,8 @@ _OF_TISSUE = (
     "tiles", "tiles_skipped", "skipped_px", "skipped_checked_px", "skipped_lost_px",
 )  # fmt: skip
 """What the record of a unit tells of what was skipped as empty."""
+_OF_NUMBERS = {"redone_fp32": "units_redone_fp32", "not_finite_px": "not_finite_px"}
+"""What it tells of numbers that could not be used as they were, and how the summary calls it."""
 Span = tuple[str, tuple[str, float, float, int]]
 """A worker; what it did, when it began, the seconds it took, its thread."""
 
@@ -75,7 +77,7 @@ class SlideWork:
         self._device_s += float(facts.get("device_s", 0.0))
         if self.dag.stages[stage].name == (SEGMENT if self.job.segmentation else INGEST):
             self._px += int(facts.get("px", 0))
-        for fact in (*_OF_TISSUE, "redone_fp32", "not_finite_px", "oom"):
+        for fact in (*_OF_TISSUE, *_OF_NUMBERS, "oom"):
             self._facts[fact] += int(facts.get(fact, 0))
         self.spans += [(outcome.worker, span) for span in outcome.spans]
         self.tell(len(self._workers))
@@ -158,8 +160,7 @@ class SlideWork:
             "damaged_tiles": 0,
             "out_of_memory_events": self._facts["oom"],
             **{fact: self._facts[fact] for fact in _OF_TISSUE},
-            "units_redone_fp32": self._facts["redone_fp32"],
-            "not_finite_px": self._facts["not_finite_px"],
+            **{word: self._facts[fact] for fact, word in _OF_NUMBERS.items()},
             "account": account_json(
                 self._seconds,
                 wall_s=elapsed_s,
@@ -213,10 +214,14 @@ class SlideWork:
         label = store.label(self.ticket.label)
         counts: Counter[str] = Counter()
         journal = store.journal(self.ticket.label, self.ticket.label_fingerprint)
-        skipped: Counter[str] = Counter(dict.fromkeys(_OF_TISSUE, 0))  # by runs before this, too
+        # By runs before this, too.
+        skipped: Counter[str] = Counter(dict.fromkeys(_OF_TISSUE, 0))
+        numbers: Counter[str] = Counter()
         for kept in journal.recorded(SEGMENT, 0).values():
             counts.update(kept.facts.get("counts", {}))
             skipped.update({key: int(kept.facts.get(key, 0)) for key in _OF_TISSUE})
+            numbers.update({key: int(kept.facts.get(key, 0)) for key in _OF_NUMBERS})
+        self.summary |= {word: numbers[fact] for fact, word in _OF_NUMBERS.items()}
         total = sum(counts.values())
         names = distinct_names([entry.name for entry in label.classes])
         self.summary["class_px"] = {
