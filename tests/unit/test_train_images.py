@@ -3,7 +3,9 @@
 import dataclasses
 import gc
 import os
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -471,6 +473,26 @@ def test_what_a_camera_marked_as_turned_is_read_upright(tmp_path, orientation, i
     }  # fmt: skip
     raster = open_raster(tmp_path / "a.png", ids=ids)
     np.testing.assert_array_equal(raster.read(whole(raster))[0], upright[orientation])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colour_of_16_bits_is_read_upright_as_its_labels_are(tmp_path, orientation, channels):
+    import imagecodecs
+
+    deep = np.random.default_rng(0).integers(0, 65536, (20, 30, channels), np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    packed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    stored = imagecodecs.png_encode(deep)
+    (tmp_path / "a.png").write_bytes(stored[:33] + packed + stored[33:])  # behind the IHDR
+    grey = Image.fromarray(deep[..., 0])
+    grey.save(tmp_path / "grey.png", exif=exif)
+    colour, labels = open_raster(tmp_path / "a.png"), open_raster(tmp_path / "grey.png", ids=True)
+    assert colour.extent == labels.extent
+    np.testing.assert_array_equal(colour.read(whole(colour))[:1], labels.read(whole(labels)))
+    assert colour.channels == {2: 1, 3: 3, 4: 3}[channels]
 
 
 def test_ids_that_a_jpeg_has_blurred_are_none(tmp_path):

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from tilepipe.errors import TrainError
 from tilepipe.tiling import Box, Shape
@@ -74,7 +74,7 @@ def _read_pillow(path: Path, *, ids: bool) -> NDArray[Any]:
     try:
         with Image.open(path) as image:
             lossy = image.format in _LOSSY
-            pixels = _deep_colour(path)
+            pixels = _deep_colour(path, image)
             if pixels is None:
                 upright = ImageOps.exif_transpose(image)
                 pixels = np.asarray(upright if ids else _seen(upright))
@@ -89,13 +89,22 @@ def _read_pillow(path: Path, *, ids: bool) -> NDArray[Any]:
     return planes[: _WITHOUT_ALPHA.get(planes.shape[0])]
 
 
-def _deep_colour(path: Path) -> NDArray[Any] | None:
-    """Pixels of a PNG of which Pillow drops half the bits (it has no colour of 16); else None."""
+def _deep_colour(path: Path, image: Image.Image) -> NDArray[Any] | None:
+    """Upright pixels of a PNG of which Pillow drops half the bits (it has no colour of 16).
+
+    Of any other file None.
+    """
+    from tilepipe.slide.pixels import Orientation
     from tilepipe.slide.png import decode_deep_colour, is_deep_colour
 
     with path.open("rb") as stream:
         head = stream.read(26)
-        return decode_deep_colour(head + stream.read()) if is_deep_colour(head) else None
+        if not is_deep_colour(head):
+            return None
+        stored = decode_deep_colour(head + stream.read())
+    marked: Any = image.getexif().get(ExifTags.Base.Orientation)
+    turned = Orientation(marked if marked in range(1, 9) else 1).turn(np.moveaxis(stored, -1, 0))
+    return np.moveaxis(turned, 0, -1)
 
 
 def _seen(image: Image.Image) -> Image.Image:
