@@ -560,6 +560,15 @@ def test_kinds_of_short_rows_are_named(tmp_path):
         read_kinds(path)
 
 
+def test_an_image_of_two_kinds_is_named(tmp_path):
+    path = tmp_path / "kinds.csv"
+    path.write_text("id,kind\na,stained\nb,dark\na,stained\n")
+    assert read_kinds(path) == {"a": "stained", "b": "dark"}
+    path.write_text("id,kind\na,stained\nb,dark\na,dark\n")
+    with pytest.raises(TrainError, match=r"kinds\.csv: 'a' is of kind 'stained' .* and 'dark'"):
+        read_kinds(path)
+
+
 def write_floats(folders, values, suffix=".npy"):
     """Replace the images by float ones (the labels stay)."""
     for path in list(folders[0].iterdir()):

@@ -223,13 +223,19 @@ def read_kinds(path: Path) -> dict[str, str]:
     """Read a CSV with columns ``id`` (file name without suffix) and ``kind``."""
     try:
         with path.open(newline="", encoding=_TEXT) as file:
-            kinds = {row["id"]: row["kind"] for row in csv.DictReader(file)}
+            rows = [(row["id"], row["kind"]) for row in csv.DictReader(file)]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise TrainError(f"{path}: a CSV with columns id and kind wanted: {error!r}") from error
-    for name, kind in kinds.items():
+    kinds: dict[str, str] = {}
+    for name, kind in rows:
         # A row that is too short has None there.
         if not isinstance(name, str) or not isinstance(kind, str):
             raise TrainError(f"{path}: the row of {name!r} has no kind; each row is id,kind")
+        if kinds.setdefault(name, kind) != kind:
+            raise TrainError(
+                f"{path}: {name!r} is of kind {kinds[name]!r} in one row and {kind!r} in another; "
+                "leave one of them"
+            )
     return kinds
 
 
