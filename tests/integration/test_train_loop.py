@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,6 +39,7 @@ from tilepipe.train.metrics import confusion, foreground_dice
 from tilepipe.train.setup import gather
 from tilepipe.train.spec import TrainSpec
 from tilepipe.train.state import Averaged, Counters, load_state, save_state
+from tilepipe.train.validate import KindScore
 
 
 def draw(rng, side=64):
@@ -407,6 +409,19 @@ def test_a_damaged_log_beside_a_good_state_is_named(folders):
             train(spec, resume=True)
     log.unlink()
     assert train(spec, resume=True).steps == 4
+
+
+def test_weights_and_log_of_thousands_of_kinds_are_read_again(folders, monkeypatch):
+    score = KindScore("", 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 3)
+    kinds = tuple(replace(score, kind=f"patient {number:05}") for number in range(6000))
+    monkeypatch.setattr(loop, "score_images", lambda *_args, **_named: kinds)
+    spec = spec_of(folders)
+    with pytest.raises(Killed):
+        train(spec, on_event=kill_after(3))
+    assert read_header(spec.out)["extra"]["scores"] is None
+    assert len(train(spec, resume=True).scores) == 6000
+    assert load_model(spec.out).extra["metric"] == 0.5
+    assert spec.out.with_suffix(".csv").read_text().count("patient 05999 0.5000 0.5000") == 2
 
 
 def test_half_precision_scales_gradients_on_a_processor_too(folders, monkeypatch):

@@ -278,6 +278,16 @@ def test_a_header_is_checked_before_anything_is_written(tmp_path, net, mpp):
     assert not list(tmp_path.iterdir())
 
 
+def test_no_header_is_written_that_would_not_be_read(tmp_path, net):
+    path = tmp_path / "a.safetensors"
+    save(path, net, extra={"notes": "x" * 1_000_000})
+    assert len(read_header(path)["extra"]["notes"]) == 1_000_000
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: the header would have .* at most"):
+        save(path, net, extra={"notes": "x" * (1 << 20)})
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_weights_are_as_open_as_the_umask_says(tmp_path, net, umask):
     (tmp_path / "a.safetensors.partial").touch(mode=0o600)  # of one that was killed

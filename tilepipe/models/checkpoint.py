@@ -78,12 +78,13 @@ def save_checkpoint(
         },
         source=str(target),
     )
+    metadata = header.to_metadata(source=str(target))
     weights = weights_of(module)
     _check_finite(weights, source=str(target))
     if storage == "fp16":
         weights = {key: tensor.to(torch.float16) for key, tensor in weights.items()}
         _check_finite(weights, source=str(target), found="numbers beyond fp16; store fp32")
-    write_tensors(target, weights, metadata=header.to_metadata())
+    write_tensors(target, weights, metadata=metadata)
     return hash_weights(weights)
 
 

@@ -15,6 +15,7 @@ from tilepipe.spec import LabelClass, explain, unlike
 KEY = "tilepipe"
 VERSION = 1
 MAX_BYTES = 1 << 20
+"""Of the JSON; what is longer is neither written nor read."""
 MAX_MPP = 1e6
 
 Scalar = bool | int | float | str | None
@@ -39,6 +40,8 @@ class Header(BaseModel):
     """µm per px that the network was trained at."""
     locality: dict[str, Any] | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
+    """Further facts. Of a training its step, metric, settings and data, and ``scores``, one for
+    each kind of image: null where they are too many for a header; the CSV log has them."""
 
     @field_validator("normalisation")
     @classmethod
@@ -63,9 +66,15 @@ class Header(BaseModel):
         unlike([entry.name for entry in self.classes])
         normalisation_of(self.normalisation).check_channels(self.in_channels)
 
-    def to_metadata(self) -> dict[str, str]:
-        """Return the safetensors metadata."""
-        return {KEY: json.dumps(self.model_dump(mode="json"), sort_keys=True)}
+    def to_metadata(self, *, source: str) -> dict[str, str]:
+        """Return the safetensors metadata; CheckpointError if it could not be read again."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        if len(text) > MAX_BYTES:
+            raise CheckpointError(
+                f"{source}: the header would have {len(text)} bytes; at most {MAX_BYTES} are read; "
+                "shorten its names, settings or further facts"
+            )
+        return {KEY: text}
 
     @classmethod
     def from_metadata(

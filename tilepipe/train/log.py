@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tilepipe.errors import TrainError
 from tilepipe.train.validate import KindScore
 
+_LONGEST_FIELD = 1 << 28
+"""Scores of thousands of kinds are longer than a field may be that Python reads of itself."""
 FIELDS = ("step", "elapsed_s", "lr", "loss", "metric", "scores")
 
 
@@ -40,6 +43,15 @@ def _row(values: dict[str, str]) -> Row:
     )
 
 
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 class TrainLog:
     """Rows in memory and on disk; rewritten whole, so that a resumed log has no row twice."""
 
@@ -56,7 +68,7 @@ class TrainLog:
         if not step or not self.path.is_file():
             return
         try:
-            with self.path.open(newline="", encoding="utf-8") as file:
+            with self.path.open(newline="", encoding="utf-8") as file, _long_fields():
                 rows = [_row(values) for values in csv.DictReader(file)]
         except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise TrainError(

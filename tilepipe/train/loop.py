@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -41,7 +40,7 @@ from tilepipe.train.setup import (
 )
 from tilepipe.train.spec import TrainSpec
 from tilepipe.train.state import Averaged, Counters, load_state, save_state
-from tilepipe.train.validate import KindScore, overall, score_images
+from tilepipe.train.validate import KindScore, overall, score_images, scores_json
 
 
 def train(
@@ -328,7 +327,7 @@ class Training:
             extra={
                 "step": self.counters.step,
                 "metric": metric if scores else None,
-                "scores": [asdict(score) for score in scores],
+                "scores": scores_json(scores),
                 "images": {"training": len(self.samples.pairs), "validation": len(self.validation)},
                 "data_sha256": self.data_hash,
                 "settings": spec.to_json(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from tilepipe.train.targets import separate
 
 PIECE_PX = 2048
 """Side of what of a slide's labels is compared at once."""
+_MOST_BYTES = 256 << 10
+"""Of scores in the header of weights, which has a length of its own that none may pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +189,12 @@ def overall(scores: Sequence[KindScore]) -> float:
         return float("nan")
     parts = [s.mean_class_dice if s.f1 is None else (s.dice + s.f1) / 2 for s in scores]
     return float(np.mean(parts))
+
+
+def scores_json(scores: Sequence[KindScore]) -> list[dict[str, Any]] | None:
+    """Return the scores as plain values for the header of weights; None of too many kinds.
+
+    The log has them, of any number.
+    """
+    plain = [asdict(score) for score in scores]
+    return plain if len(json.dumps(plain)) <= _MOST_BYTES else None
