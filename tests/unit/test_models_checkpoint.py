@@ -13,7 +13,14 @@ import torch
 from safetensors.torch import save_file
 
 from tilepipe.errors import CheckpointError, ModelError
-from tilepipe.models import Normalisation, build, load_model, read_header, save_checkpoint
+from tilepipe.models import (
+    Normalisation,
+    build,
+    checkpoint,
+    load_model,
+    read_header,
+    save_checkpoint,
+)
 from tilepipe.models.checkpoint import read_checkpoint, weights_of
 from tilepipe.models.header import Header
 from tilepipe.models.seeded import fill_seeded, parse_seed
@@ -92,6 +99,37 @@ def test_no_partial_file_is_left(tmp_path, net):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
     with pytest.raises(CheckpointError, match="cannot be written"):
         save(tmp_path / "missing" / "a.safetensors", net)
+
+
+def test_two_that_write_one_file_at_once_do_not_write_into_each_others(tmp_path, net, monkeypatch):
+    path, begun = tmp_path / "a.safetensors", []
+    other = build("unet-same", in_channels=1, classes=2, base=3)
+
+    def written_meanwhile(tensors, name, metadata):
+        save_file(tensors, name, metadata=metadata)
+        if not begun:
+            begun.append(name)
+            save(path, other, arguments={"base": 3})
+            assert read_header(path)["arguments"] == {"base": 3}
+
+    monkeypatch.setattr(checkpoint, "save_file", written_meanwhile)
+    sha256 = save(path, net)
+    assert load_model(path).sha256 == sha256
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_half_written_goes_after_a_while(tmp_path, net):
+    path = tmp_path / "a.safetensors"
+    old, new, of_others = (
+        tmp_path / name
+        for name in (".a.safetensors.1.partial", ".a.safetensors.2.partial", ".b.csv.1.partial")
+    )
+    for left in (old, new, of_others):
+        left.touch()
+    for left in (old, of_others):
+        os.utime(left, (0, 0))
+    save(path, net)
+    assert set(tmp_path.iterdir()) == {path, new, of_others}
 
 
 def test_nan_is_neither_written_nor_read(tmp_path, net):

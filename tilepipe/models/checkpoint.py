@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,8 @@ from tilepipe.models.normalisation import Normalisation
 from tilepipe.models.registry import build, check_arguments
 from tilepipe.spec import LabelClass
 
+_PARTIAL = ".partial"
+_LEFT_AFTER_S = 600.0
 # BatchNorm counts its batches; inference does not use the count.
 _IGNORED = "num_batches_tracked"
 
@@ -97,21 +101,38 @@ def write_tensors(
     """
     if target.exists() and not target.is_file():
         raise CheckpointError(f"{target}: is not a regular file; choose another name")
-    partial = target.with_name(target.name + ".partial")
     try:
-        # safetensors makes files for their owner alone; ours are as open as the umask says.
-        partial.unlink(missing_ok=True)
-        partial.touch()
-        mode = partial.stat().st_mode
-        save_file(dict(tensors), str(partial), metadata=dict(metadata))
-        partial.chmod(mode)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(target)
+        with taking_the_name_of(target) as partial:
+            # safetensors makes files for their owner alone; ours are as open as the umask says.
+            partial.touch()
+            mode = partial.stat().st_mode
+            save_file(dict(tensors), str(partial), metadata=dict(metadata))
+            partial.chmod(mode)
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target}: cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def taking_the_name_of(target: Path) -> Iterator[Path]:
+    """Give a path beside ``target`` to write to; the file takes its name only if all went well.
+
+    It has a name of its own: what two processes write to one at once would be in one file. Those
+    that a process left which was killed go after ten minutes, when one such file is written again.
+    """
+    for path in target.parent.iterdir():
+        if path.name.startswith(f".{target.name}.") and path.name.endswith(_PARTIAL):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _LEFT_AFTER_S:
+                    path.unlink()
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{target}: cannot be written: {error}") from error
 
 
 def read_header(path: str | Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tilepipe.models.checkpoint import taking_the_name_of
 from tilepipe.train.log import Row
 
 
@@ -23,4 +24,5 @@ def draw_curve(rows: Sequence[Row], path: Path) -> None:
     losses.set_xlabel("step")
     losses.set_ylabel("training loss", color="tab:blue")
     metrics.set_ylabel("validation metric", color="tab:orange")
-    canvas.print_png(str(path))
+    with taking_the_name_of(path) as partial:
+        canvas.print_png(str(partial))

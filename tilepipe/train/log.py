@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tilepipe.errors import TrainError
+from tilepipe.models.checkpoint import taking_the_name_of
 from tilepipe.train.validate import KindScore
 
 _LONGEST_FIELD = 1 << 28
@@ -94,10 +95,11 @@ class TrainLog:
         )
         self.rows = [row for row in self.rows if row.step < step]
         self.rows.append(Row(step, round(elapsed_s, 1), lr, loss, metric, text))
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with (
+            taking_the_name_of(self.path) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(FIELDS)
             for row in self.rows:
                 writer.writerow([getattr(row, name) for name in FIELDS])
-        partial.replace(self.path)
