@@ -5,6 +5,7 @@ import gc
 import os
 import struct
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -495,6 +496,26 @@ def test_colour_of_16_bits_is_read_upright_as_its_labels_are(tmp_path, orientati
     assert colour.channels == {2: 1, 3: 3, 4: 3}[channels]
 
 
+def test_an_odd_tag_beside_the_turn_is_nothing_to_the_pixels(tmp_path):
+    """Pillow wrote all of EXIF anew for a turned image, and failed of a width in letters."""
+    width, turned = struct.pack("<HHI4s", 256, 2, 3, b"aa"), struct.pack("<HHII", 274, 3, 1, 6)
+    exif = b"II*\0" + struct.pack("<IH", 8, 2) + width + turned + bytes(4)
+    Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif)
+    raster = open_raster(tmp_path / "a.png")
+    np.testing.assert_array_equal(raster.read(whole(raster))[0], np.rot90(GREY, -1))
+
+
+def test_of_large_images_nothing_is_warned_and_too_large_ones_say_what_next(tmp_path, monkeypatch):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GREY.size - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_raster(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GREY.size // 3)
+    with pytest.raises(TrainError, match=r"a\.png: is too large .* save it as a tiled TIFF"):
+        open_raster(tmp_path / "a.png")
+
+
 def test_ids_that_a_jpeg_has_blurred_are_none(tmp_path):
     """Each speck around a cell would be foreground, or a cell of its own."""
     mask = np.zeros((64, 64), np.uint8)
@@ -534,7 +555,15 @@ def test_ids_beyond_the_classes_say_what_to_do(ids, advice):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"junk", b"\x93NUMPY\x01\x00", b"PK\x03\x04", b"PK\x05\x06" + bytes(18)]
+    "content",
+    [
+        b"",
+        b"junk",
+        b"\x93NUMPY\x01\x00",
+        b"PK\x03\x04",
+        b"PK\x05\x06" + bytes(18),
+        b"\x93NUMPY\x01\x00\x02\x00{(",
+    ],
 )
 def test_what_is_no_array_is_named(tmp_path, content):
     path = tmp_path / "a.npy"

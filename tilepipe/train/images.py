@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from tilepipe.errors import TrainError
+from tilepipe.slide.pixels import Orientation
 from tilepipe.tiling import Box, Shape
 
 PILLOW_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
@@ -72,13 +74,21 @@ _WITHOUT_ALPHA = {2: 1, 4: 3}
 def _read_pillow(path: Path, *, ids: bool) -> NDArray[Any]:
     """Read (c, y, x) pixels, or the ids, of a file that Pillow reads."""
     try:
-        with Image.open(path) as image:
+        with _without_warnings(), Image.open(path) as image:
             lossy = image.format in _LOSSY
-            pixels = _deep_colour(path, image)
+            pixels = _deep_colour(path)
             if pixels is None:
-                upright = ImageOps.exif_transpose(image)
-                pixels = np.asarray(upright if ids else _seen(upright))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                pixels = np.asarray(image if ids else _seen(image))
+            # Not by exif_transpose: of a turned image it writes all of EXIF anew, and fails of an
+            # odd tag that says nothing of the pixels.
+            marked: Any = image.getexif().get(ExifTags.Base.Orientation)
+    except Image.DecompressionBombError as error:
+        raise TrainError(
+            f"{path}: is too large for an image that is read as a whole; save it as a tiled TIFF"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # of damaged bytes Pillow raises what comes
         raise TrainError(f"{path}: cannot be read as an image: {error}") from error
     if ids and lossy:
         raise TrainError(
@@ -86,25 +96,25 @@ def _read_pillow(path: Path, *, ids: bool) -> NDArray[Any]:
             "them, and save PNG or TIFF"
         )
     planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-    return planes[: _WITHOUT_ALPHA.get(planes.shape[0])]
+    upright = Orientation(marked if marked in range(1, 9) else 1)
+    return upright.turn(planes[: _WITHOUT_ALPHA.get(planes.shape[0])])
 
 
-def _deep_colour(path: Path, image: Image.Image) -> NDArray[Any] | None:
-    """Upright pixels of a PNG of which Pillow drops half the bits (it has no colour of 16).
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Let Pillow say nothing of large images, which are read, and of what is odd in EXIF."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
-    Of any other file None.
-    """
-    from tilepipe.slide.pixels import Orientation
+
+def _deep_colour(path: Path) -> NDArray[Any] | None:
+    """Pixels of a PNG of which Pillow drops half the bits (it has no colour of 16); else None."""
     from tilepipe.slide.png import decode_deep_colour, is_deep_colour
 
     with path.open("rb") as stream:
         head = stream.read(26)
-        if not is_deep_colour(head):
-            return None
-        stored = decode_deep_colour(head + stream.read())
-    marked: Any = image.getexif().get(ExifTags.Base.Orientation)
-    turned = Orientation(marked if marked in range(1, 9) else 1).turn(np.moveaxis(stored, -1, 0))
-    return np.moveaxis(turned, 0, -1)
+        return decode_deep_colour(head + stream.read()) if is_deep_colour(head) else None
 
 
 def _seen(image: Image.Image) -> Image.Image:
@@ -118,7 +128,9 @@ def _seen(image: Image.Image) -> Image.Image:
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged header numpy raises what comes
         raise TrainError(f"{path}: cannot be read as a numpy array: {error}") from error
     if not isinstance(loaded, np.ndarray):
         raise TrainError(f"{path}: holds several arrays; save one of (c, y, x) or (y, x) alone")
