@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -30,7 +31,7 @@ from tilepipe.pipeline.run import Request, run_one
 from tilepipe.spec import JobSpec
 from tilepipe.store import open_store
 from tilepipe.tiling import Box
-from tilepipe.train import ahead, loop
+from tilepipe.train import ahead, log, loop
 from tilepipe.train.augment import NO_AUGMENT, AugmentSpec
 from tilepipe.train.events import Started, Stepped, Validated
 from tilepipe.train.images import open_pair
@@ -422,6 +423,18 @@ def test_weights_and_log_of_thousands_of_kinds_are_read_again(folders, monkeypat
     assert len(train(spec, resume=True).scores) == 6000
     assert load_model(spec.out).extra["metric"] == 0.5
     assert spec.out.with_suffix(".csv").read_text().count("patient 05999 0.5000 0.5000") == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".png"])
+def test_a_full_disk_names_the_log_and_the_curve(folders, monkeypatch, suffix):
+    def full(*_args, **_named):
+        raise OSError(28, "No space left on device")
+
+    where = log.csv if suffix == ".csv" else FigureCanvasAgg
+    monkeypatch.setattr(where, "writer" if suffix == ".csv" else "print_png", full)
+    with pytest.raises(TilepipeError, match=rf"w\{suffix}: cannot be written: No space left"):
+        train(spec_of(folders))
+    assert not list(folders.glob("*.partial"))
 
 
 def test_half_precision_scales_gradients_on_a_processor_too(folders, monkeypatch):

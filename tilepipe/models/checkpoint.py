@@ -110,7 +110,7 @@ def write_tensors(
             partial.chmod(mode)
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise CheckpointError(f"{target}: cannot be written: {error}") from error
 
 
@@ -120,19 +120,28 @@ def taking_the_name_of(target: Path) -> Iterator[Path]:
 
     It has a name of its own: what two processes write to one at once would be in one file. Those
     that a process left which was killed go after ten minutes, when one such file is written again.
+    Raises CheckpointError where it cannot be written.
     """
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
+    try:
+        _remove_left(target)
+        yield partial
+        partial.replace(target)
+    except OSError as error:
+        # Of a write to a full disk the system names no file, and nobody asked for the partial one.
+        reason = error.strerror or error
+        raise CheckpointError(f"{target}: cannot be written: {reason}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _remove_left(target: Path) -> None:
     for path in target.parent.iterdir():
         if path.name.startswith(f".{target.name}.") and path.name.endswith(_PARTIAL):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > _LEFT_AFTER_S:
                     path.unlink()
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
-    try:
-        yield partial
-        partial.replace(target)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
