@@ -24,7 +24,9 @@ from tilepipe.spec import (
 from tilepipe.train.augment import AugmentSpec
 from tilepipe.train.targets import Target
 
-Weight = Annotated[float, Field(ge=0)]
+_LARGEST = 1e30
+"""Of a number that counts as float32, and is summed and multiplied."""
+Weight = Annotated[float, Field(ge=0, le=_LARGEST)]
 """How much something counts; below 0 the network would learn to be wrong."""
 _PATHS = ("images", "labels", "val", "val_labels", "kinds", "exclude", "out")
 
@@ -71,7 +73,7 @@ class TrainSpec(BaseModel):
     output_px: int = Field(default=256, ge=1, le=8192)
     """Side of what a sample teaches; the network's own margin is read around it, mirrored."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float | None = Field(default=None, gt=0)
+    lr: float | None = Field(default=None, gt=0, le=_LARGEST)
     """Peak learning rate; None: 0.002 for adamw, 0.01 for sgd."""
     momentum: float = Field(default=0.99, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
@@ -90,8 +92,8 @@ class TrainSpec(BaseModel):
     loss: str = "weighted-ce"
     """Names with + between; a sum with ``weighted-ce`` is weighted as a whole."""
     class_weights: tuple[Weight, ...] | None = None
-    w0: float = Field(default=10.0, ge=0)
-    sigma: float = Field(default=5.0, gt=0)
+    w0: float = Field(default=10.0, ge=0, le=_LARGEST)
+    sigma: float = Field(default=5.0, ge=0.01, le=_LARGEST)
     output_weights: tuple[Weight, ...] | None = None
     """Deep supervision: the say of each output; None: equal."""
     gate_weight: float = Field(default=1.0, ge=0)
