@@ -82,8 +82,8 @@ def test_split_is_seeded_and_even_over_kinds(tmp_path):
 
 def test_names_file_and_data_hash(folders, tmp_path):
     path = tmp_path / "names.txt"
-    path.write_text("# head\na  # why\n\nb\n")
-    assert read_names(path) == ("a", "b")
+    path.write_text("# head\na  # why\n\nb\n  #case\ncase#3\nc#4\t#5\n")
+    assert read_names(path) == ("a", "b", "case#3", "c#4")
     with pytest.raises(TrainError, match="one a line"):
         read_names(tmp_path / "no.txt")
     pairs = find_pairs(*folders)

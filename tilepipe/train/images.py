@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -252,12 +253,13 @@ def read_kinds(path: Path) -> dict[str, str]:
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Read names, one a line; ``#`` starts a comment."""
+    """Read names, one a line; ``#`` at its start or behind a space starts a comment."""
     try:
         lines = path.read_text(encoding=_TEXT).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TrainError(f"{path}: a list of names, one a line, wanted: {error}") from error
-    stripped = (line.split("#")[0].strip() for line in lines)
+    # A name may hold one: of case#3 no more than case would be left, which may be another image.
+    stripped = (re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip() for line in lines)
     return tuple(line for line in stripped if line)
 
 
