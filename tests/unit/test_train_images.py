@@ -64,6 +64,8 @@ def test_pairs_by_name(folders):
         find_pairs(*folders)
     with pytest.raises(TrainError, match="no such folder"):
         find_pairs(folders[0] / "x", folders[1])
+    with pytest.raises(TrainError, match="img: is the folder of the images, too"):
+        find_pairs(folders[0], folders[1] / ".." / "img")
 
 
 def test_split_is_seeded_and_even_over_kinds(tmp_path):

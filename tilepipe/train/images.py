@@ -218,6 +218,11 @@ def find_pairs(
 ) -> tuple[Pair, ...]:
     """Pair images and labels by file name without suffix; TrainError names what has no partner."""
     pictures, truths = _by_name(images), _by_name(labels)
+    if images.samefile(labels):
+        raise TrainError(
+            f"{labels}: is the folder of the images, too: each would be its own labels; put labels "
+            "into a folder of their own"
+        )
     if not pictures:
         raise TrainError(f"{images}: no images (looked for {', '.join(sorted(SUFFIXES))})")
     alone = sorted(set(pictures) - set(truths))
