@@ -273,6 +273,12 @@ def as_float32(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tenso
         if tensor.layout is not torch.strided or tensor.is_meta:
             form = "no numbers" if tensor.is_meta else f"the layout {tensor.layout}"
             raise CheckpointError(f"{source}: {key} has {form}; save dense tensors")
+        # Of one number a pickle makes a tensor of any shape, which as float32 would take memory.
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{source}: {key} has the shape {tuple(tensor.shape)} and fewer numbers; save "
+                "tensors that are contiguous()"
+            )
     return {key: tensor.detach().to(torch.float32) for key, tensor in tensors.items()}
 
 
