@@ -61,3 +61,16 @@ def test_a_tilde_is_the_home_folder(read, tmp_path, monkeypatch):
     assert request.slide == str(tmp_path / "me" / "a.tif")
     with pytest.raises(SpecError, match="leaves the output folder"):
         read("slide,output\n~/a.tif,~/a.zarr\n")
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
+    for name in ("x?z.tif", "xyz.tif"):
+        (tmp_path / name).touch()
+    odd, plain = str(tmp_path / "x?z.tif"), str(tmp_path / "xyz.tif")
+
+    def slides(*given):
+        return [request.slide for request in requests_of(given, None, None, JobSpec())]
+
+    assert slides(odd) == [odd]
+    assert slides(odd, plain) == [odd, plain]  # as a shell expands x*z.tif
+    assert slides(str(tmp_path / "x*z.tif")) == [odd, plain]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,7 @@ def requests_of(
         return _from_manifest(Path(manifest), output, spec)
     found: list[str] = []
     for slide in slides:
-        # A pattern that the shell left alone (quoted, or on a system whose shell never expands).
-        matches = sorted(glob.glob(slide)) if any(c in slide for c in "*?") else []  # noqa: PTH207
-        found += matches or [slide]
+        found += _matching(slide) or [slide]
     if not found:
         raise click.UsageError("which slide? tilepipe run SLIDE -o OUT.zarr")
     if len(found) == 1:
@@ -45,6 +44,16 @@ def requests_of(
     ]
     _distinct(requests)
     return requests
+
+
+def _matching(slide: str) -> list[str]:
+    """Return what a pattern stands for, if it is one that the shell left alone.
+
+    It was quoted, or no shell expands any. A file's own name may hold the same characters.
+    """
+    if not any(c in slide for c in "*?") or os.path.lexists(slide):
+        return []
+    return sorted(glob.glob(slide))  # noqa: PTH207
 
 
 def status_name(spec: JobSpec) -> str:
