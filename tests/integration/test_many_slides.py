@@ -145,6 +145,28 @@ def test_a_link_that_leads_to_itself_stops_nobody(folder, zygote, flags, tmp_pat
     assert "symbolic links" in rows["loop.tif"]["reason"]
 
 
+def test_a_table_that_cannot_be_written_is_told_before_the_first_slide(
+    folder, zygote, flags, tmp_path
+):
+    stores = [tmp_path / f"s0{n}.zarr" for n in (0, 1)]
+    for store in stores:
+        zygote.run("ingest", folder / f"{store.stem}.tif", "-o", store, "--quiet")
+    (tmp_path / "status.csv").mkdir()
+    text = zygote.run("run", *stores, *flags, cwd=tmp_path, code=1)
+    assert "cannot write status.csv" in text
+    assert [open_store(str(store)).labels for store in stores] == [(), ()]
+
+
+def test_no_table_is_put_into_an_image(folder, zygote, flags, tmp_path):
+    store = tmp_path / "s00.zarr"
+    zygote.run("ingest", folder / "s00.tif", "-o", store, "--quiet")
+    before = sorted(store.rglob("*"))
+    slides = [folder / f"s0{n}.tif" for n in (1, 2)]
+    text = zygote.run("run", *slides, "-o", store, *flags, code=1)
+    assert f"lies inside the OME-Zarr {store}" in text
+    assert sorted(store.rglob("*")) == before
+
+
 @pytest.mark.parametrize("by", ["arguments", "manifest"])
 def test_several_stores_are_segmented_where_they_lie(folder, zygote, flags, tmp_path, by):
     names = ["a/s00.zarr", "a/s01.ome.zarr"]

@@ -213,6 +213,7 @@ def _run(
 ) -> list[RunResult]:
     from tilepipe.cli.console import Console
     from tilepipe.pipeline.run import run_many
+    from tilepipe.store import check_outside
 
     known: list[RunResult] = []
 
@@ -221,6 +222,10 @@ def _run(
         if folder is not None:
             write_status(folder, requests, known)
 
+    if folder is not None:
+        # Before the first slide, not after it, it shows that the table cannot stand there.
+        check_outside(f"{folder.rstrip('/') or '/'}/{status_name(requests[0].spec)}")
+        write_status(folder, requests, known)
     with Console(quiet=quiet, as_json=as_json, slides=len(requests)) as console:
         return run_many(requests, trace=trace, on_event=console, on_result=keep)
 

@@ -1,7 +1,7 @@
 """OME-Zarr stores: layout, metadata, whole-shard writing, the journal, pyramid reduction."""
 
 from tilepipe.store.colors import channel_colors
-from tilepipe.store.create import check_free, create_store, what_is_at
+from tilepipe.store.create import check_free, check_outside, create_store, what_is_at
 from tilepipe.store.files import Files, LocalFiles, open_files, overlap
 from tilepipe.store.journal import Journal, Record
 from tilepipe.store.label import Label, Probabilities
@@ -29,6 +29,7 @@ __all__ = [
     "Store",
     "channel_colors",
     "check_free",
+    "check_outside",
     "checksum_of",
     "create_store",
     "fit_windows",

@@ -162,14 +162,9 @@ def what_is_at(files: Files) -> Found:
 def check_free(files: Files) -> Found:
     """Tell what lies at a store's place; StoreError if it is something that no store replaces.
 
-    Nor does one lie inside another OME-Zarr image, whose levels and labels are that image's.
+    Nor does one lie inside another OME-Zarr image (``check_outside``).
     """
-    for around in _around(files.location):
-        if _is_image(around):
-            raise StoreError(
-                f"{files.location}: lies inside the OME-Zarr {around}, which would be damaged; "
-                "choose another output"
-            )
+    check_outside(files.location)
     found = what_is_at(files)
     if found == "other":
         raise StoreError(
@@ -177,6 +172,16 @@ def check_free(files: Files) -> Found:
             "alone; choose another output"
         )
     return found
+
+
+def check_outside(location: str) -> None:
+    """Raise StoreError for what lies inside an OME-Zarr image: all in there is that image's."""
+    for around in _around(location):
+        if _is_image(around):
+            raise StoreError(
+                f"{location}: lies inside the OME-Zarr {around}, which would be damaged; "
+                "choose another output"
+            )
 
 
 def _is_image(location: str) -> bool:
