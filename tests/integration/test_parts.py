@@ -182,3 +182,19 @@ def test_finish_in_another_folder_finds_what_the_settings_name(zygote, slide, fl
     label = open_store(str(store)).label("unet")
     assert label.read_record()["state"] == "done"
     assert not label.level(0).read(Box(500, 0, 600, 500)).any()
+
+
+def test_a_mask_that_cannot_be_finished_keeps_no_other_from_it(zygote, slide, flags, tmp_path):
+    gone = tmp_path / "mask.png"
+    Image.fromarray(np.full((60, 50), 255, np.uint8)).save(gone)
+    store = tmp_path / "out.zarr"
+    for name, more in (("lost", ["--tissue", gone]), ("other", [])):
+        part = ["--name", name, "--part", "0/2", *more]
+        zygote.run("run", slide, "-o", store, *flags, *part)
+    gone.unlink()
+    text = zygote.run("finish", store, "--quiet", code=1)
+    assert f"Error: label lost: {gone}: not a mask image" in text
+    states = [
+        open_store(str(store)).label(name).read_record()["state"] for name in ("lost", "other")
+    ]
+    assert states == ["part done", "done"]

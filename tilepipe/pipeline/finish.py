@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tilepipe.errors import SpecError, StoreError
+from tilepipe.errors import SpecError, StoreError, TilepipeError
 from tilepipe.pipeline.events import OnEvent, ignore
 from tilepipe.pipeline.output import is_begun
 from tilepipe.pipeline.run import Request, RunResult, run_one
@@ -16,7 +16,8 @@ from tilepipe.store import Store, open_store
 def finish(location: str, *, label: str | None = None, on_event: OnEvent = ignore) -> RunResult:
     """Build what is left of a store: its image, units no part has done, and the pyramids.
 
-    Raises StoreError if it does not say how it was made, and the errors of ``run_one``.
+    A mask that cannot be finished does not keep the others from it. Raises StoreError if the store
+    does not say how it was made, and then the errors of ``run_one``: of several masks together.
     """
     store = open_store(location, writable=True)
     record = store.read_record()
@@ -40,8 +41,16 @@ def finish(location: str, *, label: str | None = None, on_event: OnEvent = ignor
     if not requests or (in_store and what_lacks(store) is not None):
         image = Request(slide, location, _image_spec(location, record))
         result = run_one(image, segment=False, on_event=on_event)
+    failures: list[TilepipeError | OSError] = []
     for request in requests:
-        result = run_one(request, on_event=on_event)
+        try:
+            result = run_one(request, on_event=on_event)
+        except (TilepipeError, OSError) as error:
+            if len(requests) == 1:
+                raise
+            failures.append(type(error)(f"label {request.spec.name}: {error}"))
+    if failures:
+        raise type(failures[0])("\n".join(map(str, failures)))
     assert result is not None
     return result
 
