@@ -81,6 +81,7 @@ def test_without_the_pipeline_itself(monkeypatch, tmp_path):
 
     monkeypatch.setattr(room, "_pipeline", pipeline)
     monkeypatch.setattr(room, "gpu_numbers", str)
+    monkeypatch.setattr(room, "check_gpus", str)
     told: list[str] = []
     found = room.bench(spec, size_px=300, gpus=(1, 2), tell=told.append)
     assert found["pipeline_share"] == pytest.approx(2.0 / found["bare_mpix_per_s"])
@@ -308,6 +309,9 @@ def test_what_cannot_be_measured_is_told_before_a_slide_is_made(monkeypatch):
         room.bench(JobSpec(model="nope", weights="random:0"))
     with pytest.raises(ScheduleError, match="2 GPUs are visible"):
         room.bench(JobSpec(weights="random:0"), gpus=(1, 4))
+    monkeypatch.setattr("tilepipe.infer.backends.gpu_count", lambda: 0)
+    with pytest.raises(ModelError, match="--gpus 0,1: torch finds no GPU here"):
+        room.bench(JobSpec(weights="random:0"), gpus=(2,))
 
 
 @pytest.mark.parametrize(

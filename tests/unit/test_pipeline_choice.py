@@ -101,6 +101,15 @@ def test_settings_are_measured_on_a_gpu_of_the_job(
     source.slide.close()
 
 
+def test_a_job_on_gpus_does_not_run_on_the_processor_instead(small_slide, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # there, but torch cannot use them
+    monkeypatch.setattr("tilepipe.infer.backends.gpu_count", lambda: 0)
+    spec = JobSpec(weights="random:0", base=2, tune=False, gpus="all")
+    with pytest.raises(ModelError, match=r"--gpus all: torch finds no GPU here .*; leave --gpus"):
+        prepare(str(small_slide), str(tmp_path / "out.zarr"), spec, on_event=ignore)
+    assert not (tmp_path / "out.zarr").exists()
+
+
 @pytest.mark.parametrize("reason", ["a disk of this machine", "the file"])
 def test_what_one_machine_cannot_read_is_tried_on_another(
     small_slide, tmp_path, monkeypatch, reason

@@ -23,6 +23,7 @@ from tilepipe.bench.bare import Speed, bare_speeds, engine_speed
 from tilepipe.bench.flops import flops_per_px, matrix_tflops
 from tilepipe.bench.machine import PeakMemory, machine_facts
 from tilepipe.errors import ScheduleError
+from tilepipe.infer.backends import check_gpus
 from tilepipe.infer.settings import Settings, choose_settings
 from tilepipe.malloc import keep_memory
 from tilepipe.models import Model, model_for
@@ -65,6 +66,8 @@ def bench(
     """
     for count in gpus:
         gpu_numbers(_first(count))  # told before anything is measured
+    if gpus and spec.device != "cpu":
+        check_gpus(_first(max(gpus)))
     keep_memory()
     with tempfile.TemporaryDirectory(dir=folder, prefix="tilepipe-bench-") as made:
         place = Path(made)

@@ -236,6 +236,15 @@ def resolve_device(asked: str) -> str:
     return asked
 
 
+def check_gpus(gpus: str) -> None:
+    """Raise ModelError where a process a GPU is asked for and torch finds none at all here.
+
+    The processes would compute on the processor, and count as so many GPUs.
+    """
+    if not gpu_count():
+        raise ModelError(f"--gpus {gpus}: torch finds no GPU here{why_no_gpu()}; leave --gpus out")
+
+
 def device_here(chosen: str, asked: str) -> str:
     """Return what computes here for settings whose device is ``chosen``.
 

@@ -159,11 +159,15 @@ def _settings(source: Source, spec: JobSpec, model: Model, level: int) -> Settin
 
 
 def _on_its_gpus(spec: JobSpec) -> JobSpec:
-    """Have the first of a job's GPUs stand for all: others of the machine may be in use."""
-    from tilepipe.infer.backends import gpu_count
+    """Have the first of a job's GPUs stand for all: others of the machine may be in use.
+
+    Raises ModelError where there is none.
+    """
+    from tilepipe.infer.backends import check_gpus, gpu_count
 
     if spec.gpus is None or spec.device not in ("auto", "cuda"):
         return spec
+    check_gpus(spec.gpus)
     first = gpu_numbers(spec.gpus)[0]
     return spec.replace(device=f"cuda:{first}") if first < gpu_count() else spec
 
