@@ -136,3 +136,27 @@ def test_a_terminal_that_closes_ends_a_run_in_good_order(tmp_path):
         os.read(terminal, 1 << 16)
     os.close(terminal)
     assert process.wait(timeout=60) == 130
+
+
+@pytest.mark.parametrize("number", INTERRUPTIONS)
+def test_what_a_library_makes_of_an_interruption_is_no_bug(number):
+    code = f"""
+import os, time
+import tilepipe.cli.main as room
+
+def load(name):
+    try:
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise RuntimeError("Error building a validator: KeyboardInterrupt")
+
+room.importlib.import_module = load
+room.main(["run", "slide.tif"])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=heard, check=False, timeout=60
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "Interrupted.\n"

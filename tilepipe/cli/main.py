@@ -89,6 +89,12 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             interrupted(ctx.invoked_subcommand)
+        except Exception as error:
+            # A library that is interrupted while it is imported may make an error of its own of it
+            # (pydantic does).
+            if not _is_stopped or isinstance(error, TilepipeError | click.ClickException):
+                raise
+            interrupted(ctx.invoked_subcommand)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run; any TilepipeError becomes one message on stderr and exit code 1."""
@@ -132,6 +138,10 @@ def check_folder() -> None:
         ) from error
 
 
+_is_stopped = False
+"""Whether a signal has asked the command to stop."""
+
+
 def stop_on_signals() -> None:
     """Let SIGTERM and a terminal that closes do what Ctrl-C does.
 
@@ -139,12 +149,14 @@ def stop_on_signals() -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _stop)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    global _is_stopped
+    _is_stopped = True
     del frame
     if number == signal.SIGHUP:
         leave_closed_terminal()
