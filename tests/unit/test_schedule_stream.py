@@ -701,6 +701,28 @@ def test_what_is_started_here_listens_here_and_says_nothing(monkeypatch, capfd, 
     assert "".join(capfd.readouterr()) == ""
 
 
+def test_jobs_of_two_threads_start_their_workers_one_after_the_other(monkeypatch):
+    """Dask is imported as it starts: a second thread found its modules half made."""
+    inside = threading.Lock()
+    alone: list[bool] = []
+
+    def start(*_):
+        alone.append(inside.acquire(blocking=False))
+        time.sleep(0.2)
+        if alone[-1]:
+            inside.release()
+
+    monkeypatch.setattr(local_room, "_start", start)
+    threads = [
+        threading.Thread(target=local_room.local_cluster, args=(None, None, 3)) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert alone == [True, True]
+
+
 def test_processes_that_were_started_leave_the_environment_as_it_was(monkeypatch):
     """Dask sets what they inherit here: a script's next program had one thread a library."""
     monkeypatch.setenv("MKL_NUM_THREADS", "3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
@@ -22,6 +23,8 @@ _WHERE_GPUS_ARE = (
 LANES = 3
 """Threads of a worker: one unit on the device, one being read, one being written."""
 
+_starting = threading.Lock()
+
 
 def local_cluster(workers: int | None, gpus: str | None, lanes: int) -> Any:
     """Return a cluster of this process's threads, of ``workers`` processes, or of one per GPU.
@@ -30,7 +33,9 @@ def local_cluster(workers: int | None, gpus: str | None, lanes: int) -> Any:
     GPUs that are not here.
     """
     try:
-        return _start(workers, gpus, lanes)
+        # Threads of one process may each have a job, and Dask is still imported as it starts.
+        with _starting:
+            return _start(workers, gpus, lanes)
     except ScheduleError:
         raise
     except (RuntimeError, OSError, TimeoutError) as error:
