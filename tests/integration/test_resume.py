@@ -120,6 +120,14 @@ def test_a_finished_run_does_nothing_again(zygote, slide, flags, reference):
     assert records_by_age(reference) == before
 
 
+def test_a_run_that_finds_all_done_writes_its_trace_too(zygote, slide, flags, tmp_path):
+    command = ["run", slide, "-o", tmp_path / "out.zarr", *flags, "--trace", tmp_path / "t.json"]
+    for found in (True, False):
+        zygote.run(*command)
+        spans = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+        assert any(span["name"] == "segment" for span in spans) is found
+
+
 @pytest.mark.parametrize(
     "changes, told",
     [

@@ -90,7 +90,6 @@ def run_many(
         return []
     if trace is not None:
         _check_trace(trace)
-    spec = requests[0].spec
     results: list[RunResult] = []
     works: list[SlideWork] = []
     spans: list[Span] = []
@@ -149,32 +148,44 @@ def run_many(
         first = opened[-1]
         if len(requests) == 1 and first.dag.finished:
             first.close(None)
-            return results
-        chosen = first.job.segmentation if isinstance(first, SlideWork) else None
-        with connect(
-            spec.scheduler,
-            workers=spec.workers,
-            gpus=spec.gpus,
-            lanes=lanes_of(spec, chosen.settings if chosen is not None else None),
-        ) as connection:
-            if connection.dashboard:
-                on_event(Note(requests[0].slide, f"Dask dashboard: {connection.dashboard}"))
-            if isinstance(first, SlideWork):
-                first.begin()
-            drive(
-                connection,
-                chain(opened, stream),
-                run_units,
-                retries=spec.retries,
-                on_tick=tick,
-                on_other=lambda text: on_event(Warned(requests[0].slide, text)),
-            )
+        else:
+            _drive(requests, first, chain(opened, stream), tick, on_event)
     finally:
         for work in works:
             _let_go(work)
     if trace is not None:
         _write_trace(trace, spans)
     return results
+
+
+def _drive(
+    requests: Sequence[Request],
+    first: SlideWork | _Refused,
+    stream: Iterator[SlideWork | _Refused],
+    tick: Callable[[dict[str, int]], None],
+    on_event: OnEvent,
+) -> None:
+    """Run jobs on the workers that the first of them asks for."""
+    spec, slide = requests[0].spec, requests[0].slide
+    chosen = first.job.segmentation if isinstance(first, SlideWork) else None
+    with connect(
+        spec.scheduler,
+        workers=spec.workers,
+        gpus=spec.gpus,
+        lanes=lanes_of(spec, chosen.settings if chosen is not None else None),
+    ) as connection:
+        if connection.dashboard:
+            on_event(Note(slide, f"Dask dashboard: {connection.dashboard}"))
+        if isinstance(first, SlideWork):
+            first.begin()
+        drive(
+            connection,
+            stream,
+            run_units,
+            retries=spec.retries,
+            on_tick=tick,
+            on_other=lambda text: on_event(Warned(slide, text)),
+        )
 
 
 class _Kept(SlideWork):
