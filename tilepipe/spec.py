@@ -43,6 +43,9 @@ _PALETTE: tuple[Color, ...] = (
 
 ClassName = Annotated[str, Field(min_length=1, max_length=200)]
 
+LARGEST_PIXEL = 1e30
+"""Of floats. What is beyond, to either side, is no measurement: GDAL and others write the ends of
+float32 where there are no data, and in a network a number like that overflows."""
 OBJECTS_SUFFIX = "-instances"
 """What a mask's name and this make the name of the label of its objects."""
 _NAME_LIMIT = 100

@@ -119,6 +119,6 @@ def test_what_skipping_costs_and_what_was_no_number_is_told():
     skipped = {"skipped_px": 100, "tiles": 1, "tiles_skipped": 1}
     told = told_of(**skipped, skipped_checked_px=40, skipped_lost_px=10, not_finite_px=3)
     assert "40 of these px were run all the same: 25.00% of them would not be background" in told
-    assert "3 px are NaN or infinite and were taken for 0" in told
+    assert "3 px are NaN, infinite or beyond 1e+30, and were taken for 0" in told
     assert "computed again in fp32" not in told
     assert "overflowed in 2 units" in told_of(units_redone_fp32=2)

@@ -104,7 +104,7 @@ def test_of_a_large_image_a_coarser_level_is_looked_at(tmp_path):
 )
 def test_shades_lie_within_what_there_is(plane):
     shades = shades_of(plane)
-    values = plane[np.isfinite(plane) & (plane != 0)]
+    values = plane[(np.abs(plane) <= 1e30) & (plane != 0)]
     assert (shades is None) == (values.size == 0)
     if shades is not None:
         assert shades.least == values.min()
@@ -112,8 +112,10 @@ def test_shades_lie_within_what_there_is(plane):
         assert shades.least <= shades.black <= shades.white <= shades.most
 
 
-def test_the_ends_of_float32(tmp_path):
+def test_the_ends_of_float32_are_no_data(tmp_path):
     ends = np.finfo(np.float32)
-    store = make(tmp_path / "a.zarr", np.array([[[ends.min, ends.max]]], np.float32))
+    planes = np.array([[[ends.min, ends.max, 2, 1e30, -3, 4]]], np.float32)
+    store = make(tmp_path / "a.zarr", planes)
     fit_windows(store)
-    assert windows(store)[0]["max"] == float(ends.max)
+    (found,) = windows(store)
+    assert (found["min"], found["max"]) == (-3, np.float32(1e30))

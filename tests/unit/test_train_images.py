@@ -685,7 +685,7 @@ def test_the_span_is_that_of_nearly_all_pixels():
     assert span_of(lit) == (0.0, 2.0)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, -3.4e38])
 def test_what_is_no_number_is_named_before_the_first_step(folders, value):
     values = np.zeros((1, 40, 52), np.float64)
     values[0, 7, 8] = value

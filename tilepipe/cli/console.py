@@ -14,6 +14,7 @@ import click
 from tilepipe.cli.steps import NowAndThen, duration, tell_machine
 from tilepipe.errors import argument
 from tilepipe.pipeline.events import Event, Finished, Note, Opened, Progress, Warned
+from tilepipe.spec import LARGEST_PIXEL
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -228,7 +229,10 @@ def summary_text(summary: dict[str, Any]) -> str:
             "would not be background"
         )
     if summary.get("not_finite_px"):
-        lines.append(f"  {summary['not_finite_px']} px are NaN or infinite and were taken for 0")
+        lines.append(
+            f"  {summary['not_finite_px']} px are NaN, infinite or beyond {LARGEST_PIXEL:g}, and "
+            "were taken for 0"
+        )
     if summary.get("units_redone_fp32"):
         lines.append(
             f"  numbers overflowed in {summary['units_redone_fp32']} units, which were computed "

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.models import Model
+from tilepipe.spec import LARGEST_PIXEL
 from tilepipe.tiling import Box, Shape, Tile, TilePlan, read_mirrored, round_up
 from tilepipe.tiling.plan import legal_input
 
@@ -88,13 +89,14 @@ def read_finite(
 ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Read ``box`` of a level, mirrored outside, as every network is shown it.
 
-    Numbers that are not finite, of pixels without data, are 0: they would spoil all within the
-    context. Returns the pixels (c, y, x) and which had such a number (y, x), None if none had.
+    Numbers that are not finite or beyond ``LARGEST_PIXEL``, of pixels without data, are 0: they
+    would spoil all within the context. Returns the pixels (c, y, x) and which had such a number
+    (y, x), None if none had.
     """
     pixels = read_mirrored(read, box, extent)
     if pixels.dtype.kind != "f":
         return pixels, None
-    wrong = ~np.isfinite(pixels)
+    wrong = ~(np.abs(pixels) <= LARGEST_PIXEL)  # of NaN this is true
     if not wrong.any():
         return pixels, None
     return np.where(wrong, pixels.dtype.type(0), pixels), wrong.any(axis=0)

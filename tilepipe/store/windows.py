@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilepipe.spec import LARGEST_PIXEL
 from tilepipe.store.attributes import (
     ome_attributes,
     ome_of,
@@ -36,12 +37,11 @@ class Shades:
 
 
 def shades_of(plane: NDArray[Any]) -> Shades | None:
-    """Return the shades of a (y, x) channel; None where all of it is 0 or no number.
+    """Return the shades of a (y, x) channel; None where all of it is 0, or no data.
 
     0 is what most cameras and stitchers leave where there is nothing; it does not count.
     """
-    # As float64: between the ends of float32 there is more than float32 holds.
-    values = plane[np.isfinite(plane) & (plane != 0)].astype(np.float64)
+    values = plane[(np.abs(plane) <= LARGEST_PIXEL) & (plane != 0)].astype(np.float64)
     if not values.size:
         return None
     black, white = (float(part) for part in np.percentile(values, _PERCENTILES))

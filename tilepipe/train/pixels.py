@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from tilepipe.errors import TrainError
 from tilepipe.infer.network import divisor_of
 from tilepipe.slide.shown import shown
+from tilepipe.spec import LARGEST_PIXEL
 from tilepipe.tiling import Box
 from tilepipe.train.ids import read_labels
 from tilepipe.train.images import Pair, Raster, open_pair
 from tilepipe.train.targets import make_target
 
 _SMALL_INTEGERS = (np.dtype(np.int8), np.dtype(np.int16))
-_LARGEST = float(np.finfo(np.float32).max)
 _BYTES = 255.0
 """Full scale of uint8."""
 _SPAN_SHARE = 0.005
@@ -30,10 +30,10 @@ def read_pixels(raster: Raster, box: Box) -> NDArray[Any]:
         return pixels
     # NaN passes through the smallest and the largest, and is below nothing.
     lowest, highest = float(pixels.min()), float(pixels.max())
-    if not -_LARGEST <= lowest <= highest <= _LARGEST:
+    if not -LARGEST_PIXEL <= lowest <= highest <= LARGEST_PIXEL:
         raise TrainError(
-            f"{raster.path}: holds NaN, infinity or numbers beyond float32; give these pixels a "
-            "value, or leave the image out with --exclude"
+            f"{raster.path}: holds NaN, infinity or numbers beyond {LARGEST_PIXEL:g}; give these "
+            "pixels a value, or leave the image out with --exclude"
         )
     return pixels
 
