@@ -195,11 +195,22 @@ class JobSpec(BaseModel):
     def _part(cls, part: str | None) -> str | None:
         if part is not None:
             share, total = (int(number) for number in part.split("/"))
+            if total == 0:
+                raise ValueError(f"part {part}: there is 1 share at least, 0/1")
             if not share < total:
                 raise ValueError(
                     f"part {part}: shares are numbered 0/{total} to {total - 1}/{total}"
                 )
         return part
+
+    @model_validator(mode="after")
+    def _workers(self) -> JobSpec:
+        if self.scheduler != "local" and not (self.workers is None and self.gpus is None):
+            raise ValueError(
+                f"--workers and --gpus start workers on this machine, but --scheduler "
+                f"{self.scheduler} has workers of its own; leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _objects(self) -> JobSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,6 +164,16 @@ def test_each_round_makes_its_store_anew(monkeypatch, tmp_path):
     with pytest.raises((ScheduleError, OSError)):
         room._pipeline(tmp_path / "slide.tif", out, JobSpec(), (64, 64), None)
     assert not out.exists()
+
+
+def test_a_slide_whose_name_begins_like_an_option(monkeypatch, tmp_path):
+    program, told = tmp_path / "program", tmp_path / "told"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > "{told}"\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(room.sys, "executable", str(program))
+    with pytest.raises(ScheduleError):
+        room._pipeline(Path("-odd.tif"), tmp_path / "out.zarr", JobSpec(), (64, 64), "0")
+    assert told.read_text().split()[-4:] == ["--gpus", "0", "--", "-odd.tif"]
 
 
 @pytest.mark.parametrize("name", ["account.xyz", "nowhere/account.png"])

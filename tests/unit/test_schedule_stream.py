@@ -658,14 +658,6 @@ def test_a_worker_that_does_not_say_its_version_holds_nothing_up(connection, mon
         assert found.checked == set(found.workers())
 
 
-def test_workers_are_not_asked_for_where_the_cluster_has_its_own():
-    with (
-        pytest.raises(ScheduleError, match="has workers of its own"),
-        connect("tcp://127.0.0.1:9", workers=2),
-    ):
-        pass
-
-
 def test_each_gpu_has_a_process_that_sees_it_alone(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     specs = gpu_worker_specs([0, 3], 5)

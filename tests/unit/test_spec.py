@@ -190,3 +190,15 @@ def test_a_name_leaves_room_for_that_of_the_objects():
     JobSpec.checked({"name": "n" * 100})
     with pytest.raises(SpecError, match="name of 91 letters is too long; give one of at most 90"):
         JobSpec.checked({"instances": True, "name": "n" * 91})
+
+
+@pytest.mark.parametrize("local", [{"workers": 2}, {"gpus": "all"}])
+def test_workers_are_not_asked_for_where_the_cluster_has_its_own(local):
+    """Told before anything is written, not when the store is there."""
+    with pytest.raises(SpecError, match="has workers of its own; leave one of them out"):
+        JobSpec.checked({"scheduler": "tcp://127.0.0.1:9", **local})
+
+
+def test_a_job_has_one_part_at_least():
+    with pytest.raises(SpecError, match="part 0/0: there is 1 share at least, 0/1"):
+        JobSpec.checked({"part": "0/0"})

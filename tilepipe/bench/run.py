@@ -222,9 +222,9 @@ def _pipeline(
     shutil.rmtree(out, ignore_errors=True)  # of the round before: it would be gone on with
     job = out.with_suffix(".toml")
     job.write_text("".join(_toml(key, value) for key, value in values.items()), encoding="utf-8")
-    command = [sys.executable, "-m", "tilepipe", "run", str(slide), "-o", str(out), "--job",
-               str(job), "--json"]  # fmt: skip
+    command = [sys.executable, "-m", "tilepipe", "run", "-o", str(out), "--job", str(job), "--json"]
     command += ["--gpus", gpus] if gpus is not None else []
+    command += ["--", str(slide)]  # whose name may begin like an option
     started_s = time.perf_counter()
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as said,

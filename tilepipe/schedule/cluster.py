@@ -147,11 +147,6 @@ def connect(
                 held.callback(_close, client)
                 yield Connection(client, True, _dashboard(client))
             return
-        if workers is not None or gpus is not None:
-            raise ScheduleError(
-                f"--workers and --gpus start workers on this machine, but --scheduler {scheduler} "
-                "has workers of its own; leave one of them out"
-            )
         client, checked = _remote_client(
             scheduler, timeout_s or from_environment("SCHEDULER_TIMEOUT_S", ANSWER_S)
         )
