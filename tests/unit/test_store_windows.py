@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from tilepipe.store import create_store, fit_windows, open_store, shades_of
+from tilepipe.store import windows as windows_room
 
 
 def make(path, planes, *, rgb=False, version="0.5"):
@@ -119,3 +120,13 @@ def test_the_ends_of_float32_are_no_data(tmp_path):
     fit_windows(store)
     (found,) = windows(store)
     assert (found["min"], found["max"]) == (-3, np.float32(1e30))
+
+
+def test_of_very_many_channels_the_middle_is_looked_at(tmp_path, monkeypatch):
+    planes = np.zeros((3, 60, 80), np.uint16)
+    planes[:, 25:35, 35:45] = np.array([100, 200, 300])[:, None, None]
+    planes[:, 0] = 9000
+    store = make(tmp_path / "a.zarr", planes)
+    monkeypatch.setattr(windows_room, "_MOST_VALUES", 3 * 400)
+    fit_windows(store)
+    assert [one["start"] for one in windows(store)] == [100, 200, 300]

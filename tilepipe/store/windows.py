@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,6 @@ from tilepipe.store.attributes import (
     read_attributes,
     update_attributes,
 )
-from tilepipe.store.level import Level
 from tilepipe.store.metadata import window_of
 from tilepipe.store.store import Store
 from tilepipe.tiling import Box
@@ -64,8 +64,7 @@ def fit_windows(store: Store) -> None:
         return
     if store.dtype == np.uint8 or len(listed) != store.channels:
         return
-    level = _looked_at(store)
-    found = [shades_of(plane) for plane in level.read(Box.of_shape(level.shape))]
+    found = [shades_of(plane) for plane in _look(store)]
     if store.rgb:
         found = [_in_common(found)] * store.channels
     whole = window_of(store.dtype)
@@ -103,8 +102,14 @@ def _fitted(shades: Shades, whole: Mapping[str, float], dtype: np.dtype[Any]) ->
     return {"min": low, "max": high, "start": shades.black, "end": min(white, high)}
 
 
-def _looked_at(store: Store) -> Level:
-    """Return the finest level of few enough values, or the coarsest."""
-    levels: Sequence[Level] = [store.image(index) for index in range(store.n_levels)]
-    few = (one for one in levels if store.channels * one.shape[0] * one.shape[1] <= _MOST_VALUES)
-    return next(few, levels[-1])
+def _look(store: Store) -> NDArray[Any]:
+    """Read (c, y, x) pixels: the finest level of few enough values, or the coarsest's middle."""
+    levels = [store.image(index) for index in range(store.n_levels)]
+    few = (one for one in levels if store.channels * math.prod(one.shape) <= _MOST_VALUES)
+    level = next(few, None)
+    if level is not None:
+        return level.read(Box.of_shape(level.shape))
+    side = max(1, math.isqrt(_MOST_VALUES // store.channels))
+    height, width = levels[-1].shape
+    y0, x0 = max(0, (height - side) // 2), max(0, (width - side) // 2)
+    return levels[-1].read(Box(y0, x0, min(height, y0 + side), min(width, x0 + side)))
