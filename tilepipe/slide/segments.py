@@ -331,5 +331,5 @@ def damage_error(path: str, level: int, error: SegmentError) -> DamageError:
     """Name file, level, tile and pixel box of a damaged segment, and the way out."""
     return DamageError(
         f"{path}: level {level}, tile {error.index} ({error.box}) {error.reason}; "
-        "copy the file again, or pass --on-damage fill to go on without this tile"
+        "copy the file again, or give run or ingest --on-damage fill to go on without this tile"
     )

@@ -209,7 +209,7 @@ class OmeZarrSlide:
                 return self._read_around(box, level)
             raise DamageError(
                 f"{self.path}: level {level}, {box}: cannot be decoded: {said}; copy it again, "
-                "or pass --on-damage fill to go on without the damaged chunks"
+                "or give run or ingest --on-damage fill to go on without the damaged chunks"
             ) from error
 
     def _read_stored(self, box: Box, level: int) -> Pixels:
