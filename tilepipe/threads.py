@@ -28,8 +28,8 @@ def several_at_once(
     """Yield ``work(item)`` of every item, in their order, from ``at_once`` threads.
 
     Raises what the first item, in their order, raises; what has not begun by then is left. No more
-    than ``ahead`` (that many) items beyond the one that is taken are asked for, so memory is
-    bounded, and an interpreter that ends waits for no more.
+    than ``ahead`` items (None: ``at_once``) beyond the one that is taken are asked for, so memory
+    is bounded, and an interpreter that ends waits for no more.
     """
     ahead = at_once if ahead is None else ahead
     under_way: deque[Future[_Result]] = deque()

@@ -35,6 +35,11 @@ class Shades:
     least: float
     most: float
 
+    @property
+    def window(self) -> tuple[float, float]:
+        """Black and white, which differ: a channel of one value is shown as black."""
+        return self.black, self.white if self.white > self.black else self.black + 1
+
 
 def shades_of(plane: NDArray[Any]) -> Shades | None:
     """Return the shades of a (y, x) channel; None where all of it is 0, or no data.
@@ -94,12 +99,11 @@ def _in_common(found: Sequence[Shades | None]) -> Shades | None:
 
 
 def _fitted(shades: Shades, whole: Mapping[str, float], dtype: np.dtype[Any]) -> dict[str, float]:
-    # A channel of one value is shown as white.
-    white = shades.white if shades.white > shades.black else shades.black + 1
+    black, white = shades.window
     low, high = whole["min"], whole["max"]
     if dtype.kind == "f":  # floats have no range but their own
         low, high = min(0.0, shades.least), max(shades.most, white)
-    return {"min": low, "max": high, "start": shades.black, "end": min(white, high)}
+    return {"min": low, "max": high, "start": black, "end": min(white, high)}
 
 
 def _look(store: Store) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from tilepipe.threads import cores, several_at_once
 Sample = tuple[Tensor, Tensor, Tensor | None]
 
 MOST_THREADS = 8
-"""What a GPU learns from a sample takes about as long as half of these make one."""
+"""A bound, not a measurement: no GPU was at hand to find how many keep one busy."""
 
 
 @dataclass(frozen=True, slots=True)

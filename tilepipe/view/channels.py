@@ -23,10 +23,7 @@ def describe_channels(store: Store, image: ShownPyramid) -> list[dict[str, Any]]
             {
                 "name": names[index] if index < len(names) else f"channel {index}",
                 "color": colors[index],
-                "window": [
-                    shades.black,
-                    shades.white if shades.white > shades.black else shades.black + 1,
-                ],
+                "window": list(shades.window),
                 # From the darkest on where there is less than none of it, as in centred numbers.
                 "range": [min(0.0, shades.least), max(shades.white * 1.5, shades.most)],
             }
